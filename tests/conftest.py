@@ -1,0 +1,20 @@
+"""Settings of the whole test suite."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Compiling a kernel in the first example takes longer than any deadline; the examples themselves are repeatable.
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real click logs, or a skip that says so."""
+    folder = os.environ.get("TORCHREC_CCE_DATA")
+    if not folder:
+        pytest.skip("TORCHREC_CCE_DATA is not set: no real click logs to test with")
+    return Path(folder)

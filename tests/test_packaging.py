@@ -1,0 +1,63 @@
+"""The package imports without its optional parts, and says which extra brings a missing one."""
+
+import subprocess
+import sys
+
+import pytest
+
+OPTIONAL = ["faiss", "ray", "triton", "obstore", "matplotlib", "tensorboard", "jinja2"]
+
+_BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run(program: str, blocked: list[str]) -> subprocess.CompletedProcess[str]:
+    source = _BLOCKED.format(blocked=blocked) + program
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", source], capture_output=True, text=True, check=False)
+
+
+def test_every_module_imports_without_the_optional_parts() -> None:
+    program = (
+        "import importlib, pkgutil, torchrec_cce\n"
+        "names = [m.name for m in pkgutil.walk_packages(torchrec_cce.__path__, 'torchrec_cce.')]\n"
+        "for name in names:\n"
+        "    if not name.endswith('__main__'): importlib.import_module(name)\n"
+        f"print(len(names), 'modules', sorted(set(sys.modules) & set({OPTIONAL!r})))\n"
+    )
+    done = run(program, OPTIONAL)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("modules []\n")
+
+
+@pytest.mark.parametrize(
+    ("blocked", "program", "extra"),
+    [
+        (
+            "faiss",
+            "import numpy as np\n"
+            "from torchrec_cce.clustering.kmeans import kmeans\n"
+            "kmeans(np.random.rand(100, 4).astype('f4'), 5, seed=0)",
+            "torchrec-cce[cpu] or torchrec-cce[cuda]",
+        ),
+        (
+            "tensorboard",
+            "import pathlib, tempfile\n"
+            "from torchrec_cce.training.log import MetricsLog\n"
+            "MetricsLog(pathlib.Path(tempfile.mkdtemp()))",
+            "torchrec-cce[report]",
+        ),
+    ],
+)
+def test_what_is_missing_is_named_with_its_extra(blocked: str, program: str, extra: str) -> None:
+    done = run(program, [blocked])
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "MissingExtraError" in last
+    assert blocked in last
+    assert extra in last

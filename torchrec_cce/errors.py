@@ -1,0 +1,33 @@
+"""The exceptions that a caller may want to catch. Each is also the builtin that it specialises."""
+
+
+class CCEError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(CCEError, ValueError):
+    """A table, training or job configuration that cannot work."""
+
+
+class InvalidIDError(CCEError, ValueError):
+    """A raw ID that its table cannot hold: negative, beyond `num_embeddings`, or not an integer."""
+
+
+class MapMismatchError(CCEError, ValueError):
+    """Weights and an index-pointer map that were not made for each other."""
+
+
+class MapFileError(CCEError, ValueError):
+    """A map file that is not whole, not a map, or not what its digest says."""
+
+
+class ClusteringError(CCEError, ValueError):
+    """Embeddings that cannot be clustered: NaN or infinite."""
+
+
+class DataFileError(CCEError, ValueError):
+    """A data file that cannot be read as described; the message starts with `path:line:` where there is a line."""
+
+
+class MissingExtraError(CCEError, ImportError):
+    """An optional dependency that is not installed; the message names the extra to install."""
