@@ -1,0 +1,93 @@
+"""Seeded universal hashing of raw IDs to rows, with the same bits in numpy, numba and torch.
+
+Multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then Lemire's fast range to any `k ≤ 2^32`:
+
+    h(x) = ((((a·x + b) mod 2^64) >> 32) · k) >> 32,    a odd
+
+Any 64-bit ID is hashed as its two's complement, so `-1` and `2^64 - 1` are one key. Two different IDs collide with
+probability at most about `2/k` over the choice of `(a, b)`, which is all that a count sketch asks for (Appendix C of
+the CCE paper). Worked example: `a=3, b=0, k=10`, `x=2^32`: `a·x >> 32 = 3`, and `3·10 >> 32 = 0`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.jit import jit
+
+MAX_ROWS = 2**32
+_MASK_32 = 0xFFFFFFFF
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from a path of names and numbers, e.g. `derive_seed(7, "t_user", "helper", 3)`.
+
+    SHA-256 of the parts, so that seeds do not depend on a library's version and nearby paths share nothing.
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+@jit
+def hash_one(x: np.uint64, multiplier: np.uint64, offset: np.uint64, num_rows: np.uint64) -> np.uint64:
+    """`h(x)` for compiled loops. All arguments and the result are uint64."""
+    row: np.uint64 = (((x * multiplier + offset) >> np.uint64(32)) * num_rows) >> np.uint64(32)
+    return row
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UniversalHash:
+    """`c` independent hash functions onto `num_rows` rows each."""
+
+    multipliers: npt.NDArray[np.uint64]
+    """[c] uint64, odd."""
+    offsets: npt.NDArray[np.uint64]
+    """[c] uint64."""
+    num_rows: int
+    """`k`: the size of the range, 1 to 2^32."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_rows <= MAX_ROWS:
+            raise ConfigError(f"num_rows={self.num_rows} is not in 1..2^32")
+        if self.multipliers.shape != self.offsets.shape or self.multipliers.ndim != 1:
+            raise ConfigError(f"shapes {self.multipliers.shape} and {self.offsets.shape} are not one [c]")
+
+    @classmethod
+    def from_seed(cls, seed: int, *, num_columns: int, num_rows: int) -> "UniversalHash":
+        """The functions that `seed` stands for. The first columns do not depend on how many there are."""
+        digests = [hashlib.sha256(f"{seed}/{column}".encode()).digest() for column in range(num_columns)]
+        words = np.frombuffer(b"".join(digest[:16] for digest in digests), dtype="<u8").reshape(num_columns, 2)
+        return cls(
+            multipliers=words[:, 0].astype(np.uint64) | np.uint64(1),
+            offsets=words[:, 1].astype(np.uint64),
+            num_rows=num_rows,
+        )
+
+    @property
+    def num_columns(self) -> int:
+        return len(self.multipliers)
+
+    def numpy(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Hash `ids: [N] int64` (any value) to rows `[N, c] int64`."""
+        mixed = ids.astype(np.uint64)[:, None] * self.multipliers + self.offsets
+        rows: npt.NDArray[np.uint64] = (mixed >> np.uint64(32)) * np.uint64(self.num_rows) >> np.uint64(32)
+        return rows.astype(np.int64)
+
+    def torch(self, ids: torch.Tensor) -> torch.Tensor:
+        """Hash `ids: [N] int64` (any value, any device) to rows `[N, c] int64`.
+
+        torch has no uint64 arithmetic, but int64 wraps to the same bits, and the masks undo the sign extension of `>>`.
+        """
+        multipliers = torch.from_numpy(self.multipliers.view(np.int64)).to(ids.device)
+        offsets = torch.from_numpy(self.offsets.view(np.int64)).to(ids.device)
+        mixed = ((ids.to(torch.int64)[:, None] * multipliers + offsets) >> 32) & _MASK_32
+        return ((mixed * self.num_rows) >> 32) & _MASK_32
+
+
+def term_hash(seed: int, term: int, *, num_columns: int, num_rows: int) -> UniversalHash:
+    """The hash functions of one term of a table: the same for every method, so that CCE starts as CE hybrid."""
+    return UniversalHash.from_seed(derive_seed(seed, "term", term), num_columns=num_columns, num_rows=num_rows)
