@@ -1,0 +1,31 @@
+"""One measured number as one JSON line."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def report(figure: str, value: float, *, target: str | None = None, holds: bool | None = None, against: str) -> None:
+    """Print a figure.
+
+    Args:
+        figure: what was measured, with its unit.
+        target: what was asked for, e.g. `"≥ 3"`; None where nothing was.
+        holds: whether it was reached.
+        against: the alternative it is compared with, and on what.
+    """
+    line = {"figure": figure, "value": round(value, 6), "target": target, "holds": holds, "against": against}
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def race(candidates: Mapping[str, Callable[[], object]], *, rounds: int = 7) -> dict[str, float]:
+    """Median CPU seconds of each candidate, one after the other in every round, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds + 1):
+        for name, candidate in candidates.items():
+            started = time.process_time()
+            candidate()
+            if number > 0:
+                seconds[name].append(time.process_time() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}

@@ -1,0 +1,60 @@
+"""The remap's loops against plain numpy, and their bounds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchrec_cce.hashing import UniversalHash
+from torchrec_cce.kernels.rows import clustered_rows, hashed_rows, identity_rows, reference_rows
+
+sizes = st.tuples(st.integers(1, 300), st.integers(0, 90), st.integers(1, 8), st.integers(1, 70_000))
+
+
+@given(sizes=sizes, num_terms=st.integers(1, 3), seed=st.integers(0, 2**32))
+def test_hashed_rows_equal_the_reference(sizes: tuple[int, int, int, int], num_terms: int, seed: int) -> None:
+    num_ids, count, num_columns, num_rows = sizes
+    ids = np.random.default_rng(seed).integers(0, num_ids, count)
+    hashes = UniversalHash.from_seed(seed, num_columns=num_columns * num_terms, num_rows=num_rows)
+    out = np.full((num_columns, count, num_terms), -7)
+    assert hashed_rows(ids, num_ids, hashes.multipliers, hashes.offsets, num_rows, out) == -1
+    np.testing.assert_array_equal(out, reference_rows(ids, None, hashes, num_terms))
+
+
+@given(sizes=sizes, dtype=st.sampled_from([np.uint8, np.uint16, np.uint32]), seed=st.integers(0, 2**32))
+def test_clustered_rows_equal_the_reference(sizes: tuple[int, int, int, int], dtype: type, seed: int) -> None:
+    num_ids, count, num_columns, num_rows = sizes
+    num_rows = min(num_rows, np.iinfo(dtype).max + 1)
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, num_ids, count)
+    pointers = rng.integers(0, num_rows, (num_ids, num_columns)).astype(dtype)
+    hashes = UniversalHash.from_seed(seed, num_columns=num_columns, num_rows=num_rows)
+    out = np.full((num_columns, count, 2), -7)
+    assert clustered_rows(ids, pointers, hashes.multipliers, hashes.offsets, num_rows, out) == -1
+    np.testing.assert_array_equal(out, reference_rows(ids, pointers, hashes, 2))
+
+
+@pytest.mark.parametrize("bad_id", [-1, 100, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("position", [0, 17, 39])
+def test_first_id_outside_is_reported_and_nothing_is_read_for_it(bad_id: int, position: int) -> None:
+    ids = np.arange(40)
+    ids[position] = bad_id
+    ids[39] = -5
+    hashes = UniversalHash.from_seed(0, num_columns=2, num_rows=10)
+    pointers = np.zeros((100, 2), np.uint8)
+    out = np.empty((2, 40, 2), np.int64)
+    assert clustered_rows(ids, pointers, hashes.multipliers, hashes.offsets, 10, out) == position
+    assert out.min() >= 0
+    assert out.max() < 40
+    assert hashed_rows(ids, 100, hashes.multipliers, hashes.offsets, 10, out[:1]) == position
+    full = np.empty((1, 40, 1), np.int64)
+    assert identity_rows(ids, 100, full) == position
+    assert full.min() >= 0
+    assert full.max() < 100
+
+
+def test_identity_rows() -> None:
+    ids = np.array([3, 0, 9])
+    out = np.empty((1, 3, 1), np.int64)
+    assert identity_rows(ids, 10, out) == -1
+    assert out.reshape(-1).tolist() == [3, 0, 9]

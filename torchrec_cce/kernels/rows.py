@@ -1,0 +1,96 @@
+"""From raw IDs to the rows of a physical table, bounds checked: the loops of the remap.
+
+Every loop writes `out[j, i, p]`, the row of term `p` of column `j` of ID `i`, and returns the position of the first ID
+that is not in `0..num_ids - 1`, or -1. IDs after a bad one are still written, inside the table's bounds or as zero, so
+that nothing can be read out of range. `reference_rows` says the same in plain numpy.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_cce.hashing import UniversalHash, hash_one
+from torchrec_cce.jit import jit
+from torchrec_cce.kernels.prefetch import prefetch
+
+# IDs between the load of a map row and its prefetch: about one memory latency of work.
+_AHEAD = 16
+
+
+@jit
+def identity_rows(ids: npt.NDArray[np.int64], num_ids: int, out: npt.NDArray[np.int64]) -> int:
+    """Rows of a full table: the IDs themselves. `ids: [N]`, `out: [1, N, 1]`."""
+    bad = -1
+    limit = np.uint64(num_ids)
+    for i in range(len(ids)):
+        inside = np.uint64(ids[i]) < limit  # a negative ID is a huge unsigned one
+        out[0, i, 0] = ids[i] if inside else 0
+        if not inside and bad < 0:
+            bad = i
+    return bad
+
+
+@jit
+def hashed_rows(
+    ids: npt.NDArray[np.int64],
+    num_ids: int,
+    multipliers: npt.NDArray[np.uint64],
+    offsets: npt.NDArray[np.uint64],
+    num_rows: int,
+    out: npt.NDArray[np.int64],
+) -> int:
+    """Rows chosen by hashes only. `ids: [N]`, `multipliers, offsets: [c·t]` with term fastest, `out: [c, N, t]`."""
+    num_columns, count, num_terms = out.shape
+    bad = -1
+    limit = np.uint64(num_ids)
+    k = np.uint64(num_rows)
+    for i in range(count):
+        x = np.uint64(ids[i])
+        if x >= limit and bad < 0:
+            bad = i
+        for j in range(num_columns):
+            for p in range(num_terms):
+                f = j * num_terms + p
+                out[j, i, p] = f * num_rows + np.int64(hash_one(x, multipliers[f], offsets[f], k))
+    return bad
+
+
+@jit
+def clustered_rows(
+    ids: npt.NDArray[np.int64],
+    pointers: npt.NDArray[np.unsignedinteger],
+    multipliers: npt.NDArray[np.uint64],
+    offsets: npt.NDArray[np.uint64],
+    num_rows: int,
+    out: npt.NDArray[np.int64],
+) -> int:
+    """Codebook rows by pointers, helper rows by hashes. `pointers: [n, c]`, `multipliers: [c]`, `out: [c, N, 2]`."""
+    num_columns, count, _ = out.shape
+    bad = -1
+    limit = np.uint64(len(pointers))
+    k = np.uint64(num_rows)
+    for i in range(count):
+        if i + _AHEAD < count:
+            prefetch(pointers, ids[i + _AHEAD])
+        x = np.uint64(ids[i])
+        inside = x < limit
+        if not inside and bad < 0:
+            bad = i
+        at = x if inside else np.uint64(0)
+        for j in range(num_columns):
+            out[j, i, 0] = 2 * j * num_rows + np.int64(pointers[at, j])
+            out[j, i, 1] = (2 * j + 1) * num_rows + np.int64(hash_one(x, multipliers[j], offsets[j], k))
+    return bad
+
+
+def reference_rows(
+    ids: npt.NDArray[np.int64],
+    pointers: npt.NDArray[np.unsignedinteger] | None,
+    hashes: UniversalHash,
+    num_terms: int,
+) -> npt.NDArray[np.int64]:
+    """What `hashed_rows` (`pointers=None`) and `clustered_rows` write for valid IDs. Returns `[c, N, t] int64`."""
+    codes = hashes.numpy(ids).T  # [functions, N]
+    if pointers is not None:
+        codes = np.stack([pointers[ids].T.astype(np.int64), codes], axis=1).reshape(2 * len(codes), len(ids))
+    rows = codes + np.arange(len(codes))[:, None] * hashes.num_rows
+    return np.ascontiguousarray(rows.reshape(len(rows) // num_terms, num_terms, len(ids)).transpose(0, 2, 1))
