@@ -1,0 +1,194 @@
+"""Reclustering one column: train its centroids, take in every ID, hand out the new tables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_cce.clustering.assign import NearestCentroid
+from torchrec_cce.clustering.fixed_point import FixedPoint
+from torchrec_cce.clustering.kmeans import kmeans
+from torchrec_cce.clustering.loops import add_rows
+
+_PAIRS_AT_A_TIME = 65536
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ColumnResult:
+    """The tables of one column after all IDs were taken in."""
+
+    weights: npt.NDArray[np.float32]
+    """[2, k, w]: codebook, helper."""
+    row_states: dict[str, npt.NDArray[np.float32]]
+    """Each [2, k, …]."""
+    distance_sum: float
+    """Σ over IDs of importance times squared distance from the old embedding to the new centroid."""
+    num_changed: int
+    """How many IDs got another codebook row."""
+
+
+class ColumnReclusterer:
+    """One column of one table. IDs may come in any portions and any order: every sum over them is of integers."""
+
+    def __init__(
+        self,
+        weights: npt.NDArray[np.float32],
+        row_states: Mapping[str, npt.NDArray[np.float32]],
+        *,
+        sample_codes: npt.NDArray[np.unsignedinteger],
+        sample_weights: npt.NDArray[np.float64],
+        num_ids: int,
+        total_importance: float,
+        residual_helper: bool,
+        num_iterations: int,
+        seed: int,
+        num_threads: int,
+    ) -> None:
+        """Train the centroids.
+
+        Args:
+            weights: [2, k, w] float32, finite.
+            row_states: each [2, k, …] float32, finite.
+            sample_codes: [2, m], the old codes of the IDs that train.
+            sample_weights: [m], positive.
+            num_ids: how many IDs will be taken in.
+            total_importance: the sum of their importances.
+            residual_helper: whether the new helper rows start at mean residuals, not at zero.
+            num_iterations: of k-means.
+            seed: of k-means.
+            num_threads: of k-means.
+        """
+        self._old = weights
+        self._num_rows = weights.shape[1]
+        self._residual_helper = residual_helper
+        # IDs with both codes in common are one point: k-means gets it once, with their weight.
+        pairs, inverse = np.unique(self._pair(*sample_codes.astype(np.int64)), return_inverse=True)
+        pair_weights = np.bincount(inverse.ravel(), sample_weights)
+        points = self._embed(pairs // self._num_rows, pairs % self._num_rows)
+        centroids = kmeans(
+            points,
+            self._num_rows,
+            seed=seed,
+            weights=(pair_weights / pair_weights.mean()).astype(np.float32),  # any unit fits float32 so
+            num_iterations=num_iterations,
+            num_threads=num_threads,
+        )
+        self._nearest = NearestCentroid(centroids)
+        self._codebook = np.zeros_like(weights[0])
+        self._codebook[: len(centroids)] = centroids
+        # At most k² embeddings exist. With more IDs than that, each pair is assigned once, and IDs look theirs up.
+        self._by_pair = self._assign_pairs() if num_ids > self._num_rows**2 else None
+
+        self._members = np.zeros(self._num_rows, np.int64)
+        self._num_changed = 0
+        # No distance is longer than the diagonal of the box around the old embeddings and the centroids, up to the
+        # rounding of the distance itself. (float32 sums are monotonic: that of the largest terms is the largest.)
+        highest, lowest = weights.max(axis=1).sum(axis=0), weights.min(axis=1).sum(axis=0)
+        reach = np.maximum(
+            highest - centroids.min(axis=0).astype(np.float64), centroids.max(axis=0) - lowest.astype(np.float64)
+        )
+        self._distance_unit = FixedPoint(float(np.square(reach).sum()) * 1.001 * total_importance)
+        self._distance_sum = 0
+        self._states = {
+            name: _TableSum(state.reshape(2, self._num_rows, -1), num_ids) for name, state in row_states.items()
+        }
+        self._state_shapes = {name: state.shape for name, state in row_states.items()}
+        self._residuals = _TableSum(np.stack([weights[0], weights[1], -self._codebook]), num_ids)
+        self._helper_members = np.zeros(self._num_rows, np.int64)
+
+    def take(
+        self,
+        codes: npt.NDArray[np.int64],
+        helper_codes: npt.NDArray[np.int64] | None,
+        importances: npt.NDArray[np.float64] | None,
+    ) -> npt.NDArray[np.int64]:
+        """Take in N IDs that were not taken in before.
+
+        Args:
+            codes: [2, N] int64, their old codebook and helper rows.
+            helper_codes: [N] int64, their new helper rows; read for residual helpers only.
+            importances: [N] float64, or None for 1 each.
+
+        Returns:
+            pointers: [N] int64, their new codebook rows.
+        """
+        old, helper = codes
+        if self._by_pair is None:
+            pointers, distances = self._nearest(self._embed(old, helper))
+        else:
+            pairs = self._pair(old, helper)
+            pointers, distances = self._by_pair[0][pairs].astype(np.int64), self._by_pair[1][pairs]
+        costs = distances.astype(np.float64) if importances is None else distances * importances
+        self._distance_sum += int(self._distance_unit.encode(costs).sum())
+        self._num_changed += int(np.count_nonzero(pointers != old))
+        self._members += np.bincount(pointers, minlength=self._num_rows)
+        for state in self._states.values():
+            state.add(pointers, old, helper)
+        if self._residual_helper:
+            assert helper_codes is not None
+            self._residuals.add(helper_codes, old, helper, pointers)
+            self._helper_members += np.bincount(helper_codes, minlength=self._num_rows)
+        return pointers
+
+    def result(self) -> ColumnResult:
+        """The new tables, once every ID was taken in."""
+        new_helper = self._residuals.mean(self._helper_members)  # all zero unless residuals were added
+        row_states = {}
+        for name, state in self._states.items():
+            codebook = state.mean(2 * self._members)  # 2: each member adds the states of two rows
+            row_states[name] = np.stack([codebook, np.zeros_like(codebook)]).reshape(self._state_shapes[name])
+        return ColumnResult(
+            weights=np.stack([self._codebook, new_helper]),
+            row_states=row_states,
+            distance_sum=float(self._distance_unit.decode(np.asarray(self._distance_sum))),
+            num_changed=self._num_changed,
+        )
+
+    def _pair(self, old: npt.NDArray[np.int64], helper: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        pairs: npt.NDArray[np.int64] = old * self._num_rows + helper
+        return pairs
+
+    def _embed(self, old: npt.NDArray[np.int64], helper: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        embeddings: npt.NDArray[np.float32] = self._old[0, old] + self._old[1, helper]
+        return embeddings
+
+    def _assign_pairs(self) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.float32]]:
+        num_pairs = self._num_rows**2
+        codes = np.empty(num_pairs, np.min_scalar_type(self._num_rows - 1))
+        distances = np.empty(num_pairs, np.float32)
+        for start in range(0, num_pairs, _PAIRS_AT_A_TIME):
+            pairs = np.arange(start, min(start + _PAIRS_AT_A_TIME, num_pairs))
+            codes[pairs], distances[pairs] = self._nearest(self._embed(pairs // self._num_rows, pairs % self._num_rows))
+        return codes, distances
+
+
+class _TableSum:
+    """Per new row, the sum over its members of one old row from each of several tables."""
+
+    def __init__(self, tables: npt.NDArray[np.float32], num_ids: int) -> None:
+        """`tables: [t, k, s]` float32, finite; at most `num_ids` members in all."""
+        # Two digits a number. One would do for the large rows, but an optimizer state that is a billionth of the
+        # largest must not become zero: the step is divided by its root.
+        self._coarse = FixedPoint(num_ids * _largest_sum(tables))
+        coarse = self._coarse.encode(tables)
+        rest = tables - self._coarse.decode(coarse)
+        self._fine = FixedPoint(num_ids * _largest_sum(rest))
+        self._tables = np.concatenate([coarse, self._fine.encode(rest)], axis=2)
+        self._totals = np.zeros(self._tables.shape[1:], np.int64)
+
+    def add(self, targets: npt.NDArray[np.int64], *codes: npt.NDArray[np.int64]) -> None:
+        """`targets: [N]` gain the rows `codes`, one [N] for each table."""
+        for table, rows in zip(self._tables, codes, strict=True):
+            add_rows(self._totals, targets, table, rows)
+
+    def mean(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """[k, s]: totals over `counts: [k]`; zero where nothing was counted."""
+        coarse, fine = np.split(self._totals, 2, axis=1)
+        sums = self._coarse.decode(coarse) + self._fine.decode(fine)
+        return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+
+
+def _largest_sum(tables: npt.NDArray[np.floating]) -> float:
+    """The largest absolute value that a sum of one entry of each of `tables: [t, k, s]` can have."""
+    return float(np.abs(tables).max(axis=(1, 2), initial=0).sum(dtype=np.float64))

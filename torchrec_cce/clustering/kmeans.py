@@ -1,0 +1,163 @@
+"""k-means by FAISS, the only file that imports it, with its traps closed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_cce.errors import ClusteringError, ConfigError
+from torchrec_cce.extras import require
+
+# FAISS's fused nearest-neighbour kernel, up to 70 times faster than its other one, runs only when `queries · d`
+# reaches this. A smaller training set is repeated until it does: the same k-means, as every cluster keeps its mean, and
+# one code path for every size, which no thread count can change (the other path is a threaded matrix product).
+FUSED_MIN_FLOATS = 128_000
+_SCALED_AT_A_TIME = 65536
+
+
+def kmeans(
+    points: npt.NDArray[np.float32],
+    num_centroids: int,
+    *,
+    seed: int,
+    weights: npt.NDArray[np.float32] | None = None,
+    num_iterations: int = 50,
+    num_threads: int = 1,
+) -> npt.NDArray[np.float32]:
+    """Lloyd's k-means from distinct random points (the paper's setting: 50 iterations, lines 345 to 353).
+
+    Every point is used: the caller has sampled already. The result does not depend on `num_threads`.
+
+    Args:
+        points: [N, d] float32.
+        num_centroids: `k`, at least 1.
+        seed: chooses the first centroids; draw a new one for every clustering.
+        weights: [N] float32, how often each point counts, at least 0. Points of weight 0 take no part.
+        num_iterations: Lloyd iterations, at least 1.
+        num_threads: OpenMP threads that FAISS may use; the caller's setting is put back afterwards.
+
+    Returns:
+        centroids: [k', d] float32. `k' = k`, unless at most `k` of the points are distinct: then the centroids are
+        those points, in lexicographic order, and `k'` is how many there are. No unused row is left for an assignment
+        to pick.
+
+    Raises:
+        ConfigError: arguments of the wrong shape, dtype or sign, or no point of positive weight.
+        ClusteringError: NaN or infinite points or weights; the message says how many.
+        MissingExtraError: FAISS is not installed.
+    """
+    for name, value in (
+        ("num_centroids", num_centroids),
+        ("num_iterations", num_iterations),
+        ("num_threads", num_threads),
+    ):
+        if value < 1:
+            raise ConfigError(f"{name}={value} is not at least 1")
+    if points.ndim != 2 or points.shape[1] == 0 or points.dtype != np.float32:
+        raise ConfigError(f"points are {points.dtype} {list(points.shape)}, not float32 [N, d]")
+    bad = np.count_nonzero(~np.isfinite(points).all(axis=1))
+    if bad:
+        raise ClusteringError(f"{bad} of {len(points)} points are NaN or infinite")
+    if weights is not None:
+        points, weights = _positive(points, weights)
+    if len(points) == 0:
+        raise ConfigError("k-means needs at least one point of positive weight")
+
+    rng = np.random.default_rng(seed)
+    first, distinct = _first_distinct(points, _random_order(len(points), weights, rng), num_centroids)
+    if len(distinct) <= num_centroids:
+        return distinct
+    # Far from the origin FAISS's `‖x‖² − 2x·c + ‖c‖²` cancels and picks wrong centroids, and squares of very small or
+    # very large values leave float32. Neither happens around the mean, scaled (exactly) by a power of two.
+    mean = points.mean(axis=0, dtype=np.float64)
+    exponent = np.frexp(np.maximum(points.max(axis=0) - mean, mean - points.min(axis=0)).max())[1]
+    scaled = np.empty(points.shape, np.float32)
+    for start in range(0, len(points), _SCALED_AT_A_TIME):
+        part = slice(start, start + _SCALED_AT_A_TIME)
+        scaled[part] = np.ldexp(points[part] - mean, -exponent)
+    found = _train(scaled, scaled[first], weights, num_iterations, num_threads)
+    centroids: npt.NDArray[np.float32] = (np.ldexp(found.astype(np.float64), exponent) + mean).astype(np.float32)
+    return centroids
+
+
+def _positive(
+    points: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The points of positive weight, and their weights divided by their mean."""
+    if weights.shape != points.shape[:1]:
+        raise ConfigError(f"weights have shape {list(weights.shape)} for {len(points)} points")
+    bad = np.count_nonzero(~np.isfinite(weights))
+    if bad:
+        raise ClusteringError(f"{bad} of {len(weights)} weights are NaN or infinite")
+    negative = np.count_nonzero(weights < 0)
+    if negative:
+        raise ConfigError(f"{negative} of {len(weights)} weights are negative")
+    keep = weights > 0
+    kept = weights[keep].astype(np.float64)
+    # FAISS refills an empty cluster by drawing another with probability (size − 1) / (N − k). With a mean weight below
+    # one these can all be negative, and the drawing never ends.
+    return points[keep], (kept / kept.mean()).astype(np.float32) if len(kept) else weights[keep]
+
+
+def _random_order(
+    num_points: int, weights: npt.NDArray[np.float32] | None, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """A random order in which heavy points come early: successive draws without replacement, proportional to weight."""
+    if weights is None:
+        return rng.permutation(num_points)
+    # Of independent exponential times with rates w, the next to ring is i with probability w_i / Σ w of those left.
+    return np.argsort(rng.exponential(size=num_points) / weights)
+
+
+def _first_distinct(
+    points: npt.NDArray[np.float32], order: npt.NDArray[np.int64], num_rows: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Indices of the first `num_rows` distinct points in `order`, and distinct points, sorted.
+
+    The latter are more than `num_rows` if there are more; else they are all there are.
+    """
+    size = min(len(order), 2 * num_rows + 2)
+    while True:
+        # 0 is added because −0 and 0 are one point with two bit patterns.
+        distinct, index = np.unique(points[order[:size]] + np.float32(0), axis=0, return_index=True)
+        if len(distinct) > num_rows or size == len(order):
+            return order[np.sort(index)[:num_rows]], distinct
+        size = min(len(order), 4 * size)
+
+
+def _train(
+    points: npt.NDArray[np.float32],
+    first: npt.NDArray[np.float32],
+    weights: npt.NDArray[np.float32] | None,
+    num_iterations: int,
+    num_threads: int,
+) -> npt.NDArray[np.float32]:
+    """FAISS's k-means from the centroids `first: [k, d]`, k < N, on points around the origin: centroids [k, d]."""
+    faiss: Any = require("faiss", "cpu", "cuda")
+    num_rows, width = first.shape
+    repeats = -(-FUSED_MIN_FLOATS // points.size)
+    clustering = faiss.Clustering(width, num_rows)
+    clustering.niter = num_iterations
+    clustering.min_points_per_centroid = 1  # no warning
+    clustering.max_points_per_centroid = len(points) * repeats  # no second sampling
+    faiss.copy_array_to_vector(first.ravel(), clustering.centroids)
+    index = faiss.IndexFlatL2(width)
+    with _omp_threads(faiss, num_threads):
+        if weights is None:
+            clustering.train(np.tile(points, (repeats, 1)), index)
+        else:
+            clustering.train(np.tile(points, (repeats, 1)), index, np.tile(weights, repeats))
+    centroids: npt.NDArray[np.float32] = faiss.vector_to_array(clustering.centroids).reshape(num_rows, width)
+    return centroids
+
+
+@contextmanager
+def _omp_threads(faiss: Any, num_threads: int) -> Iterator[None]:
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
