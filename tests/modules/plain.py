@@ -1,0 +1,68 @@
+"""The plain PyTorch reference that the module is compared with: one ID at a time, one word at a time."""
+
+from itertools import pairwise
+
+import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
+from torchrec_cce.hashing import derive_seed, term_hash
+
+
+def codes_of(
+    collection: CCEEmbeddingBagCollection, config: CompositionalEmbeddingBagConfig, raw_id: int
+) -> list[list[int]]:
+    """[c][t] codes of one ID, from the definitions."""
+    ids = torch.tensor([raw_id]).numpy()
+    if isinstance(config, CCEEmbeddingBagConfig):
+        return collection.pointer_map(config.name).codes(ids)[:, :, 0].tolist()
+    seed = derive_seed(config.seed, config.name)
+    terms = [
+        term_hash(seed, p, num_columns=config.num_columns, num_rows=config.num_rows).numpy(ids)[0]
+        for p in range(config.num_terms)
+    ]
+    return [[int(term[j]) for term in terms] for j in range(config.num_columns)]
+
+
+def embedding(
+    collection: CCEEmbeddingBagCollection, config: EmbeddingBagConfig, weight: torch.Tensor, raw_id: int
+) -> torch.Tensor:
+    """[d]: the concatenation over columns of the sum over terms."""
+    if not isinstance(config, CompositionalEmbeddingBagConfig):
+        return weight[raw_id]
+    k, t = config.num_rows, config.num_terms
+    columns = codes_of(collection, config, raw_id)
+    words = [sum(weight[(t * j + p) * k + code] for p, code in enumerate(terms)) for j, terms in enumerate(columns)]
+    return torch.cat(words)
+
+
+def forward(
+    collection: CCEEmbeddingBagCollection, weights: dict[str, torch.Tensor], features: KeyedJaggedTensor
+) -> torch.Tensor:
+    """[B, Σ d]: what the collection must return for fixed-stride features."""
+    inputs = features.to_dict()
+    columns = []
+    for config in collection.embedding_bag_configs():
+        for feature in config.feature_names:
+            offsets = inputs[feature].offsets().tolist()
+            values = inputs[feature].values().tolist()
+            sample_weights = inputs[feature].weights() if collection.is_weighted() else None
+            bags = []
+            for start, end in pairwise(offsets):
+                bag = torch.zeros(config.embedding_dim)
+                for i in range(start, end):
+                    word = embedding(collection, config, weights[config.name], values[i])
+                    bag = bag + (word if sample_weights is None else word * sample_weights[i])
+                mean = config.pooling == PoolingType.MEAN and end > start
+                bags.append(bag / (end - start) if mean else bag)
+            columns.append(torch.stack(bags))
+    return torch.cat(columns, dim=1)
+
+
+def leaf_weights(collection: CCEEmbeddingBagCollection) -> dict[str, torch.Tensor]:
+    """Copies of the physical tables that collect gradients of their own."""
+    return {
+        config.name: collection.ebc.embedding_bags[config.name].weight.detach().clone().requires_grad_()
+        for config in collection.embedding_bag_configs()
+    }

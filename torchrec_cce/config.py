@@ -1,0 +1,112 @@
+"""Table configurations: what a user writes instead of `torchrec.EmbeddingBagConfig`.
+
+They are dataclasses like TorchRec's own (and therefore not frozen), keyword-only in what they add, and checked where
+they are built.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.hashing import MAX_ROWS
+
+MAX_COLUMNS = 32
+
+
+@dataclass(kw_only=True)
+class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
+    """A table of `num_embeddings` raw IDs, each the concatenation of `c` columns of `t` summed words chosen by hashes.
+
+    `c = t = 1` is the hashing trick, `t = 1` CE concat, `c = 1` CE sum (Bloom embeddings), `t = 2` CE hybrid. Words are
+    initialised uniformly within ±1/√d, as DLRM does, unless `weight_init_min/max` or `init_fn` say otherwise.
+
+    Raises:
+        ConfigError: the sizes do not fit together; the message names the nearest that do.
+    """
+
+    num_rows: int
+    """`k`: rows of each of the `c·t` small tables."""
+    num_columns: int = 1
+    """`c`: columns, each `embedding_dim / c` wide; 1 to 32, and a divisor of `embedding_dim`."""
+    num_terms: int = 1
+    """`t`: words summed in each column."""
+    seed: int = 0
+    """Of the hash functions. Tables of different names get different functions from one seed."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("a table needs a name")
+        if not self.feature_names:  # type: ignore[has-type]
+            self.feature_names = [self.name]
+        for name in (self.name, *self.feature_names):
+            if "@" in name:
+                raise ConfigError(f"table {self.name!r}: TorchRec reads what follows '@' in {name!r} as a table name")
+        if self.num_embeddings < 1:
+            raise ConfigError(f"table {self.name!r}: num_embeddings={self.num_embeddings} must be at least 1")
+        if not 1 <= self.num_rows <= MAX_ROWS:
+            raise ConfigError(f"table {self.name!r}: num_rows={self.num_rows} is not in 1..2^32")
+        if self.num_terms < 1:
+            raise ConfigError(f"table {self.name!r}: num_terms={self.num_terms} must be at least 1")
+        allowed = [c for c in range(1, MAX_COLUMNS + 1) if self.embedding_dim >= 1 and self.embedding_dim % c == 0]
+        if self.num_columns not in allowed:
+            raise ConfigError(
+                f"table {self.name!r}: num_columns={self.num_columns} does not divide embedding_dim="
+                f"{self.embedding_dim} into 1 to {MAX_COLUMNS} columns; allowed: {', '.join(map(str, allowed))}"
+            )
+        bound = self.embedding_dim**-0.5
+        if self.weight_init_max is None:  # type: ignore[has-type]
+            self.weight_init_max = bound
+        if self.weight_init_min is None:  # type: ignore[has-type]
+            self.weight_init_min = -bound
+        super().__post_init__()
+
+    def column_feature_names(self) -> list[str]:
+        """The features of the physical table: `f#table#j`, the columns of a feature side by side."""
+        return [f"{feature}#{self.name}#{j}" for feature in self.feature_names for j in range(self.num_columns)]
+
+    def physical(self) -> EmbeddingBagConfig:
+        """The stock TorchRec table that is trained: `c·t·k` rows of `d/c` floats, shared by all column features.
+
+        Row `(t·j + p)·k + code` is word `code` of term `p` of column `j`.
+        """
+        return EmbeddingBagConfig(
+            name=self.name,
+            num_embeddings=self.num_columns * self.num_terms * self.num_rows,
+            embedding_dim=self.embedding_dim // self.num_columns,
+            feature_names=self.column_feature_names(),
+            pooling=self.pooling,
+            data_type=self.data_type,
+            weight_init_min=self.weight_init_min,
+            weight_init_max=self.weight_init_max,
+            init_fn=self.init_fn,
+        )
+
+
+@dataclass(kw_only=True)
+class CCEEmbeddingBagConfig(CompositionalEmbeddingBagConfig):
+    """A Clustered Compositional Embedding table: in each column a codebook word, learned by clustering, plus a helper
+    word, hashed (Tsang and Ahle, NeurIPS 2023). Trained parameters: `2·k·d`.
+    """
+
+    num_columns: int = 4
+    num_terms: int = 2
+    """Always 2: codebook and helper."""
+
+    def __post_init__(self) -> None:
+        if self.num_terms != 2:
+            raise ConfigError(
+                f"table {self.name!r}: num_terms={self.num_terms}; a CCE table has 2, codebook and helper"
+            )
+        super().__post_init__()
+
+    @property
+    def pointer_dtype(self) -> np.dtype[np.unsignedinteger]:
+        """The width that `num_rows` needs: uint8 up to 256 rows, uint16 up to 65536, else uint32."""
+        return pointer_dtype(self.num_rows)
+
+
+def pointer_dtype(num_rows: int) -> np.dtype[np.unsignedinteger]:
+    """The narrowest of uint8, uint16 and uint32 that holds the pointers `0..num_rows - 1`."""
+    return np.dtype(np.uint8 if num_rows <= 2**8 else np.uint16 if num_rows <= 2**16 else np.uint32)

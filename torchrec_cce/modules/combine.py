@@ -1,0 +1,46 @@
+"""From the KeyedTensor of columns to the KeyedTensor that the caller's features name."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import get_embedding_names_by_table
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from torchrec_cce.config import CompositionalEmbeddingBagConfig
+
+
+class Combine(nn.Module):
+    """Concatenates each feature's columns, which usually means to relabel one tensor: they lie side by side.
+
+    Sharded tables return keys in the order of the ranks; those are regrouped by name. Mean pooling of `t·l` rows
+    divides by `t` too often, which is multiplied back here.
+
+    Args:
+        tables: the caller's tables.
+        physical: the tables that the inner collection holds, in the same order.
+    """
+
+    def __init__(self, tables: Sequence[EmbeddingBagConfig], physical: Sequence[EmbeddingBagConfig]) -> None:
+        super().__init__()
+        self._inner_keys = [name for names in get_embedding_names_by_table(physical) for name in names]
+        self._keys = [name for names in get_embedding_names_by_table(tables) for name in names]
+        self._dims = [table.embedding_dim for table in tables for _ in table.feature_names]
+        self._scales = [_pooling_scale(table) for table in tables for _ in table.feature_names]
+
+    def forward(self, columns: KeyedTensor) -> KeyedTensor:
+        """`columns` of `[B, Σ d/c]` in any key order, to `[B, Σ d]` in the order of the tables."""
+        values = columns.values()
+        if columns.keys() != self._inner_keys:
+            values = KeyedTensor.regroup([columns], [self._inner_keys])[0]
+        if any(scale != 1.0 for scale in self._scales):
+            scale = torch.tensor(self._scales, device=values.device, dtype=values.dtype)
+            values = values * scale.repeat_interleave(torch.tensor(self._dims, device=values.device))
+        return KeyedTensor(keys=self._keys, length_per_key=self._dims, values=values)
+
+
+def _pooling_scale(table: EmbeddingBagConfig) -> float:
+    if isinstance(table, CompositionalEmbeddingBagConfig) and table.pooling == PoolingType.MEAN:
+        return float(table.num_terms)
+    return 1.0

@@ -1,0 +1,167 @@
+"""From a KeyedJaggedTensor of raw IDs to one of physical rows: the parameter-free first step of a CCE collection."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from torchrec_cce.config import CompositionalEmbeddingBagConfig
+from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
+from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.modules.schemes import CCEScheme, PointerScheme, scheme_of
+
+_DIGEST_BYTES = 32
+
+
+class Remap(nn.Module):
+    """Replaces each raw ID by its rows: a bag of `l` IDs becomes `c` bags of `t·l` rows, keyed by column.
+
+    Without parameters, so that a training pipeline may run it ahead of the model or a data loader in its collate; a
+    KeyedJaggedTensor that is remapped already passes through. Runs on the CPU (Appendix D) and returns the result on
+    the device that the features came from.
+
+    Args:
+        tables: one configuration per table.
+        is_weighted: whether per-sample weights are carried along.
+    """
+
+    def __init__(self, tables: Sequence[EmbeddingBagConfig], *, is_weighted: bool) -> None:
+        super().__init__()
+        self._is_weighted = is_weighted
+        self._configs = {table.name: table for table in tables}
+        self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
+        self._slots = [(table.name, feature) for table in tables for feature in table.feature_names]
+        self.row_keys = [key for table in tables for key in _row_keys(table)]
+        self._changes_keys = any(isinstance(table, CompositionalEmbeddingBagConfig) for table in tables)
+
+    def pointer_map(self, table: str) -> PointerMap:
+        scheme = self._schemes.get(table)
+        if not isinstance(scheme, CCEScheme):
+            raise ConfigError(f"{table!r} is not a CCE table; those are: {', '.join(self.cce_tables()) or 'none'}")
+        return scheme.pointer_map
+
+    def attach_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
+        self.pointer_map(table)
+        config = self._configs[table]
+        assert isinstance(config, CompositionalEmbeddingBagConfig)
+        pointer_map.check_sizes(
+            table=table,
+            num_ids=config.num_embeddings,
+            num_columns=config.num_columns,
+            num_rows=config.num_rows,
+        )
+        self._schemes[table] = CCEScheme(pointer_map=pointer_map)
+
+    def cce_tables(self) -> list[str]:
+        return [name for name, scheme in self._schemes.items() if isinstance(scheme, CCEScheme)]
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Remap `features`.
+
+        Raises:
+            InvalidIDError: an ID outside `0..num_embeddings - 1` of its table, or IDs that are not int32 or int64.
+            ConfigError: a feature that a table needs is missing.
+        """
+        keys = features.keys()
+        if self._changes_keys and keys == self.row_keys:
+            return features
+        position = {key: i for i, key in enumerate(keys)}
+        missing = [feature for _, feature in self._slots if feature not in position]
+        if missing:
+            raise ConfigError(f"the input has no features {missing}; it has {keys}")
+
+        device = features.device()
+        ids = _int64_on_cpu(features)
+        bounds = features.offset_per_key()
+        counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self._slots]
+        schemes = [self._schemes[table] for table, _ in self._slots]
+        sizes = [n * scheme.num_columns * scheme.num_terms for n, scheme in zip(counts, schemes, strict=True)]
+        rows = torch.empty(sum(sizes), dtype=torch.int64)
+        for (table, feature), n, scheme, out in zip(self._slots, counts, schemes, rows.split(sizes), strict=True):
+            start = bounds[position[feature]]
+            feature_ids = ids[start : start + n]
+            bad = scheme.rows_into(feature_ids, out.view(scheme.num_columns, n, scheme.num_terms).numpy())
+            if bad >= 0:
+                n_embeddings = self._configs[table].num_embeddings
+                raise InvalidIDError(
+                    f"feature {feature!r}: raw ID {feature_ids[bad]} (position {bad} of its {n} values) is not in "
+                    f"0..{n_embeddings - 1}, the universe of table {table!r}; raise num_embeddings or bring "
+                    f"raw IDs into the universe first"
+                )
+
+        lengths = features.lengths().cpu().split(features.stride_per_key())
+        weights = features.weights().cpu() if self._is_weighted else None
+        sources = [position[feature] for _, feature in self._slots]  # one per slot
+        columns = [source for source, scheme in zip(sources, schemes, strict=True) for _ in range(scheme.num_columns)]
+        terms = [scheme.num_terms for scheme in schemes for _ in range(scheme.num_columns)]
+        return KeyedJaggedTensor(
+            keys=self.row_keys,
+            values=rows,
+            lengths=torch.cat([lengths[source] * t for source, t in zip(columns, terms, strict=True)]),
+            weights=None
+            if weights is None
+            else torch.cat(
+                [
+                    weights[bounds[source] : bounds[source + 1]].repeat_interleave(t)
+                    for source, t in zip(columns, terms, strict=True)
+                ]
+            ),
+            **_variable_batch(features, columns, self.row_keys),
+        ).to(device)
+
+    def get_extra_state(self) -> torch.Tensor:
+        """The maps' versions and digests, `[maps, 33] int64`.
+
+        A tensor of fixed size and not a dict: the distributed checkpoint's planner cannot place a dict on ranks that
+        hold no optimizer state.
+        """
+        maps = [self.pointer_map(table) for table in self.cce_tables()]
+        rows = [[m.version, *bytes.fromhex(m.digest)] for m in maps]
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 1 + _DIGEST_BYTES)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Raise MapMismatchError unless the attached maps are those that the loaded weights were trained with."""
+        tables = self.cce_tables()
+        if len(state) != len(tables):
+            raise MapMismatchError(f"the checkpoint has maps of {len(state)} CCE tables, the module has {len(tables)}")
+        for table, (version, *digest) in zip(tables, state.tolist(), strict=True):
+            found = self.pointer_map(table)
+            if bytes(digest).hex() != found.digest:
+                raise MapMismatchError(
+                    f"table {table!r}: the checkpoint was trained with map version {version} (digest "
+                    f"{bytes(digest).hex()[:12]}), attached is {found.identity}; attach the checkpoint's own map first"
+                )
+
+
+def _row_keys(table: EmbeddingBagConfig) -> list[str]:
+    compositional = isinstance(table, CompositionalEmbeddingBagConfig)
+    return table.column_feature_names() if compositional else list(table.feature_names)
+
+
+def _int64_on_cpu(features: KeyedJaggedTensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    values = features.values()
+    if values.dtype not in (torch.int64, torch.int32):
+        shown = values[:1].tolist()
+        raise InvalidIDError(
+            f"features {features.keys()}: values are {values.dtype} (the first is {shown[0] if shown else 'none'}); "
+            f"raw IDs are int64 or int32"
+        )
+    return values.to(device="cpu", dtype=torch.int64).contiguous().numpy()  # type: ignore[no-any-return]
+
+
+def _variable_batch(features: KeyedJaggedTensor, columns: list[int], row_keys: list[str]) -> dict[str, object]:
+    """The arguments that carry a variable batch size per feature (VBE) over to the column keys."""
+    if not features.variable_stride_per_key():
+        return {"stride": features.stride()}
+    strides = features.stride_per_key_per_rank()
+    arguments: dict[str, object] = {"stride_per_key_per_rank": [list(strides[source]) for source in columns]}
+    inverse = features.inverse_indices_or_none()
+    if inverse is not None:
+        names, indices = inverse
+        keys = features.keys()
+        order = [names.index(keys[source]) for source in columns]
+        arguments["inverse_indices"] = (row_keys, indices[order])
+    return arguments
