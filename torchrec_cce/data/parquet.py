@@ -1,0 +1,236 @@
+"""Click logs in Parquet: streamed as `Rows` with only the columns that are needed, and written from `Rows`."""
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from torchrec_cce.atomic import atomic_path
+from torchrec_cce.data.arrow import BadCell, from_column, to_column, to_dense, to_labels, why_not_ids, why_not_numbers
+from torchrec_cce.data.batches import global_batches
+from torchrec_cce.data.rows import Rows, log_transform
+from torchrec_cce.errors import ConfigError, DataFileError
+
+PathLike: TypeAlias = str | os.PathLike[str]
+T = TypeVar("T")
+
+_ROW_GROUP_ROWS = 1 << 17
+
+
+def read_parquet(
+    paths: PathLike | Sequence[PathLike],
+    *,
+    label: str,
+    ids: Mapping[str, str],
+    dense: Sequence[str] = (),
+    dense_transform: Literal["none", "log1p"] = "none",
+    skip_rows: int = 0,
+    max_rows: int | None = None,
+    chunk_rows: int = 65536,
+) -> Iterator[Rows]:
+    """Stream one or more Parquet files as one log.
+
+    Args:
+        paths: a file, a folder (its `*.parquet`, sorted by name), or several of both, in this order.
+        label: a column of 0 and 1, integer, float or boolean.
+        ids: feature → column of any integers (uint64 as two's complement), dictionary-encoded integers, or lists of
+            them. A null and a null list are empty bags.
+        dense: integer, float or boolean columns; null is 0.
+        dense_transform: `"log1p"` is DLRM's `log(1 + max(x, 0))` for raw counts; `"none"` takes the values as they are.
+        skip_rows: rows to pass over; whole files and row groups among them are not read.
+        max_rows: rows to read after those; None = to the end.
+        chunk_rows: the most rows in a chunk; the last one of a file may have fewer.
+
+    Yields:
+        `Rows`. A feature's `lengths` is None in a chunk where no bag is empty and the column holds no lists.
+
+    Raises:
+        DataFileError: while iterating. A file is missing or no Parquet file, a column is missing or of another type, or
+            a cell is not allowed: a label other than 0 and 1, a dense value that is not finite, a null in a list.
+        ConfigError: a negative `skip_rows` or `max_rows`, `chunk_rows < 1`, or an unknown `dense_transform`.
+    """
+    if skip_rows < 0 or chunk_rows < 1 or (max_rows is not None and max_rows < 0):
+        raise ConfigError(
+            f"skip_rows={skip_rows}, max_rows={max_rows}, chunk_rows={chunk_rows}: the first two must be at least 0, "
+            "the last at least 1"
+        )
+    if dense_transform not in ("none", "log1p"):
+        raise ConfigError(f'dense_transform={dense_transform!r} is not one of "none", "log1p"')
+    skip, left = skip_rows, max_rows
+    columns = list(dict.fromkeys([label, *dense, *ids.values()]))
+    for path in parquet_files(paths):
+        if left == 0:
+            return
+        with _as_data_file_error(path), pq.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow, [label, *dense], ids)
+            groups, row = _groups_after(file.metadata, skip)
+            skip -= row  # what is left to skip lies within the first group that is read
+            for batch in file.iter_batches(batch_size=chunk_rows, row_groups=groups, columns=columns):
+                first = min(skip, batch.num_rows)
+                batch, skip, row = batch.slice(first, left), skip - first, row + first
+                if not batch.num_rows:
+                    continue
+                rows = _to_rows(path, row, batch, label, dense, ids)
+                if dense_transform == "log1p":
+                    log_transform(rows.dense)
+                row += len(rows)
+                left = None if left is None else left - len(rows)
+                yield rows
+                if left == 0:
+                    break
+
+
+def num_rows(paths: PathLike | Sequence[PathLike]) -> int:
+    """Rows of all files, from their footers alone.
+
+    Raises:
+        DataFileError: a file is missing or no Parquet file.
+    """
+    total = 0
+    for path in parquet_files(paths):
+        with _as_data_file_error(path):
+            total += pq.read_metadata(path).num_rows
+    return total
+
+
+def write_parquet(
+    path: PathLike,
+    chunks: Iterable[Rows],
+    *,
+    dense: Sequence[str] = (),
+    multi_hot: Collection[str] = (),
+    label: str = "label",
+) -> int:
+    """Write rows to one Parquet file (zstd), which appears whole or not at all.
+
+    Args:
+        path: the file; an older one is replaced.
+        chunks: at least one row.
+        dense: names of the D dense columns (float32).
+        multi_hot: features to write as list<int64>; the others are int64, null for an empty bag.
+        label: name of the label column (float32).
+
+    Returns:
+        The number of rows written.
+
+    Raises:
+        ConfigError: there is no row, `dense` does not name each dense column, two columns have one name, or a feature
+            that is not `multi_hot` has a bag of more than one ID.
+    """
+    total = 0
+    writer: pq.ParquetWriter | None = None
+    with atomic_path(Path(path)) as temporary:
+        try:
+            for rows in global_batches(chunks, _ROW_GROUP_ROWS):
+                table = _to_table(rows, label, dense, multi_hot)
+                writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                writer.write_table(table)
+                total += len(rows)
+        finally:
+            if writer is not None:
+                writer.close()
+        if not total:
+            raise ConfigError(f"{path}: no rows to write; without one the features are not known")
+    return total
+
+
+def parquet_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
+    """The files that `paths` stands for: a folder is its `*.parquet`, sorted by name.
+
+    Raises:
+        DataFileError: a path that is not there, or a folder without such a file.
+    """
+    files: list[Path] = []
+    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
+        if path.is_dir():
+            inside = sorted(path.glob("*.parquet"))
+            if not inside:
+                raise DataFileError(f"{path}: no *.parquet in this folder")
+            files += inside
+        elif path.exists():
+            files.append(path)
+        else:
+            raise DataFileError(f"{path}: no such file or folder")
+    return files
+
+
+@contextmanager
+def _as_data_file_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataFileError(f"{path}: cannot be read as Parquet ({reason})") from error
+
+
+def _check_columns(path: Path, schema: pa.Schema, numbers: Sequence[str], ids: Mapping[str, str]) -> None:
+    for name in [*numbers, *ids.values()]:
+        found = len(schema.get_all_field_indices(name))
+        if found != 1:
+            what = "there is no column" if found == 0 else f"{found} columns have the name"
+            raise DataFileError(f"{path}: {what} {name!r}; the columns are {schema.names}")
+    for check, names in ((why_not_numbers, numbers), (why_not_ids, ids.values())):
+        for name in names:
+            wrong = check(schema.field(name).type)
+            if wrong:
+                raise DataFileError(f"{path}: column {name!r} {wrong}")
+
+
+def _groups_after(metadata: pq.FileMetaData, skip: int) -> tuple[list[int], int]:
+    """The row groups that have rows after the first `skip`, and the number of rows before those groups."""
+    start = 0
+    for group in range(metadata.num_row_groups):
+        size = metadata.row_group(group).num_rows
+        if start + size > skip:
+            return list(range(group, metadata.num_row_groups)), start
+        start += size
+    return [], start
+
+
+def _to_rows(
+    path: Path, row: int, batch: pa.RecordBatch, label: str, dense: Sequence[str], ids: Mapping[str, str]
+) -> Rows:
+    """The rows of `batch`, whose first one is row `row` of the file."""
+
+    def convert(name: str, conversion: Callable[[pa.Array], T]) -> T:
+        try:
+            return conversion(batch.column(name))
+        except BadCell as error:
+            place = f"column {name!r}, row {row + error.row} (the first is 0)"
+            raise DataFileError(f"{path}: {place} {error}") from None
+
+    matrix = np.empty((batch.num_rows, len(dense)), dtype=np.float32)
+    for position, name in enumerate(dense):
+        matrix[:, position] = convert(name, to_dense)
+    return Rows(
+        labels=convert(label, to_labels),
+        dense=matrix,
+        ids={feature: convert(name, to_column) for feature, name in ids.items()},
+    )
+
+
+def _to_table(rows: Rows, label: str, dense: Sequence[str], multi_hot: Collection[str]) -> pa.Table:
+    names = [label, *dense, *rows.ids]
+    if len(dense) != rows.dense.shape[1]:
+        raise ConfigError(f"dense={list(dense)} names {len(dense)} columns, the rows have {rows.dense.shape[1]}")
+    unknown = sorted(set(multi_hot) - rows.ids.keys())
+    if unknown or len(set(names)) < len(names):
+        raise ConfigError(
+            f"multi_hot names {unknown}, which are not features of the rows"
+            if unknown
+            else f"two columns have one name: {names}"
+        )
+
+    def convert(feature: str) -> pa.Array:
+        try:
+            return from_column(rows.ids[feature], multi_hot=feature in multi_hot)
+        except BadCell as error:
+            raise ConfigError(f"feature {feature!r} {error}") from None
+
+    numbers = [rows.labels, *np.ascontiguousarray(rows.dense.T)]
+    return pa.table([*map(pa.array, numbers), *map(convert, rows.ids)], names=names)
