@@ -1,0 +1,45 @@
+"""The command line: parse, call, print."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from torchrec_cce.evaluation.report import to_table
+from torchrec_cce.training.command import evaluate, one_line_errors, train
+from torchrec_cce.training.demo import run_demo
+
+app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="Clustered Compositional Embeddings.")
+app.command()(train)
+app.command()(evaluate)
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="A Criteo TSV (plain or .gz) or Parquet; made if not given.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for data, runs and report; an older demo in it goes.")] = Path(
+        "runs/demo"
+    ),
+    label: Annotated[str, typer.Option(help="Parquet: the column of clicks.")] = "label",
+    max_rows: Annotated[int, typer.Option(help="Rows that are used.")] = 250_000,
+    max_parameters: Annotated[int | None, typer.Option(help="The cap for each table.")] = None,
+    seed: int = 0,
+) -> None:
+    """Compare full tables, the hashing trick, CE concat and CCE on one click log."""
+    with one_line_errors():
+        outcomes, about = run_demo(
+            out, data=data, label=label, max_rows=max_rows, max_parameters=max_parameters, seed=seed
+        )
+    console = Console()
+    console.print(to_table(outcomes, title=f"{about['rows']}; cap {about['cap']}"))
+    for name in about.keys() & {"best possible AUC"}:
+        console.print(f"{name}: {about[name]}")
+    console.print(f"report: {out / 'report.html'} and {out / 'report.json'}")
+
+
+def main() -> None:
+    """Entry point of `torchrec-cce`."""
+    app()

@@ -1,0 +1,177 @@
+"""A comparison of methods as a table, a JSON file and a page with plots."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from torchrec_cce.atomic import atomic_path
+from torchrec_cce.evaluation.outcome import Outcome, Summary, summarise
+from torchrec_cce.extras import require
+
+COLUMNS = (
+    "method, cap",
+    "AUC",
+    "BCE",
+    "trained parameters",
+    "table bytes",
+    "pointer bytes",
+    "÷ parameters",
+    "÷ largest table",
+    "÷ total bytes",
+)
+NOTE = (
+    "÷ parameters: Σ n·d of full tables over trained parameters, all tables. ÷ largest table: the same for the largest "
+    "alone. ÷ total bytes: full tables over trained tables plus stored index pointers."
+)
+
+
+def cells(summary: Summary) -> tuple[str, ...]:
+    """One row of the table, as `COLUMNS` names them."""
+    sizes = summary.sizes
+    return (
+        _name(summary),
+        str(summary.auc),
+        str(summary.bce),
+        f"{sizes.parameters:,}",
+        f"{sizes.table_bytes:,}",
+        f"{sizes.pointer_bytes:,}",
+        f"{sizes.parameter_factor:.1f}×",
+        f"{sizes.largest_factor:.1f}×",
+        f"{sizes.byte_factor:.1f}×",
+    )
+
+
+def to_table(outcomes: Sequence[Outcome], *, title: str) -> Table:
+    """For the terminal."""
+    table = Table(title=title, caption=NOTE, caption_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == COLUMNS[0] else "right")
+    for summary in summarise(outcomes):
+        table.add_row(*cells(summary))
+    return table
+
+
+def to_markdown(outcomes: Sequence[Outcome]) -> str:
+    """For a document."""
+    lines = [COLUMNS, tuple("---" if column == COLUMNS[0] else "---:" for column in COLUMNS)]
+    lines += [cells(summary) for summary in summarise(outcomes)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_report(folder: Path, outcomes: Sequence[Outcome], *, title: str, about: dict[str, str]) -> None:
+    """Write `report.json` and `report.html`, which needs no other file, to `folder`.
+
+    Args:
+        about: facts that belong beside the numbers, e.g. the data and the versions.
+    """
+    jinja2 = require("jinja2", "report")
+    values = {"title": title, "about": about, "outcomes": [asdict(outcome) for outcome in outcomes]}
+    with atomic_path(folder / "report.json") as temporary:
+        temporary.write_text(json.dumps(values, indent=2))
+    template = jinja2.Template(Path(__file__).with_name("report.html").read_text(), autoescape=True)
+    page = template.render(
+        title=title,
+        about=about,
+        columns=COLUMNS,
+        rows=[cells(summary) for summary in summarise(outcomes)],
+        note=NOTE,
+        plots=[{"name": name, "png": base64.b64encode(png).decode()} for name, png in _plots(outcomes).items()],
+    )
+    with atomic_path(folder / "report.html") as temporary:
+        temporary.write_text(page)
+
+
+def _plots(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
+    """Caption → PNG."""
+    plots = {
+        "Test AUC against trained parameters; bars are one standard deviation over seeds": _quality_plot(outcomes),
+        "Bytes of tables and of index pointers": _bytes_plot(outcomes),
+        "Validation BCE while training, first seed; a clustering makes the curve of CCE jump": _curves_plot(outcomes),
+    }
+    if any(outcome.entropies for outcome in outcomes):
+        caption = (
+            "Entropy of the pointers of CCE's largest table: as random as a hash (dashed) nothing was learned, near "
+            "zero the columns collapsed"
+        )
+        plots[caption] = _entropy_plot(outcomes)
+    return plots
+
+
+def _quality_plot(outcomes: Sequence[Outcome]) -> bytes:
+    figure, axes = _figure()
+    by_method: dict[str, list[Summary]] = {}
+    for summary in summarise(outcomes):
+        by_method.setdefault(summary.method, []).append(summary)
+    for method, summaries in by_method.items():
+        axes.errorbar(
+            [summary.sizes.parameters for summary in summaries],
+            [summary.auc.mean for summary in summaries],
+            yerr=[summary.auc.deviation for summary in summaries],
+            marker="o",
+            capsize=3,
+            label=method,
+        )
+    axes.set(xscale="log", xlabel="trained parameters", ylabel="test AUC")
+    axes.legend()
+    return _png(figure)
+
+
+def _bytes_plot(outcomes: Sequence[Outcome]) -> bytes:
+    figure, axes = _figure()
+    summaries = summarise(outcomes)
+    names = [_name(summary) for summary in summaries]
+    tables = [summary.sizes.table_bytes for summary in summaries]
+    axes.barh(names, tables, label="tables (accelerator)")
+    axes.barh(names, [s.sizes.pointer_bytes for s in summaries], left=tables, label="pointers (host)")
+    axes.set(xlabel="bytes")
+    axes.invert_yaxis()
+    axes.legend()
+    return _png(figure)
+
+
+def _curves_plot(outcomes: Sequence[Outcome]) -> bytes:
+    figure, axes = _figure()
+    first_seed = min(outcome.seed for outcome in outcomes)
+    for outcome in outcomes:
+        if outcome.seed != first_seed:
+            continue
+        records = [json.loads(line) for line in (Path(outcome.run_dir) / "metrics.jsonl").read_text().splitlines()]
+        curve = [(record["step"], record["bce"]) for record in records if record["kind"] == "validation"]
+        axes.plot([step for step, _ in curve], [bce for _, bce in curve], marker=".", label=_name(outcome))
+    axes.set(xlabel="batches", ylabel="validation BCE")
+    axes.legend()
+    return _png(figure)
+
+
+def _entropy_plot(outcomes: Sequence[Outcome]) -> bytes:
+    figure, axes = _figure()
+    for outcome in outcomes:
+        entropies = outcome.entropies.get(outcome.sizes.largest_table)
+        if entropies is not None:
+            columns = range(1, len(entropies.learned) + 1)
+            (line,) = axes.plot(columns, entropies.learned, marker="o", label=f"{_name(outcome)}, seed {outcome.seed}")
+            axes.plot(columns, entropies.random, linestyle="--", color=line.get_color())
+    axes.set(xlabel="columns together", ylabel="entropy, nats", ylim=(0, None))
+    axes.legend()
+    return _png(figure)
+
+
+def _name(one: Outcome | Summary) -> str:
+    return one.method if one.max_parameters is None else f"{one.method} {one.max_parameters:,}"
+
+
+def _figure() -> tuple[Any, Any]:
+    figure = require("matplotlib.figure", "report").Figure(figsize=(7, 4), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

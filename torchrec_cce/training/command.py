@@ -1,0 +1,73 @@
+"""The `train` command, shared by `torchrec-cce train` and `torchrun -m torchrec_cce.training`."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchrec_cce.errors import CCEError, ConfigError
+from torchrec_cce.training.config import SplitConfig, parse_config, read_config
+from torchrec_cce.training.loop import evaluate as run_evaluation
+from torchrec_cce.training.loop import train as run_training
+
+_MISUSED = 2
+_INTERRUPTED = 130
+"""What a shell reports for a program that Ctrl-C ended."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn an error that a user can mend into one line on stderr and exit status 2."""
+    try:
+        yield
+    except CCEError as error:
+        say(f"error: {' '.join(str(error).split())}")
+        raise typer.Exit(_MISUSED) from error
+
+
+def say(line: str) -> None:
+    """Print to stderr, once and not once a rank."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(line, err=True)
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="The run's TOML file.")],
+    run_dir: Annotated[Path, typer.Option(help="Folder for checkpoint, maps, metrics and result.")] = Path(
+        "runs/train"
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the folder.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress line.")] = False,
+) -> None:
+    """Train a model with compressed embedding tables."""
+    with one_line_errors():
+        result = run_training(read_config(config), run_dir, resume=resume, show_progress=not quiet)
+    state = "interrupted" if result.interrupted else "finished"
+    figures = "".join(f", {name} {value:.5g}" for name, value in (result.best or {}).items())
+    say(f"{state} after {result.steps:,} batches{figures}; checkpoint {result.checkpoint}")
+    if result.interrupted:
+        say(f"continue with --resume --run-dir {run_dir}")
+        raise typer.Exit(_INTERRUPTED)
+
+
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    data: Annotated[
+        Path | None, typer.Option(help="A log of the same layout; the run's test split if not given.")
+    ] = None,
+) -> None:
+    """Print BCE and AUC of a run's newest checkpoint as one line of JSON."""
+    with one_line_errors():
+        config = parse_config(json.loads((run_dir / "config.json").read_text()))
+        split = config.data.test if data is None else SplitConfig(path=str(data))
+        if split is None:
+            raise ConfigError(f"{run_dir} has no test split; name a log with --data")
+        quality = run_evaluation(config, run_dir, split)
+    typer.echo(json.dumps(asdict(quality)))

@@ -1,0 +1,307 @@
+"""The training loop, for one process and for every rank of many."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
+
+from torchrec_cce.atomic import atomic_path
+from torchrec_cce.config import CCEEmbeddingBagConfig
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.evaluation.compression import Sizes, sizes_of
+from torchrec_cce.evaluation.metrics import Quality, quality
+from torchrec_cce.sharding.agreement import on_first_rank
+from torchrec_cce.sharding.recluster import collections_of, recluster_sharded
+from torchrec_cce.training import checkpoint
+from torchrec_cce.training.checkpoint import Position
+from torchrec_cce.training.config import RunConfig, SplitConfig
+from torchrec_cce.training.input import RankBatch, num_dense, read_batches
+from torchrec_cce.training.interrupt import StopRequest
+from torchrec_cce.training.log import MetricsLog
+from torchrec_cce.training.model import build_model
+from torchrec_cce.training.parallel import Ranks, process_group, shard
+from torchrec_cce.training.progress import ProgressLine
+from torchrec_cce.training.schedule import Schedule
+
+_LOG_EVERY = 50
+"""Batches between two records of the training loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run came to."""
+
+    best: dict[str, float] | None
+    """`step`, `validation_bce`, `validation_auc`, `test_bce`, `test_auc` at the lowest validation BCE, as far as these
+    splits are configured; without a validation split, at the end."""
+    steps: int
+    rows_per_second: float
+    """Trained rows over wall seconds, reading included, evaluation and clustering left out."""
+    recluster_seconds: float
+    entropies: dict[str, tuple[float, ...]]
+    """CCE table → `H1 … Hc` after its last clustering."""
+    sizes: Sizes
+    interrupted: bool
+    checkpoint: str
+
+
+def train(config: RunConfig, run_dir: Path, *, resume: bool = False, show_progress: bool = True) -> RunResult:
+    """Train as `config` says and leave checkpoint, maps, metrics, result and configuration in `run_dir`.
+
+    Call it in one process, or in every rank that `torchrun` starts; both compute the same losses. The first Ctrl-C or
+    SIGTERM ends training after the batch at hand, with a checkpoint to resume from.
+
+    Args:
+        run_dir: must not hold a run, unless `resume`.
+        resume: continue from the newest checkpoint, with the configuration that the run was started with.
+
+    Raises:
+        ConfigError, MapMismatchError, DataFileError: before the first batch, or at the row that is at fault.
+    """
+    with process_group() as ranks, StopRequest() as stop:
+        on_first_rank(lambda: _claim(run_dir, config, resume=resume))
+        run = _Run(config, run_dir, ranks)
+        if resume:
+            run.load()
+        log = MetricsLog(run_dir if ranks.is_first else None)
+        line = ProgressLine(run_dir.name, visible=show_progress and ranks.is_first)
+        with log, line:
+            result = run.to_the_end(stop, log, line)
+        if ranks.is_first:
+            with atomic_path(run_dir / "result.json") as temporary:
+                temporary.write_text(json.dumps(asdict(result), indent=2))
+        return result
+
+
+def evaluate(config: RunConfig, run_dir: Path, split: SplitConfig) -> Quality:
+    """The quality of a run's newest checkpoint on `split`, a stretch of any log of the same layout."""
+    with process_group() as ranks:
+        run = _Run(config, run_dir, ranks)
+        run.load()
+        return run.quality_on(split)
+
+
+def _claim(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
+    """Make `run_dir` the folder of this configuration, or check that it is."""
+    path = run_dir / "config.json"
+    asked = json.loads(json.dumps(config.as_dict()))
+    if not resume:
+        if path.exists():
+            raise ConfigError(f"{run_dir} holds a run already; resume it or choose another folder")
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(asked, indent=2))
+        return
+    if not path.exists():
+        raise ConfigError(f"{run_dir}: no config.json, so no run to resume")
+    started = json.loads(path.read_text())
+    changed = [name for name in asked if asked[name] != started.get(name)]
+    if changed:
+        raise ConfigError(f"{run_dir} was started with other values in {changed}; resume with the same configuration")
+
+
+class _Run:
+    """One run on one rank."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks) -> None:
+        self.config, self.run_dir, self.ranks = config, run_dir, ranks
+        model = build_model(config, num_dense=num_dense(config), device=ranks.device)
+        self.model: DistributedModelParallel
+        self.optimizer: CombinedOptimizer
+        self.model, self.optimizer = shard(model, config.optimizer, ranks)
+        self.collections = list(collections_of(self.model).values())
+        self.tables = [
+            table
+            for collection in self.collections
+            for table in collection.embedding_bag_configs()
+            if isinstance(table, CCEEmbeddingBagConfig)
+        ]
+        self.frequencies: dict[str, npt.NDArray[np.int64]] = {}  # of the IDs on this rank
+        if config.recluster.weigh_by_frequency:
+            self.frequencies = {table.name: np.zeros(table.num_embeddings, np.int64) for table in self.tables}
+        self.schedule = Schedule(ct=config.recluster.ct, cf=config.recluster.cf, rest=config.recluster.rest)
+        self.position = Position()
+        self.validated_at = -1
+        self.entropies: dict[str, tuple[float, ...]] = {}
+        self.rows = 0
+        self.started = time.perf_counter()
+        self.seconds = {"evaluating": 0.0, "clustering": 0.0}
+
+    def load(self) -> None:
+        """Go back to the newest checkpoint."""
+        self.position, totals = checkpoint.load(self.run_dir, self.model, self.optimizer)
+        if self.ranks.is_first:  # the other ranks start from zero again, so that the sum stays right
+            self.frequencies.update(totals)
+
+    def to_the_end(self, stop: StopRequest, log: MetricsLog, line: ProgressLine) -> RunResult:
+        position, training = self.position, self.config.training
+        self.started = time.perf_counter()
+        interrupted = False
+        while position.epoch < training.epochs and not self.schedule.ends_after(position.step):
+            interrupted = self.train_epoch(stop, log, line)
+            if interrupted or self.schedule.ends_after(position.step):
+                break
+            if training.evaluate_every is None:
+                self.validate(log, line)
+            resting = self.schedule.resting_after(position.step)
+            if training.early_stopping and resting and position.stopping.stops_after(position.epoch):
+                break
+            position.epoch, position.batch = position.epoch + 1, 0
+        if not interrupted:
+            self.validate(log, line)
+        saved = checkpoint.save(self.run_dir, self.model, self.optimizer, position, self.total_frequencies())
+        return RunResult(
+            best=position.best,
+            steps=position.step,
+            rows_per_second=self.rows_per_second(),
+            recluster_seconds=self.seconds["clustering"],
+            entropies=self.entropies,
+            sizes=sizes_of(self.collections),
+            interrupted=interrupted,
+            checkpoint=str(saved),
+        )
+
+    def train_epoch(self, stop: StopRequest, log: MetricsLog, line: ProgressLine) -> bool:
+        """Train to the end of the epoch or of the schedule. Returns whether somebody asked to stop before."""
+        position, evaluate_every = self.position, self.config.training.evaluate_every
+        trained_before = position.batch  # of a resumed epoch
+        loss = torch.zeros(2, dtype=torch.float64)  # sum and rows since the last record, of this rank
+        for number, batch in enumerate(self.batches(self.config.data.train), start=1):
+            if number <= trained_before:
+                continue
+            loss += self.step(batch)
+            position.step, position.batch = position.step + 1, number
+            self.rows += batch.global_rows
+            line.advance(
+                batch.global_rows,
+                epoch=position.epoch,
+                loss=float(loss[0] / loss[1].clamp(min=1)),
+                rows_per_second=self.rows_per_second(),
+            )
+            if position.step % _LOG_EVERY == 0:
+                self.record_loss(log, loss)
+            if self.schedule.clusters_after(position.step):
+                self.recluster(log, line)
+            if evaluate_every is not None and position.step % evaluate_every == 0:
+                self.validate(log, line)
+            if stop.on_any_rank():
+                return True
+            if self.schedule.ends_after(position.step):
+                break
+        if position.step == 0:
+            raise ConfigError(f"{self.config.data.train.path}: no rows to train on")
+        self.record_loss(log, loss)
+        return False
+
+    def step(self, batch: RankBatch) -> torch.Tensor:
+        """One step on the mean loss of the global batch. Returns this rank's sum of losses and its rows, `[2]`."""
+        self.model.train()
+        self.optimizer.zero_grad()
+        self.count(batch)
+        part = batch.part.to(self.ranks.device)
+        logits, labels = self.model(part)[: batch.rows], part.labels[: batch.rows]
+        loss = binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        # Gradients are averaged over ranks. Scaled like this the average is the gradient of the mean over the global
+        # batch, also where the ranks' parts differ in size.
+        (loss * (self.ranks.world_size / batch.global_rows)).backward()
+        self.optimizer.step()
+        return torch.tensor([loss.item(), batch.rows], dtype=torch.float64)
+
+    def count(self, batch: RankBatch) -> None:
+        """Keep the frequencies of IDs, for clusterings that weigh by them."""
+        for table in self.tables if self.frequencies and batch.rows else []:
+            for feature in table.feature_names:
+                np.add.at(self.frequencies[table.name], batch.part.sparse_features[feature].values().numpy(), 1)
+
+    def total_frequencies(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Counts over all ranks, on every rank."""
+        totals = {name: torch.from_numpy(counts.copy()) for name, counts in self.frequencies.items()}
+        for counts in totals.values():
+            dist.all_reduce(counts)
+        return {name: counts.numpy() for name, counts in totals.items()}
+
+    def recluster(self, log: MetricsLog, line: ProgressLine) -> None:
+        with self.activity("clustering", line):
+            reports = recluster_sharded(
+                self.model,
+                self.optimizer,
+                seed=self.config.seed,
+                frequencies=self.total_frequencies(),
+                settings=self.config.recluster.settings(),
+            )
+        for table, report in reports.items():
+            self.entropies[table] = report.entropies
+            log.write("recluster", self.position.step, table=table, **asdict(report))
+
+    def validate(self, log: MetricsLog, line: ProgressLine) -> None:
+        """Evaluate on the validation split and, where that is the best so far, on the test split."""
+        data, position = self.config.data, self.position
+        if self.validated_at == position.step:
+            return
+        self.validated_at = position.step
+        best: dict[str, float] = {"step": position.step}
+        with self.activity("evaluating", line):
+            if data.validation is not None:
+                found = self.quality_on(data.validation)
+                log.write("validation", position.step, epoch=position.epoch, **asdict(found))
+                if not position.stopping.record(position.epoch, found.bce):
+                    return
+                best |= {"validation_bce": found.bce, "validation_auc": found.auc}
+            if data.test is not None:
+                found = self.quality_on(data.test)
+                log.write("test", position.step, epoch=position.epoch, **asdict(found))
+                best |= {"test_bce": found.bce, "test_auc": found.auc}
+        position.best = best
+
+    @torch.no_grad()
+    def quality_on(self, split: SplitConfig) -> Quality:
+        """Over the rows of all ranks, the same on every rank."""
+        self.model.eval()
+        outputs = []
+        for batch in self.batches(split):
+            part = batch.part.to(self.ranks.device)
+            outputs.append(torch.stack([self.model(part), part.labels])[:, : batch.rows].cpu())
+        if not outputs:
+            raise ConfigError(f"{split.path}: no rows to evaluate on")
+        gathered: list[torch.Tensor] = [torch.empty(0)] * self.ranks.world_size
+        dist.all_gather_object(gathered, torch.cat(outputs, dim=1))
+        logits, labels = torch.cat(gathered, dim=1)
+        return quality(logits, labels)
+
+    def batches(self, split: SplitConfig) -> Iterator[RankBatch]:
+        return read_batches(self.config, split, rank=self.ranks.rank, world_size=self.ranks.world_size)
+
+    def record_loss(self, log: MetricsLog, loss: torch.Tensor) -> None:
+        """Log the mean loss over all ranks since the last record, and begin anew."""
+        total = loss.clone()
+        loss.zero_()
+        dist.all_reduce(total)
+        if total[1] > 0:
+            log.write(
+                "train",
+                self.position.step,
+                epoch=self.position.epoch,
+                bce=float(total[0] / total[1]),
+                rows_per_second=self.rows_per_second(),
+            )
+
+    def rows_per_second(self) -> float:
+        training = time.perf_counter() - self.started - sum(self.seconds.values())
+        return self.rows / training
+
+    @contextmanager
+    def activity(self, name: str, line: ProgressLine) -> Iterator[None]:
+        """Keep apart the time that is not training."""
+        line.note(name)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - started

@@ -1,0 +1,106 @@
+"""One path for one process and for many: the process group, and a model sharded over it with its optimizers."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec import EmbeddingBagCollection
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from torchrec_cce.sharding.placement import CPUEmbeddingBagCollectionSharder, is_fused, placement_plan
+from torchrec_cce.training.config import OptimizerConfig
+
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+_IN_BACKWARD = ("sgd", "rowwise_adagrad", "adagrad")
+"""The optimizers that FBGEMM fuses into the backward pass on the CPU and on CUDA alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """The processes of a run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    """Of this rank."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def process_group() -> Iterator[Ranks]:
+    """The group that `torchrun` describes in the environment, or a group of one."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(
+    model: nn.Module, config: OptimizerConfig, ranks: Ranks
+) -> tuple[DistributedModelParallel, CombinedOptimizer]:
+    """Place the tables of `model` on the ranks, replicate the rest, and build the optimizers.
+
+    The weights stay those that `model` came with, whatever the number of ranks.
+    """
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    in_backward = config.embedding in _IN_BACKWARD
+    tables = {
+        id(collection.embedding_bags[table.name].weight): is_fused(table.embedding_dim, in_backward=in_backward)
+        for collection in model.modules()
+        if isinstance(collection, EmbeddingBagCollection)
+        for table in collection.embedding_bag_configs()
+    }
+    fused = [parameter for parameter in model.parameters() if tables.get(id(parameter), False)]
+    replicated = {name for name, parameter in model.named_parameters() if tables.get(id(parameter)) is False}
+    arguments = {"lr": config.embedding_learning_rate}
+    if fused:
+        apply_optimizer_in_backward(_OPTIMIZERS[config.embedding], fused, arguments)
+    sharder = CPUEmbeddingBagCollectionSharder()
+    plan = placement_plan(
+        model, sharder, world_size=ranks.world_size, device_type=ranks.device.type, in_backward=in_backward
+    )
+    sharded = DistributedModelParallel(model, device=ranks.device, plan=plan, sharders=[sharder])
+    sharded.load_state_dict(weights)
+
+    rest = dict(in_backward_optimizer_filter(sharded.named_parameters()))
+    groups = [
+        (_OPTIMIZERS[config.embedding], arguments, {n: p for n, p in rest.items() if n in replicated}),
+        (
+            _OPTIMIZERS[config.dense],
+            {"lr": config.dense_learning_rate},
+            {n: p for n, p in rest.items() if n not in replicated},
+        ),
+    ]
+    optimizers = [_keyed(kind, arguments, parameters) for kind, arguments, parameters in groups if parameters]
+    return sharded, CombinedOptimizer([sharded.fused_optimizer, *optimizers])
+
+
+def _keyed(
+    kind: type[torch.optim.Optimizer], arguments: dict[str, Any], parameters: dict[str, nn.Parameter]
+) -> KeyedOptimizerWrapper:
+    return KeyedOptimizerWrapper(parameters, lambda values: kind(values, **arguments))
