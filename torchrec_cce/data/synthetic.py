@@ -36,29 +36,29 @@ class SyntheticLog:
     """What a synthetic log is like. Standard deviations are in units of the logit."""
 
     universes: tuple[int, ...] = (
-        *(500, 300, 40_000, 20_000, 200, 12, 400, 150, 3, 450, 350, 30_000, 250),
-        *(24, 420, 25_000, 10, 380, 320, 4, 35_000, 16, 14, 480, 60, 280),
+        *(500, 300, 9_000, 7_000, 200, 12, 400, 150, 3, 450, 350, 8_000, 250),
+        *(24, 420, 6_000, 10, 380, 320, 4, 10_000, 16, 14, 480, 60, 280),
     )
     """[26] number of IDs of C1..C26."""
     large: int = 1_000
     """A feature with at least this many IDs has clusters; the others are small."""
-    clusters: int = 32
+    clusters: int = 8
     """Hidden clusters of each large feature, equally likely for an ID."""
     vector_dim: int = 4
     """Dimension of the hidden vectors of the clusters, whose dot products are the interactions."""
-    zipf: float = 1.05
+    zipf: float = 0.8
     """The ID of popularity rank r = 1, 2, … has a probability proportional to r^-zipf; 0 is uniform."""
-    main: float = 1.6
+    main: float = 2.0
     """Standard deviation of the sum of the cluster effects."""
-    interaction: float = 0.6
+    interaction: float = 0.3
     """Standard deviation of the sum, over pairs of large features, of the dot products of their cluster vectors."""
-    individual: float = 0.2
+    individual: float = 0.1
     """Standard deviation of the sum of what an ID of a large feature adds to its cluster's effect."""
-    small: float = 0.4
+    small: float = 0.3
     """Standard deviation of the sum of the effects of the small features' IDs."""
-    dense: float = 0.4
+    dense: float = 0.3
     """Standard deviation of a linear function of `log(1 + x)` of the first four integers."""
-    noise: float = 0.3
+    noise: float = 0.1
     """Standard deviation of what no feature shows."""
     click_rate: float = 0.25
     """Expected mean of the labels."""

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from torchrec_cce.atomic import atomic_path
@@ -15,19 +16,21 @@ from torchrec_cce.evaluation.outcome import Outcome, Summary, summarise
 from torchrec_cce.extras import require
 
 COLUMNS = (
-    "method, cap",
+    "method",
+    "cap",
     "AUC",
     "BCE",
     "trained parameters",
     "table bytes",
     "pointer bytes",
     "÷ parameters",
-    "÷ largest table",
-    "÷ total bytes",
+    "÷ largest",
+    "÷ bytes",
 )
+TABLE_WIDTH = 110
 NOTE = (
-    "÷ parameters: Σ n·d of full tables over trained parameters, all tables. ÷ largest table: the same for the largest "
-    "alone. ÷ total bytes: full tables over trained tables plus stored index pointers."
+    "cap: trained parameters a table. ÷ parameters: Σ n·d of full tables over trained parameters, all tables. "
+    "÷ largest: the same for the largest table alone. ÷ bytes: full tables over trained tables plus stored pointers."
 )
 
 
@@ -35,7 +38,8 @@ def cells(summary: Summary) -> tuple[str, ...]:
     """One row of the table, as `COLUMNS` names them."""
     sizes = summary.sizes
     return (
-        _name(summary),
+        summary.method,
+        "" if summary.max_parameters is None else f"{summary.max_parameters:,}",
         str(summary.auc),
         str(summary.bce),
         f"{sizes.parameters:,}",
@@ -47,11 +51,11 @@ def cells(summary: Summary) -> tuple[str, ...]:
     )
 
 
-def to_table(outcomes: Sequence[Outcome], *, title: str) -> Table:
-    """For the terminal."""
-    table = Table(title=title, caption=NOTE, caption_justify="left")
+def to_table(outcomes: Sequence[Outcome]) -> Table:
+    """For a terminal of `TABLE_WIDTH` columns."""
+    table = Table(caption=NOTE, caption_justify="left", box=SIMPLE_HEAD)
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column == COLUMNS[0] else "right")
+        table.add_column(column.replace(" ", "\n"), justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
     for summary in summarise(outcomes):
         table.add_row(*cells(summary))
     return table
@@ -109,6 +113,14 @@ def _quality_plot(outcomes: Sequence[Outcome]) -> bytes:
     for summary in summarise(outcomes):
         by_method.setdefault(summary.method, []).append(summary)
     for method, summaries in by_method.items():
+        if summaries[0].max_parameters is None:
+            axes.axhline(
+                summaries[0].auc.mean,
+                linestyle="--",
+                color="gray",
+                label=f"{method}: {summaries[0].sizes.parameters:,} parameters",
+            )
+            continue
         axes.errorbar(
             [summary.sizes.parameters for summary in summaries],
             [summary.auc.mean for summary in summaries],
@@ -117,7 +129,7 @@ def _quality_plot(outcomes: Sequence[Outcome]) -> bytes:
             capsize=3,
             label=method,
         )
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="test AUC")
+    axes.set(xscale="log", xlabel="trained parameters of all tables", ylabel="test AUC")
     axes.legend()
     return _png(figure)
 
@@ -158,6 +170,7 @@ def _entropy_plot(outcomes: Sequence[Outcome]) -> bytes:
             (line,) = axes.plot(columns, entropies.learned, marker="o", label=f"{_name(outcome)}, seed {outcome.seed}")
             axes.plot(columns, entropies.random, linestyle="--", color=line.get_color())
     axes.set(xlabel="columns together", ylabel="entropy, nats", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     return _png(figure)
 

@@ -14,8 +14,8 @@ import torch
 
 from torchrec_cce.clustering.recluster import ReclusterConfig, Reclustered, recluster_table
 from torchrec_cce.config import CCEEmbeddingBagConfig
-from torchrec_cce.errors import ConfigError
-from torchrec_cce.hashing import UniversalHash, derive_seed
+from torchrec_cce.errors import CCEError, ConfigError
+from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
 
 Array = npt.NDArray[np.float32]
@@ -113,27 +113,26 @@ def recluster_rows(
     seed = derive_seed(seed, config.name, pointer_map.version + 1)
     helper_hash = pointer_map.next_helper_hash(seed)
     shape = (c, 2, k)
-    done = recluster_table(
-        weights=rows.weights.reshape(*shape, -1),
-        num_ids=config.num_embeddings,
-        old_codes=pointer_map.codes,
-        new_helper_codes=_columns_first(helper_hash),
-        row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in rows.states.items()},
-        frequencies=frequencies,
-        pointer_dtype=config.pointer_dtype,
-        seed=seed,
-        config=settings,
-    )
+    try:
+        done = recluster_table(
+            weights=rows.weights.reshape(*shape, -1),
+            num_ids=config.num_embeddings,
+            old_codes=pointer_map.codes,
+            new_helper_codes=lambda ids: helper_hash.numpy(ids).T,
+            row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in rows.states.items()},
+            frequencies=frequencies,
+            pointer_dtype=config.pointer_dtype,
+            seed=seed,
+            config=settings,
+        )
+    except CCEError as error:
+        raise type(error)(f"table {config.name!r}: {error}") from error
     new_map = pointer_map.clustered(done.pointers, helper_hash)
     new_rows = TableRows(
         weights=done.weights.reshape(rows.weights.shape),
         states={name: state.reshape(rows.states[name].shape) for name, state in done.row_states.items()},
     )
     return new_map, new_rows, _report(new_map, done)
-
-
-def _columns_first(hashes: UniversalHash):  # type: ignore[no-untyped-def]
-    return lambda ids: hashes.numpy(ids).T
 
 
 def _report(new_map: PointerMap, done: Reclustered) -> TableReport:
