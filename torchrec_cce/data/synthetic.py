@@ -19,6 +19,8 @@ from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torchmetrics.functional.classification import binary_auroc
 
 from torchrec_cce.atomic import atomic_path
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES, DENSE_FEATURES, MAX_LINE_BYTES, format_lines
@@ -208,11 +210,10 @@ def write_click_log(
             file.write(buffer[:size].data)
             labels.append(block.labels)
             logits.append(block.logits)
-    clicked = np.concatenate(labels).astype(bool)
     return ClickLogTruth(
         universes=dict(zip(CATEGORICAL_FEATURES, log.universes, strict=True)),
-        click_rate=float(clicked.mean()),
-        bayes_auc=_auc(clicked, np.concatenate(logits)),
+        click_rate=float(np.concatenate(labels).mean()),
+        bayes_auc=_bayes_auc(np.concatenate(labels), np.concatenate(logits)),
     )
 
 
@@ -240,11 +241,8 @@ def _intercept(logits: Floats, rate: float) -> float:
     return (low + high) / 2
 
 
-def _auc(clicked: npt.NDArray[np.bool_], scores: Floats) -> float:
-    """Probability that a click scores above a non-click, ties count half; NaN where there are none of one kind."""
-    _, place = np.unique(scores, return_inverse=True)
-    clicks, others = np.bincount(place, clicked), np.bincount(place, ~clicked)
-    pairs = clicks.sum() * others.sum()
-    if not pairs:
+def _bayes_auc(labels: Integers, logits: Floats) -> float:
+    """AUC of the true probabilities; NaN where all labels are equal."""
+    if labels.min() == labels.max():
         return float("nan")
-    return float((clicks * (np.cumsum(others) - others / 2)).sum() / pairs)
+    return binary_auroc(torch.from_numpy(_sigmoid(logits)), torch.from_numpy(labels)).item()  # type: ignore[no-any-return]
