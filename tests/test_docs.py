@@ -1,0 +1,77 @@
+"""Every code block in README and docs runs, in the order of its document."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torchrec_cce.data.synthetic import write_click_log
+from torchrec_cce.training.config_file import read_config
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+
+
+def blocks(document: str) -> list[tuple[str, int, str]]:
+    """(language, line, code) of every fenced block."""
+    text = (ROOT / document).read_text()
+    return [
+        (match.group(1), text[: match.start()].count("\n") + 2, match.group(2))
+        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    ]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a small log and the run that docs/training.md describes."""
+    monkeypatch.chdir(tmp_path)
+    write_click_log(tmp_path / "clicks.tsv", num_rows=10_000, seed=0)
+    first_toml = next(code for language, _, code in blocks("docs/training.md") if language == "toml")
+    (tmp_path / "run.toml").write_text(first_toml)
+    return tmp_path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_blocks(document: str, workplace: Path) -> None:
+    """The blocks of a document are one program."""
+    program = ""
+    for language, line, code in blocks(document):
+        if language == "python":
+            program += "\n" * (line - 1 - program.count("\n")) + code
+    exec(compile(program, str(workplace / document), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_toml_blocks(document: str, workplace: Path) -> None:
+    for language, line, code in blocks(document):
+        if language == "toml":
+            path = workplace / f"line-{line}.toml"
+            path.write_text(code)
+            read_config(path)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_shell_blocks(document: str, workplace: Path) -> None:
+    """`make` targets exist; everything else runs."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for language, _, code in blocks(document):
+        if language not in ("bash", "sh"):
+            continue
+        for line in code.splitlines():
+            command = shlex.split(line, comments=True)
+            where = workplace
+            if command[:1] == ["make"]:
+                command, where = ["make", "--dry-run", *command[1:]], ROOT
+            if command:
+                done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
+                assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_every_block_is_of_a_kind_that_is_tested() -> None:
+    for document in DOCUMENTS:
+        for language, line, _ in blocks(document):
+            assert language in ("python", "toml", "bash", "text"), f"{document}:{line}"
