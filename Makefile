@@ -1,6 +1,7 @@
 # Two commands are enough on a fresh machine: `make demo` and `make test`. Both set the project up first.
 #
-#   make demo [DATA=log.tsv]      train and compare four methods, on made or on your own clicks
+#   make demo [DATA=log.tsv]      train and compare four methods, on made or on your own clicks; more options in ARGS,
+#                                 e.g. ARGS='--label clicked --ignore time --max-rows 1000000'
 #   make test                     all tests          make lint      style, types, layers
 #   make bench                    all benchmarks     make bench-quality, make bench-maps
 #   make setup EXTRA=cuda         for a machine with NVIDIA GPUs; the default is EXTRA=cpu
@@ -31,7 +32,7 @@ $(STAMP): pyproject.toml deploy/fbgemm-gpu-on-cpu/pyproject.toml Makefile
 	@touch $@
 
 demo: setup
-	$(BIN)/torchrec-cce demo $(if $(DATA),--data '$(DATA)')
+	$(BIN)/torchrec-cce demo $(if $(DATA),--data '$(DATA)') $(ARGS)
 
 test: setup
 	$(BIN)/pytest -m 'not nightly and not gpu'

@@ -49,7 +49,8 @@ def test_every_module_imports_without_the_optional_parts() -> None:
             "tensorboard",
             "import pathlib, tempfile\n"
             "from torchrec_cce.training.log import MetricsLog\n"
-            "MetricsLog(pathlib.Path(tempfile.mkdtemp()))",
+            "from torchrec_cce.training.position import Position\n"
+            "MetricsLog(pathlib.Path(tempfile.mkdtemp()), after=Position())",
             "torchrec-cce[report]",
         ),
     ],

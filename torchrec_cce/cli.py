@@ -1,14 +1,16 @@
 """The command line: parse, call, print."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from torchrec_cce.evaluation.report import to_table
+from torchrec_cce.evaluation.report import TABLE_WIDTH, to_table
 from torchrec_cce.training.command import evaluate, one_line_errors, train
 from torchrec_cce.training.demo import run_demo
+from torchrec_cce.training.quiet import quiet_libraries
 
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="Clustered Compositional Embeddings.")
 app.command()(train)
@@ -24,19 +26,28 @@ def demo(
         "runs/demo"
     ),
     label: Annotated[str, typer.Option(help="Parquet: the column of clicks.")] = "label",
-    max_rows: Annotated[int, typer.Option(help="Rows that are used.")] = 250_000,
+    ignore: Annotated[list[str] | None, typer.Option(help="Parquet: a column to leave out; may be repeated.")] = None,
+    max_rows: Annotated[int, typer.Option(help="Rows that are used.")] = 300_000,
     max_parameters: Annotated[int | None, typer.Option(help="The cap for each table.")] = None,
     seed: int = 0,
 ) -> None:
     """Compare full tables, the hashing trick, CE concat and CCE on one click log."""
+    quiet_libraries()
     with one_line_errors():
         outcomes, about = run_demo(
-            out, data=data, label=label, max_rows=max_rows, max_parameters=max_parameters, seed=seed
+            out,
+            data=data,
+            label=label,
+            ignore=ignore or [],
+            max_rows=max_rows,
+            max_parameters=max_parameters,
+            seed=seed,
         )
-    console = Console()
-    console.print(to_table(outcomes, title=f"{about['rows']}; cap {about['cap']}"))
-    for name in about.keys() & {"best possible AUC"}:
-        console.print(f"{name}: {about[name]}")
+    width = shutil.get_terminal_size().columns
+    console = Console(width=max(width, TABLE_WIDTH), highlight=False)
+    console.print(to_table(outcomes))
+    for name, fact in about.items():
+        console.print(f"{name}: {fact}")
     console.print(f"report: {out / 'report.html'} and {out / 'report.json'}")
 
 

@@ -13,7 +13,7 @@ class Quality:
     bce: float
     """Mean binary cross entropy, nats a row."""
     auc: float
-    """Area under the ROC curve; NaN where all labels are equal."""
+    """Area under the ROC curve; NaN where all labels are equal, or where a logit is NaN."""
     rows: int
 
 
@@ -28,6 +28,6 @@ def quality(logits: torch.Tensor, labels: torch.Tensor) -> Quality:
     logits = logits.double()
     bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double()).item()
     positives = int(labels.sum())
-    one_class = positives in (0, len(labels))
-    auc = float("nan") if one_class else binary_auroc(logits.sigmoid(), labels.int()).item()
+    undefined = positives in (0, len(labels)) or bool(logits.isnan().any())
+    auc = float("nan") if undefined else binary_auroc(logits.sigmoid(), labels.int()).item()
     return Quality(bce=bce, auc=auc, rows=len(labels))

@@ -27,7 +27,7 @@ COLUMNS = (
     "÷ largest",
     "÷ bytes",
 )
-TABLE_WIDTH = 110
+TABLE_WIDTH = 116
 NOTE = (
     "cap: trained parameters a table. ÷ parameters: Σ n·d of full tables over trained parameters, all tables. "
     "÷ largest: the same for the largest table alone. ÷ bytes: full tables over trained tables plus stored pointers."

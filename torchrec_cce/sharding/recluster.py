@@ -10,6 +10,7 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from torchrec_cce.clustering.recluster import ReclusterConfig
 from torchrec_cce.config import CCEEmbeddingBagConfig
+from torchrec_cce.errors import ConfigError
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.modules.recluster import TableReport, TableRows, recluster_rows
@@ -38,13 +39,20 @@ def recluster_sharded(
 
     Every rank calls it between two steps, with no batch in flight. Rank 0 computes; weights, optimizer state and maps
     then change on all ranks, or, if the clustering fails, the error is raised on all and nothing has changed.
+
+    Raises:
+        ClusteringError: a table holds NaN or infinite values.
+        ConfigError: `frequencies` of an unknown table or of a wrong length.
     """
     settings = settings or ReclusterConfig()
     frequencies = frequencies or {}
+    collections = collections_of(model)
+    unknown = set(frequencies) - {table for collection in collections.values() for table in collection.cce_tables()}
+    if unknown:
+        raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this model")
     weights, states = model.state_dict(), optimizer.state_dict()["state"]
     stores: dict[tuple[str, str], ShardedStore] = {}
     results: dict[tuple[str, str], Result] = {}
-    collections = collections_of(model)
     for path, collection in collections.items():
         for table in collection.embedding_bag_configs():
             if not isinstance(table, CCEEmbeddingBagConfig):

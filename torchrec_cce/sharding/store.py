@@ -19,12 +19,9 @@ class ShardedStore:
 
     def __init__(self, weight: torch.Tensor | ShardedTensor, state: dict[str, Any]) -> None:
         self._weight = weight
-        num_rows = weight.size(0)
-        mine = {
-            name: tuple(value.size())
-            for name, value in state.items()
-            if isinstance(value, torch.Tensor | ShardedTensor) and len(value.size()) and value.size(0) == num_rows
-        }
+        num_rows = _size(weight)[0]
+        sizes = {name: _size(value) for name, value in state.items() if isinstance(value, torch.Tensor | ShardedTensor)}
+        mine = {name: size for name, size in sizes.items() if size[:1] == (num_rows,)}
         everyones: list[dict[str, tuple[int, ...]]] = [{}] * dist.get_world_size()
         dist.all_gather_object(everyones, mine)
         self._sizes = {name: size for sizes in everyones for name, size in sorted(sizes.items())}
@@ -32,7 +29,7 @@ class ShardedStore:
 
     def read(self) -> TableRows:
         return TableRows(
-            weights=to_array(_gather(self._weight, tuple(self._weight.size()))),
+            weights=to_array(_gather(self._weight, _size(self._weight))),
             states={name: to_array(_gather(value, self._sizes[name])) for name, value in self._states.items()},
         )
 
@@ -40,6 +37,11 @@ class ShardedStore:
         _scatter(self._weight, torch.from_numpy(rows.weights))
         for name, value in self._states.items():
             _scatter(value, torch.from_numpy(rows.states[name]))
+
+
+def _size(value: torch.Tensor | ShardedTensor) -> tuple[int, ...]:
+    """From a sharded tensor's metadata: its `size()` goes through a class method that warns of its deprecation."""
+    return tuple(value.metadata().size if isinstance(value, ShardedTensor) else value.size())
 
 
 def _gather(value: torch.Tensor | ShardedTensor | None, size: tuple[int, ...]) -> torch.Tensor:

@@ -1,9 +1,7 @@
 """Checkpoints of a run: weights, optimizer state, maps and position in one folder that is there whole or not at all."""
 
-import json
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +13,13 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from torchrec_cce.atomic import atomic_path
-from torchrec_cce.errors import ConfigError
+from torchrec_cce.errors import ConfigError, MapFileError
 from torchrec_cce.maps.files import read_pointer_map, write_pointer_map
 from torchrec_cce.sharding.recluster import collections_of
-from torchrec_cce.training.schedule import EarlyStopping
+from torchrec_cce.training.position import Position
 
 _PREFIX = "step-"
-
-
-@dataclass(kw_only=True)
-class Position:
-    """How far a run has come."""
-
-    step: int = 0
-    """Batches trained."""
-    epoch: int = 0
-    batch: int = 0
-    """Batches of the current epoch trained."""
-    best: dict[str, float] | None = None
-    """The evaluation with the lowest validation BCE, and the test split at that moment."""
-    stopping: EarlyStopping = field(default_factory=EarlyStopping)
+_POSITION = "position.json"
 
 
 def save(
@@ -50,7 +35,10 @@ def save(
     """
     first = dist.get_rank() == 0
     folder = run_dir / "checkpoints" / f"{_PREFIX}{position.step:010d}"
-    if folder.exists():  # nothing was trained since
+    if folder.exists():  # nothing was trained since, but an epoch may have ended and its evaluation been the best
+        if first:
+            with atomic_path(folder / _POSITION) as temporary:
+                temporary.write_text(position.to_json())
         return folder
     with atomic_path(folder) if first else nullcontext(folder) as temporary:
         shared = [str(temporary)]
@@ -63,9 +51,10 @@ def save(
                     write_pointer_map(_map_path(temporary, path, table), collection.pointer_map(table))
             if frequencies:
                 np.savez(temporary / "frequencies.npz", **frequencies)  # type: ignore[arg-type]
-            (temporary / "position.json").write_text(json.dumps(asdict(position)))
+            (temporary / _POSITION).write_text(position.to_json())
     if first:
-        for old in _all(run_dir)[:-1]:
+        left_by_kills = (run_dir / "checkpoints").glob(f".{_PREFIX}*")
+        for old in (*_all(run_dir)[:-1], *left_by_kills):
             shutil.rmtree(old)
     dist.barrier()
     return folder
@@ -80,15 +69,21 @@ def load(
 
     Raises:
         ConfigError: there is no checkpoint.
-        MapFileError, MapMismatchError: its maps are damaged or of another model.
+        MapFileError, MapMismatchError: its maps are missing, damaged or of another model.
     """
     checkpoints = _all(run_dir)
     if not checkpoints:
-        raise ConfigError(f"{run_dir}: no checkpoint; was a run with this folder ever started?")
+        raise ConfigError(
+            f"{run_dir}: no checkpoint; one is written every training.checkpoint_every batches, on Ctrl-C and at the "
+            "end. Remove the folder and start again"
+        )
     folder = checkpoints[-1]
     for path, collection in collections_of(model).items():
         for table in collection.cce_tables():
-            collection.attach_pointer_map(table, read_pointer_map(_map_path(folder, path, table)))
+            file = _map_path(folder, path, table)
+            if not file.exists():
+                raise MapFileError(f"{file}: no such file; copy the checkpoint again, with its maps")
+            collection.attach_pointer_map(table, read_pointer_map(file))
     for _, part in optimizer.optimizers:
         if isinstance(part, KeyedOptimizerWrapper):
             part.init_state()  # a state that was never stepped has no entries to load into
@@ -96,8 +91,7 @@ def load(
     load_distributed(state, checkpoint_id=str(folder))
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    values = json.loads((folder / "position.json").read_text())
-    position = Position(**{**values, "stopping": EarlyStopping(**values["stopping"])})
+    position = Position.from_json((folder / _POSITION).read_text())
     counts = folder / "frequencies.npz"
     return position, dict(np.load(counts)) if counts.exists() else {}
 

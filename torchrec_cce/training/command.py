@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 
 from torchrec_cce.errors import CCEError, ConfigError
-from torchrec_cce.training.config import SplitConfig, parse_config, read_config
+from torchrec_cce.training.config import SplitConfig
+from torchrec_cce.training.config_file import read_config, read_run_config
 from torchrec_cce.training.loop import evaluate as run_evaluation
 from torchrec_cce.training.loop import train as run_training
+from torchrec_cce.training.quiet import quiet_libraries
 
 _MISUSED = 2
 _INTERRUPTED = 130
@@ -25,7 +27,7 @@ def one_line_errors() -> Iterator[None]:
     """Turn an error that a user can mend into one line on stderr and exit status 2."""
     try:
         yield
-    except CCEError as error:
+    except (CCEError, OSError) as error:
         say(f"error: {' '.join(str(error).split())}")
         raise typer.Exit(_MISUSED) from error
 
@@ -47,6 +49,7 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress line.")] = False,
 ) -> None:
     """Train a model with compressed embedding tables."""
+    quiet_libraries()
     with one_line_errors():
         result = run_training(read_config(config), run_dir, resume=resume, show_progress=not quiet)
     state = "interrupted" if result.interrupted else "finished"
@@ -64,8 +67,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Print BCE and AUC of a run's newest checkpoint as one line of JSON."""
+    quiet_libraries()
     with one_line_errors():
-        config = parse_config(json.loads((run_dir / "config.json").read_text()))
+        config = read_run_config(run_dir)
         split = config.data.test if data is None else SplitConfig(path=str(data))
         if split is None:
             raise ConfigError(f"{run_dir} has no test split; name a log with --data")

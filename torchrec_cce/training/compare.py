@@ -83,12 +83,17 @@ def compare(
     ]
     tuned = dict(zip(tuning, run(tuning), strict=True))
     firsts = [
-        min((t for t in tuning if (t.method, t.max_parameters) == setting), key=lambda t: tuned[t].validation_bce)
+        min((t for t in tuning if (t.method, t.max_parameters) == setting), key=lambda t: _loss(tuned[t]))
         for setting in settings
     ]
     others = [dataclasses.replace(first, seed=seed) for first in firsts for seed in seeds[1:]]
     tuned |= dict(zip(others, run(others), strict=True))
     return [tuned[dataclasses.replace(first, seed=seed)] for first in firsts for seed in seeds]
+
+
+def _loss(outcome: Outcome) -> float:
+    """What a learning rate is chosen by; a run that diverged is the worst."""
+    return math.inf if math.isnan(outcome.validation_bce) else outcome.validation_bce
 
 
 class _Runner:
@@ -126,8 +131,8 @@ def _outcome(trial: Trial, config: RunConfig, result: RunResult, run_dir: Path, 
         seed=trial.seed,
         learning_rate=trial.learning_rate,
         validation_bce=best.get("validation_bce", math.nan),
-        bce=best["test_bce"],
-        auc=best["test_auc"],
+        bce=best.get("test_bce", math.nan),
+        auc=best.get("test_auc", math.nan),
         sizes=result.sizes,
         entropies={
             name: Entropies(

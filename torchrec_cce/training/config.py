@@ -1,25 +1,44 @@
-"""The configuration of a training run: one TOML file, checked before anything is read or built."""
+"""The configuration of a training run, checked before anything is read or built."""
 
-import re
-import sys
+import json
 from dataclasses import field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+)
 from pydantic.dataclasses import dataclass
+from torch import nn
 from torchrec import EmbeddingBagConfig, PoolingType
 
 from torchrec_cce.budget import Method, tables_under_cap
 from torchrec_cce.clustering.recluster import ReclusterConfig
-from torchrec_cce.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _STRICT = ConfigDict(extra="forbid")
+
+
+def can_name_a_table(name: str) -> bool:
+    """PyTorch keeps tables as the modules of a `ModuleDict`, where `type` or `a.b` cannot be a name."""
+    return bool(name) and not set(name) & {".", "@"} and not hasattr(nn.ModuleDict(), name)
+
+
+def _table_name(name: str) -> str:
+    if not can_name_a_table(name):
+        raise ValueError(
+            f"{name!r} cannot name a table: PyTorch has another use for it; choose another name and give the table "
+            f"features = [{name!r}]"
+        )
+    return name
+
+
+TableName = Annotated[str, AfterValidator(_table_name)]
+LearningRate = Annotated[FiniteFloat, Field(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -28,13 +47,9 @@ class SplitConfig:
 
     path: str
     """A file, or for Parquet also a folder of `*.parquet`; relative to the working directory."""
-    skip_rows: int = 0
-    max_rows: int | None = None
+    skip_rows: NonNegativeInt = 0
+    max_rows: PositiveInt | None = None
     """Rows read after the skipped ones; all if not given."""
-
-    def __post_init__(self) -> None:
-        if self.skip_rows < 0 or (self.max_rows is not None and self.max_rows < 1):
-            raise ValueError(f"skip_rows={self.skip_rows}, max_rows={self.max_rows}: not a stretch of rows")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -60,7 +75,7 @@ class DataConfig:
 class TableConfig:
     """One embedding table."""
 
-    num_embeddings: int
+    num_embeddings: PositiveInt
     """Size of the universe; raw IDs are brought into it by the paper's modulus pre-hash."""
     features: tuple[str, ...] = ()
     """The features that share the table; by default the one that it is named after."""
@@ -71,15 +86,15 @@ class TableConfig:
 class EmbeddingConfig:
     """How tables are compressed."""
 
-    dim: int = 16
+    dim: PositiveInt = 16
     method: Method = "cce"
-    max_parameters: int | None = None
+    max_parameters: PositiveInt | None = None
     """The cap for each table; tables below it stay full. Needed by every method but `full`."""
-    num_columns: int = 4
+    num_columns: PositiveInt = 4
 
     def __post_init__(self) -> None:
         if self.max_parameters is None and self.method != "full":
-            raise ValueError(f"method {self.method!r} needs max_parameters, the cap for each table")
+            raise ValueError(f"method={self.method!r} needs max_parameters, the cap for each table")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -87,9 +102,9 @@ class ModelConfig:
     """What the embeddings feed."""
 
     name: Literal["dlrm", "gmf"] = "dlrm"
-    bottom: tuple[int, ...] = (64,)
+    bottom: tuple[PositiveInt, ...] = (64,)
     """DLRM: hidden sizes of the dense arch, which ends in `embedding.dim`."""
-    top: tuple[int, ...] = (64,)
+    top: tuple[PositiveInt, ...] = (64,)
     """DLRM: hidden sizes of the over arch, which ends in 1."""
 
 
@@ -99,20 +114,23 @@ class OptimizerConfig:
 
     embedding: Literal["sgd", "rowwise_adagrad", "adagrad", "adam", "adamw"] = "rowwise_adagrad"
     """The first three are fused into the backward pass by FBGEMM; with the others tables are replicated."""
-    embedding_learning_rate: float = 0.05
+    embedding_learning_rate: LearningRate = 0.05
+    embedding_weight_decay: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    """Of the embedding tables; the optimizer's own default if not given: 0.01 for adamw, 0 for the others. Tables that
+    overfit need it, CCE's most of all: a clustering writes what was memorised into the pointers."""
     dense: Literal["sgd", "adam", "adamw"] = "adam"
-    dense_learning_rate: float = 1e-3
+    dense_learning_rate: LearningRate = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ReclusterSection:
     """When and how CCE tables are clustered: after batches `cf`, `2·cf`, …, `ct·cf`."""
 
-    ct: int = 0
+    ct: NonNegativeInt = 0
     """Clusterings in the run."""
-    cf: int = 0
+    cf: NonNegativeInt = 0
     """Batches between two clusterings."""
-    rest: int | None = None
+    rest: NonNegativeInt | None = None
     """Batches trained after the last clustering, where the run then ends; to the end of the data if not given."""
     weigh_by_frequency: bool = False
     """Weigh IDs by how often they were trained on; costs 8 bytes an ID."""
@@ -121,8 +139,8 @@ class ReclusterSection:
     helper_init: Literal["zero", "residual"] = "zero"
 
     def __post_init__(self) -> None:
-        if self.ct < 0 or (self.ct > 0 and self.cf < 1) or (self.rest is not None and self.rest < 0):
-            raise ValueError(f"ct={self.ct}, cf={self.cf}, rest={self.rest}: not a schedule of clusterings")
+        if self.ct > 0 and self.cf < 1:
+            raise ValueError(f"cf={self.cf} must be at least 1 where ct is {self.ct}: the batches between clusterings")
         self.settings()
 
     def settings(self) -> ReclusterConfig:
@@ -135,17 +153,17 @@ class ReclusterSection:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainingConfig:
-    batch_size: int = 2048
+    """How long to train, and what is done in between."""
+
+    batch_size: PositiveInt = 2048
     """Rows of a global batch, shared by the ranks."""
-    epochs: int = 1
-    evaluate_every: int | None = None
+    epochs: PositiveInt = 1
+    evaluate_every: PositiveInt | None = None
     """Batches between two evaluations on the validation split; once an epoch if not given."""
+    checkpoint_every: PositiveInt | None = None
+    """Batches between two checkpoints; if not given, there is one at the end and one when a run is interrupted."""
     early_stopping: bool = False
     """Stop after an epoch whose best validation BCE is not below that of the epoch before, once clustering is over."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.epochs < 1 or (self.evaluate_every is not None and self.evaluate_every < 1):
-            raise ValueError("batch_size, epochs and evaluate_every must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -153,8 +171,8 @@ class RunConfig:
     """A whole run."""
 
     data: DataConfig
-    tables: dict[str, int | TableConfig]
-    """Table → its `num_embeddings`, or a `TableConfig`."""
+    tables: Annotated[dict[TableName, TableConfig], Field(min_length=1)]
+    """In a file also table → its `num_embeddings` alone."""
     embedding: EmbeddingConfig = EmbeddingConfig(method="full")
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -165,27 +183,29 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.training.early_stopping and self.data.validation is None:
-            raise ValueError("early_stopping needs data.validation")
-        if not self.tables:
-            raise ValueError("tables is empty; name at least one")
+            raise ValueError("early_stopping=true needs data.validation")
+        features: dict[str, str] = {}
+        for table in self.full_tables():
+            for feature in table.feature_names:
+                if feature in features:
+                    raise ValueError(f"tables={[features[feature], table.name]} both read {feature!r}; one table must")
+                features[feature] = table.name
+        if self.model.name == "gmf" and len(features) != 2:
+            raise ValueError(f"name='gmf' needs two features, a user and an item; there are {list(features)}")
         self.table_configs()
 
     def full_tables(self) -> list[EmbeddingBagConfig]:
         """The tables before compression."""
         pooling = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
-        specs = {
-            name: TableConfig(num_embeddings=table) if isinstance(table, int) else table
-            for name, table in self.tables.items()
-        }
         return [
             EmbeddingBagConfig(
                 name=name,
-                num_embeddings=spec.num_embeddings,
+                num_embeddings=table.num_embeddings,
                 embedding_dim=self.embedding.dim,
-                feature_names=list(spec.features or (name,)),
-                pooling=pooling[spec.pooling],
+                feature_names=list(table.features or (name,)),
+                pooling=pooling[table.pooling],
             )
-            for name, spec in specs.items()
+            for name, table in self.tables.items()
         ]
 
     def table_configs(self) -> list[EmbeddingBagConfig]:
@@ -213,43 +233,11 @@ _ADAPTER = TypeAdapter(RunConfig)
 
 def parse_config(values: dict[str, Any]) -> RunConfig:
     """A RunConfig from plain values, e.g. parsed TOML or JSON. Raises pydantic's ValidationError."""
-    return _ADAPTER.validate_python(values)
-
-
-def read_config(path: str | Path) -> RunConfig:
-    """Read and check a TOML file.
-
-    Raises:
-        ConfigError: one line, `path:line: what is wrong`.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    try:
-        return parse_config(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"at line (\d+)", str(error))
-        at = line.group(1) if line else len(text.splitlines())
-        raise ConfigError(f"{path}:{at}: not TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        keys = [str(part) for part in first["loc"] if str(part) in text]
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{path}:{_line_of(text, keys)}: {'.'.join(keys) or 'config'}: {message}") from error
-
-
-def _line_of(text: str, keys: list[str]) -> int:
-    """The line of the TOML `text` that sets `keys`, or else of the innermost table that should have."""
-    best_line, best_depth = 1, 0
-    table: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*\[+([^\]]+)\]", line)
-        assignment = re.match(r"""\s*["']?([\w.-]+?)["']?\s*=""", line)
-        if header:
-            table = [part.strip(" \"'") for part in header.group(1).split(".")]
-        if header or assignment:
-            path = table if header else [*table, *(assignment.group(1).split(".") if assignment else [])]
-            if len(path) > best_depth and path == keys[: len(path)]:
-                best_line, best_depth = number, len(path)
-    return best_line
+    tables = values.get("tables")
+    if isinstance(tables, dict):
+        spelled_out = {
+            n: table if isinstance(table, dict) else {"num_embeddings": table} for n, table in tables.items()
+        }
+        values = {**values, "tables": spelled_out}
+    # As JSON, because only there strict means what it should here: "64" is no number, and a list may fill a tuple.
+    return _ADAPTER.validate_json(json.dumps(values, default=str), strict=True)

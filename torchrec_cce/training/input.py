@@ -8,7 +8,7 @@ from torchrec.datasets.utils import Batch
 from torchrec_cce.data.batches import global_batches, prefetch, rank_part
 from torchrec_cce.data.criteo import read_criteo
 from torchrec_cce.data.parquet import read_parquet
-from torchrec_cce.data.rows import Rows, to_batch
+from torchrec_cce.data.rows import Rows, concat, to_batch
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES, DENSE_FEATURES
 from torchrec_cce.data.universe import bound
 from torchrec_cce.errors import ConfigError
@@ -16,12 +16,15 @@ from torchrec_cce.training.config import RunConfig, SplitConfig
 
 
 class RankBatch(NamedTuple):
-    """A rank's part of a global batch."""
+    """A rank's part of a global batch.
+
+    TorchRec's row-wise sharding needs parts of one size on all ranks, and none that is empty. Where the global batch
+    does not divide, some parts therefore end in one more row, a filler.
+    """
 
     part: Batch
     rows: int
-    """Rows that count: those of `part`, or 0 where the global batch has fewer rows than there are ranks. TorchRec
-    refuses an empty batch, so `part` then holds one row as a filler."""
+    """Rows of `part` that count: all but the filler."""
     global_rows: int
     """Rows that count on all ranks."""
 
@@ -45,7 +48,9 @@ def read_batches(config: RunConfig, split: SplitConfig, *, rank: int, world_size
     def parts() -> Iterator[RankBatch]:
         for rows in global_batches(_read(config, split, list(universes)), config.training.batch_size):
             mine = rank_part(rows, rank=rank, world_size=world_size)
-            part = bound(mine if len(mine) else rows[:1], universes)
+            size = -(-len(rows) // world_size)
+            # The filler is a row of the batch, so that no embedding is touched that would not have been.
+            part = bound(mine if len(mine) == size else concat([mine, rows[:1]]), universes)
             yield RankBatch(to_batch(part, list(universes)), len(mine), len(rows))
 
     return prefetch(parts())

@@ -1,12 +1,14 @@
 """What a run measures: JSON lines to be read by programs, and TensorBoard files for people."""
 
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from torchrec_cce.extras import require
+from torchrec_cce.training.position import Position
 
 
 class MetricsLog:
@@ -14,14 +16,24 @@ class MetricsLog:
 
     Args:
         run_dir: the folder; None on the ranks that do not write.
+        after: where the run goes on. What a killed run wrote after this checkpoint is removed, to be measured again.
     """
 
-    def __init__(self, run_dir: Path | None) -> None:
-        self._file = None if run_dir is None else (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+    def __init__(self, run_dir: Path | None, *, after: Position) -> None:
+        self._file: TextIO | None = None
         self._board: Any = None
-        if run_dir is not None:
-            require("tensorboard", "report")
-            self._board = require("torch.utils.tensorboard", "report").SummaryWriter(str(run_dir / "tensorboard"))
+        if run_dir is None:
+            return
+        require("tensorboard", "report")
+        self._board = require("torch.utils.tensorboard", "report").SummaryWriter(
+            str(run_dir / "tensorboard"), purge_step=after.step + 1 if after.step else None
+        )
+        self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._file.truncate(min(self.size(), after.metrics_bytes))
+
+    def size(self) -> int:
+        """Bytes of `metrics.jsonl`; 0 on the ranks that do not write."""
+        return 0 if self._file is None else os.fstat(self._file.fileno()).st_size
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One record: `kind` is "train", "validation", "test" or "recluster"; numbers also go to TensorBoard."""

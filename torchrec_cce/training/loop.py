@@ -23,13 +23,14 @@ from torchrec_cce.evaluation.metrics import Quality, quality
 from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.recluster import collections_of, recluster_sharded
 from torchrec_cce.training import checkpoint
-from torchrec_cce.training.checkpoint import Position
 from torchrec_cce.training.config import RunConfig, SplitConfig
+from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 from torchrec_cce.training.input import RankBatch, num_dense, read_batches
 from torchrec_cce.training.interrupt import StopRequest
 from torchrec_cce.training.log import MetricsLog
 from torchrec_cce.training.model import build_model
 from torchrec_cce.training.parallel import Ranks, process_group, shard
+from torchrec_cce.training.position import Position
 from torchrec_cce.training.progress import ProgressLine
 from torchrec_cce.training.schedule import Schedule
 
@@ -46,7 +47,7 @@ class RunResult:
     splits are configured; without a validation split, at the end."""
     steps: int
     rows_per_second: float
-    """Trained rows over wall seconds, reading included, evaluation and clustering left out."""
+    """Trained rows over wall seconds, reading included; evaluations, clusterings and checkpoints left out."""
     recluster_seconds: float
     entropies: dict[str, tuple[float, ...]]
     """CCE table → `H1 … Hc` after its last clustering."""
@@ -73,7 +74,7 @@ def train(config: RunConfig, run_dir: Path, *, resume: bool = False, show_progre
         run = _Run(config, run_dir, ranks)
         if resume:
             run.load()
-        log = MetricsLog(run_dir if ranks.is_first else None)
+        log = MetricsLog(run_dir if ranks.is_first else None, after=run.position)
         line = ProgressLine(run_dir.name, visible=show_progress and ranks.is_first)
         with log, line:
             result = run.to_the_end(stop, log, line)
@@ -93,18 +94,15 @@ def evaluate(config: RunConfig, run_dir: Path, split: SplitConfig) -> Quality:
 
 def _claim(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
     """Make `run_dir` the folder of this configuration, or check that it is."""
-    path = run_dir / "config.json"
-    asked = json.loads(json.dumps(config.as_dict()))
     if not resume:
+        path = run_dir / RUN_CONFIG
         if path.exists():
             raise ConfigError(f"{run_dir} holds a run already; resume it or choose another folder")
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(asked, indent=2))
+            temporary.write_text(json.dumps(config.as_dict(), indent=2))
         return
-    if not path.exists():
-        raise ConfigError(f"{run_dir}: no config.json, so no run to resume")
-    started = json.loads(path.read_text())
-    changed = [name for name in asked if asked[name] != started.get(name)]
+    asked, started = config.as_dict(), read_run_config(run_dir).as_dict()
+    changed = [name for name in asked if asked[name] != started[name]]
     if changed:
         raise ConfigError(f"{run_dir} was started with other values in {changed}; resume with the same configuration")
 
@@ -130,17 +128,23 @@ class _Run:
             self.frequencies = {table.name: np.zeros(table.num_embeddings, np.int64) for table in self.tables}
         self.schedule = Schedule(ct=config.recluster.ct, cf=config.recluster.cf, rest=config.recluster.rest)
         self.position = Position()
-        self.validated_at = -1
-        self.entropies: dict[str, tuple[float, ...]] = {}
+        self.loss = torch.zeros(2, dtype=torch.float64)  # sum and rows since the last record, on this rank
         self.rows = 0
         self.started = time.perf_counter()
-        self.seconds = {"evaluating": 0.0, "clustering": 0.0}
+        self.seconds = {"evaluating": 0.0, "clustering": 0.0, "saving": 0.0}
 
     def load(self) -> None:
         """Go back to the newest checkpoint."""
         self.position, totals = checkpoint.load(self.run_dir, self.model, self.optimizer)
-        if self.ranks.is_first:  # the other ranks start from zero again, so that the sum stays right
+        if self.ranks.is_first:  # the other ranks start from zero again, so that the sums stay right
             self.frequencies.update(totals)
+            self.loss += torch.tensor(self.position.loss, dtype=torch.float64)
+
+    def save(self, log: MetricsLog, line: ProgressLine) -> Path:
+        with self.activity("saving", line):
+            self.position.loss = tuple(self.total_loss().tolist())
+            self.position.metrics_bytes = log.size()
+            return checkpoint.save(self.run_dir, self.model, self.optimizer, self.position, self.total_frequencies())
 
     def to_the_end(self, stop: StopRequest, log: MetricsLog, line: ProgressLine) -> RunResult:
         position, training = self.position, self.config.training
@@ -158,13 +162,14 @@ class _Run:
             position.epoch, position.batch = position.epoch + 1, 0
         if not interrupted:
             self.validate(log, line)
-        saved = checkpoint.save(self.run_dir, self.model, self.optimizer, position, self.total_frequencies())
+        saved = self.save(log, line)
+        line.note(f"{position.step:,} batches, {self.rows_per_second():,.0f} rows/s")
         return RunResult(
             best=position.best,
             steps=position.step,
             rows_per_second=self.rows_per_second(),
             recluster_seconds=self.seconds["clustering"],
-            entropies=self.entropies,
+            entropies=position.entropies,
             sizes=sizes_of(self.collections),
             interrupted=interrupted,
             checkpoint=str(saved),
@@ -172,34 +177,36 @@ class _Run:
 
     def train_epoch(self, stop: StopRequest, log: MetricsLog, line: ProgressLine) -> bool:
         """Train to the end of the epoch or of the schedule. Returns whether somebody asked to stop before."""
-        position, evaluate_every = self.position, self.config.training.evaluate_every
+        position = self.position
+        evaluate_every, checkpoint_every = self.config.training.evaluate_every, self.config.training.checkpoint_every
         trained_before = position.batch  # of a resumed epoch
-        loss = torch.zeros(2, dtype=torch.float64)  # sum and rows since the last record, of this rank
         for number, batch in enumerate(self.batches(self.config.data.train), start=1):
             if number <= trained_before:
                 continue
-            loss += self.step(batch)
+            self.loss += self.step(batch)
             position.step, position.batch = position.step + 1, number
             self.rows += batch.global_rows
             line.advance(
                 batch.global_rows,
                 epoch=position.epoch,
-                loss=float(loss[0] / loss[1].clamp(min=1)),
+                loss=float(self.loss[0] / self.loss[1].clamp(min=1)),
                 rows_per_second=self.rows_per_second(),
             )
             if position.step % _LOG_EVERY == 0:
-                self.record_loss(log, loss)
+                self.record_loss(log)
             if self.schedule.clusters_after(position.step):
                 self.recluster(log, line)
             if evaluate_every is not None and position.step % evaluate_every == 0:
                 self.validate(log, line)
+            if checkpoint_every is not None and position.step % checkpoint_every == 0:
+                self.save(log, line)
             if stop.on_any_rank():
                 return True
             if self.schedule.ends_after(position.step):
                 break
         if position.step == 0:
             raise ConfigError(f"{self.config.data.train.path}: no rows to train on")
-        self.record_loss(log, loss)
+        self.record_loss(log)
         return False
 
     def step(self, batch: RankBatch) -> torch.Tensor:
@@ -218,9 +225,11 @@ class _Run:
 
     def count(self, batch: RankBatch) -> None:
         """Keep the frequencies of IDs, for clusterings that weigh by them."""
-        for table in self.tables if self.frequencies and batch.rows else []:
+        for table in self.tables if self.frequencies else []:
             for feature in table.feature_names:
-                np.add.at(self.frequencies[table.name], batch.part.sparse_features[feature].values().numpy(), 1)
+                bags = batch.part.sparse_features[feature]
+                ids = bags.values()[: bags.offsets()[batch.rows] - bags.offsets()[0]]
+                np.add.at(self.frequencies[table.name], ids.numpy(), 1)
 
     def total_frequencies(self) -> dict[str, npt.NDArray[np.int64]]:
         """Counts over all ranks, on every rank."""
@@ -239,15 +248,15 @@ class _Run:
                 settings=self.config.recluster.settings(),
             )
         for table, report in reports.items():
-            self.entropies[table] = report.entropies
+            self.position.entropies[table] = report.entropies
             log.write("recluster", self.position.step, table=table, **asdict(report))
 
     def validate(self, log: MetricsLog, line: ProgressLine) -> None:
         """Evaluate on the validation split and, where that is the best so far, on the test split."""
         data, position = self.config.data, self.position
-        if self.validated_at == position.step:
+        if position.validated == position.step:
             return
-        self.validated_at = position.step
+        position.validated = position.step
         best: dict[str, float] = {"step": position.step}
         with self.activity("evaluating", line):
             if data.validation is not None:
@@ -280,11 +289,16 @@ class _Run:
     def batches(self, split: SplitConfig) -> Iterator[RankBatch]:
         return read_batches(self.config, split, rank=self.ranks.rank, world_size=self.ranks.world_size)
 
-    def record_loss(self, log: MetricsLog, loss: torch.Tensor) -> None:
-        """Log the mean loss over all ranks since the last record, and begin anew."""
-        total = loss.clone()
-        loss.zero_()
+    def total_loss(self) -> torch.Tensor:
+        """Sum of the losses and number of rows since the last record, over all ranks."""
+        total = self.loss.clone()
         dist.all_reduce(total)
+        return total
+
+    def record_loss(self, log: MetricsLog) -> None:
+        """Log the mean loss since the last record, and begin anew."""
+        total = self.total_loss()
+        self.loss.zero_()
         if total[1] > 0:
             log.write(
                 "train",

@@ -1,5 +1,6 @@
 """One path for one process and for many: the process group, and a model sharded over it with its optimizers."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 _IN_BACKWARD = ("sgd", "rowwise_adagrad", "adagrad")
 """The optimizers that FBGEMM fuses into the backward pass on the CPU and on CUDA alike."""
 
+_GROUPS = itertools.count()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
@@ -51,7 +54,10 @@ def process_group() -> Iterator[Ranks]:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend)
+        store, rank, world_size = next(dist.rendezvous("env://"))
+        # Torchrun's store outlives a group. A second group must not find the addresses of the first one there.
+        store = dist.PrefixStore(f"torchrec_cce/{next(_GROUPS)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -78,6 +84,8 @@ def shard(
     fused = [parameter for parameter in model.parameters() if tables.get(id(parameter), False)]
     replicated = {name for name, parameter in model.named_parameters() if tables.get(id(parameter)) is False}
     arguments = {"lr": config.embedding_learning_rate}
+    if config.embedding_weight_decay is not None:
+        arguments["weight_decay"] = config.embedding_weight_decay
     if fused:
         apply_optimizer_in_backward(_OPTIMIZERS[config.embedding], fused, arguments)
     sharder = CPUEmbeddingBagCollectionSharder()

@@ -1,0 +1,170 @@
+"""Reclustering under sharding gives the bits that `CCEEmbeddingBagCollection.recluster` gives on one process."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.training import runs
+from tests.training.launch import on_ranks
+from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
+from torchrec_cce.clustering.recluster import ReclusterConfig
+from torchrec_cce.errors import CCEError
+from torchrec_cce.sharding.recluster import collections_of, recluster_sharded
+from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.input import num_dense, read_batches
+from torchrec_cce.training.model import build_model
+from torchrec_cce.training.parallel import process_group, shard
+
+Array = npt.NDArray[np.float32]
+TABLES = ("C1", "C2")
+SETTINGS = ReclusterConfig(helper_init="residual", num_iterations=20)
+
+
+class Table(NamedTuple):
+    """A physical table as one rank sees it, put together from the shards of all."""
+
+    weights: Array
+    states: dict[str, Array]
+    pointer_map: PointerMap
+
+
+def whole(value: Any) -> Array:
+    """A sharded or replicated tensor."""
+    if not hasattr(value, "local_shards"):
+        return value.detach().numpy().copy()
+    mine = [(s.metadata.shard_offsets[0], s.tensor.detach().numpy().copy()) for s in value.local_shards()]
+    parts: list[list[tuple[int, Array]]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return np.concatenate([part for _, part in sorted((p for each in parts for p in each), key=lambda pair: pair[0])])
+
+
+def tables_of(model: Any, optimizer: Any) -> dict[str, Table]:
+    ((path, collection),) = collections_of(model).items()
+    weights, states = model.state_dict(), optimizer.state_dict()["state"]
+    tables = {}
+    for name in TABLES:
+        key = f"{path}.ebc.embedding_bags.{name}.weight"
+        names: list[list[str]] = [[]] * dist.get_world_size()
+        dist.all_gather_object(names, sorted(states.get(key, {})))
+        merged = {n: whole(states[key][n]) for n in names[0] if hasattr(states[key][n], "size")}
+        rowwise = {n: state for n, state in merged.items() if state.ndim}
+        tables[name] = Table(whole(weights[key]), rowwise, collection.pointer_map(name))
+    return tables
+
+
+def recluster_on_a_rank(
+    config: RunConfig, frequencies: dict[str, npt.NDArray[np.int64]], poison: str | None
+) -> tuple[dict[str, Table], dict[str, Table], str]:
+    """The tables before and after a clustering in the middle of training, and the error, if any."""
+    with process_group() as ranks:
+        model, optimizer = shard(
+            build_model(config, num_dense=num_dense(config), device=ranks.device), config.optimizer, ranks
+        )
+        for batch in read_batches(config, config.data.train, rank=ranks.rank, world_size=ranks.world_size):
+            optimizer.zero_grad()
+            model(batch.part)[: batch.rows].square().sum().backward()
+            optimizer.step()
+        if poison is not None:
+            ((path, _),) = collections_of(model).items()
+            value: Any = model.state_dict()[f"{path}.ebc.embedding_bags.{poison}.weight"]
+            with torch.no_grad():
+                if not hasattr(value, "local_shards"):
+                    value[0, 0] = torch.nan
+                elif ranks.rank == ranks.world_size - 1:
+                    value.local_shards()[0].tensor[0, 0] = torch.nan
+        before = tables_of(model, optimizer)
+        message = ""
+        try:
+            recluster_sharded(model, optimizer, seed=5, frequencies=frequencies, settings=SETTINGS)
+        except CCEError as error:
+            message = f"{type(error).__name__}: {error}"
+        return before, tables_of(model, optimizer), message
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
+
+
+def run(
+    folder: Path, log: Path, *, world_size: int = 2, poison: str | None = None, weighed: bool = False, **changes: Any
+) -> tuple[RunConfig, dict[str, npt.NDArray[np.int64]], list[tuple[dict[str, Table], dict[str, Table], str]]]:
+    config = runs.criteo_config(
+        log, data={"train": {"path": str(log), "max_rows": 200}}, training={"batch_size": 50}, **changes
+    )
+    rng = np.random.default_rng(0)
+    sizes = {"C1": 1000, "C2": 800}
+    frequencies = {name: rng.integers(0, 9, n) for name, n in sizes.items()} if weighed else {}
+    finished = on_ranks(folder, world_size, recluster_on_a_rank, config, frequencies, poison)
+    for rank in finished:
+        assert rank.code == 0, rank.stderr
+    return config, frequencies, [rank.value for rank in finished]
+
+
+def assert_same_bits(one: Table, other: Table) -> None:
+    assert one.weights.tobytes() == other.weights.tobytes()
+    assert one.states.keys() == other.states.keys()
+    for name, state in one.states.items():
+        assert state.tobytes() == other.states[name].tobytes(), name
+    assert one.pointer_map.digest == other.pointer_map.digest
+    assert one.pointer_map.version == other.pointer_map.version
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "num_columns", "num_states", "weighed"),
+    [
+        ("rowwise_adagrad", 4, 1, False),
+        ("rowwise_adagrad", 4, 1, True),
+        ("rowwise_adagrad", 8, 1, False),
+        ("adagrad", 4, 1, False),
+        ("sgd", 4, 0, False),
+        ("adamw", 4, 2, True),
+    ],
+)
+def test_two_ranks_give_the_bits_of_one_process(
+    log: Path, tmp_path: Path, optimizer: str, num_columns: int, num_states: int, weighed: bool
+) -> None:
+    changes = {"optimizer": {"embedding": optimizer}, "embedding": {"num_columns": num_columns}}
+    config, frequencies, ranks = run(tmp_path, log, weighed=weighed, **changes)
+    before, _, message = ranks[0]
+    assert message == ""
+
+    collection = CCEEmbeddingBagCollection(tables=config.table_configs())
+    torch_optimizer = torch.optim.SGD(collection.parameters(), lr=0.1)
+    for name in TABLES:
+        weight = collection.ebc.embedding_bags[name].weight
+        weight.data.copy_(torch.from_numpy(before[name].weights))
+        torch_optimizer.state[weight] = {n: torch.from_numpy(s.copy()) for n, s in before[name].states.items()}
+        assert len(before[name].states) == num_states
+        assert all(state.any() for state in before[name].states.values()), "a state of zeros proves nothing"
+    collection.recluster(seed=5, optimizer=torch_optimizer, frequencies=frequencies, settings=SETTINGS)
+    for name in TABLES:
+        weight = collection.ebc.embedding_bags[name].weight
+        states = {n: torch_optimizer.state[weight][n].numpy() for n in before[name].states}
+        expected = Table(weight.detach().numpy(), states, collection.pointer_map(name))
+        assert expected.weights.tobytes() != before[name].weights.tobytes()
+        for _, found, _ in ranks:
+            assert_same_bits(found[name], expected)
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adamw"])
+def test_an_error_reaches_both_ranks_and_changes_nothing(log: Path, tmp_path: Path, optimizer: str) -> None:
+    """The second table is bad, so that the first was clustered already."""
+    _, _, ranks = run(tmp_path, log, poison="C2", optimizer={"embedding": optimizer})
+    messages = {message for _, _, message in ranks}
+    assert len(messages) == 1
+    assert messages.pop().startswith("ClusteringError: table 'C2': ")
+    for before, after, _ in ranks:
+        for name in TABLES:
+            assert_same_bits(after[name], before[name])
+
+
+def test_frequencies_of_an_unknown_table(log: Path, tmp_path: Path) -> None:
+    config = runs.criteo_config(log, data={"train": {"path": str(log), "max_rows": 50}})
+    for rank in on_ranks(tmp_path, 2, recluster_on_a_rank, config, {"C3": np.ones(50, np.int64)}, None):
+        assert rank.value[2] == "ConfigError: frequencies of ['C3'], which are not CCE tables of this model"

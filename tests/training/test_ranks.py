@@ -1,0 +1,175 @@
+"""One process and two compute the same, on the same global batches."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from tests.training import runs
+from tests.training.launch import TIMEOUT, Job, on_ranks, wait_for_all
+from torchrec_cce.training import loop
+from torchrec_cce.training.config import RunConfig
+
+CRITEO: dict[str, dict[str, Any]] = {
+    "rowwise_adagrad": {"optimizer": {"embedding": "rowwise_adagrad"}},
+    "adagrad": {"optimizer": {"embedding": "adagrad"}},
+    "sgd": {"optimizer": {"embedding": "sgd", "embedding_learning_rate": 0.5}},
+    "adamw, replicated": {"optimizer": {"embedding": "adamw", "embedding_learning_rate": 0.01}},
+    "narrow columns, replicated": {"embedding": {"num_columns": 8, "max_parameters": 800}},
+    "weighed by frequency": {"recluster": {"weigh_by_frequency": True}},
+}
+PARQUET: dict[str, dict[str, Any]] = {
+    "dlrm": {},
+    "dlrm, weighed by frequency": {"recluster": {"weigh_by_frequency": True}},
+    "gmf": {"model": {"name": "gmf"}, "tables": {"item": {"num_embeddings": 1200, "pooling": "mean"}, "user": 900}},
+}
+
+
+def train_and_log_every_batch(config: RunConfig, run_dir: Path, resume: bool = False) -> loop.RunResult:
+    loop._LOG_EVERY = 1
+    return loop.train(config, run_dir, resume=resume, show_progress=False)
+
+
+def train_until(config: RunConfig, run_dir: Path, step: int) -> loop.RunResult:
+    """As if somebody pressed Ctrl-C after this batch."""
+    loop.StopRequest.on_any_rank = lambda _: step <= next(batches)  # type: ignore[method-assign]
+    batches = itertools.count(1)
+    return train_and_log_every_batch(config, run_dir)
+
+
+def train_on(world_size: int, folder: Path, config: RunConfig, *, resume: bool = False) -> list[dict[str, Any]]:
+    """The metrics of a run on so many ranks."""
+    if world_size == 1:
+        finished = [Job(folder / "job", train_and_log_every_batch, config, folder / "run", resume).wait()]
+    else:
+        finished = on_ranks(folder, world_size, train_and_log_every_batch, config, folder / "run", resume)
+    for rank in finished:
+        assert rank.code == 0, rank.stderr
+    return runs.metrics(folder / "run")
+
+
+def assert_equal_metrics(one: list[dict[str, Any]], other: list[dict[str, Any]], tolerance: float) -> None:
+    assert [(r["kind"], r["step"]) for r in one] == [(r["kind"], r["step"]) for r in other]
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            if isinstance(value, str):
+                assert value == b[key]
+            else:
+                np.testing.assert_allclose(b[key], value, rtol=0, atol=tolerance, err_msg=f"{key} of {a}")
+
+
+@pytest.fixture(scope="module")
+def criteo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
+
+
+@pytest.mark.parametrize("case", CRITEO)
+def test_two_ranks_compute_what_one_does(case: str, criteo: Path, tmp_path: Path) -> None:
+    config = runs.criteo_config(criteo, **CRITEO[case])
+    one, two = (train_on(n, tmp_path / str(n), config) for n in (1, 2))
+    assert sum(record["kind"] == "train" for record in one) == runs.BATCHES + 1
+    assert sum(record["kind"] == "recluster" for record in one) == 2 * 2
+    assert_equal_metrics(one, two, 1e-6)
+
+
+@pytest.mark.parametrize("case", PARQUET)
+def test_two_ranks_compute_what_one_does_on_bags(case: str, tmp_path: Path) -> None:
+    config = runs.parquet_config(runs.write_parquet_log(tmp_path / "log.parquet"), **PARQUET[case])
+    one, two = (train_on(n, tmp_path / str(n), config) for n in (1, 2))
+    assert_equal_metrics(one, two, 1e-6)
+
+
+def test_three_ranks_and_batches_of_two_rows(criteo: Path, tmp_path: Path) -> None:
+    """Every batch has fewer rows than there are ranks."""
+    config = runs.criteo_config(
+        criteo,
+        data={"train": {"path": str(criteo), "max_rows": 13}, "validation": {"path": str(criteo), "max_rows": 7}},
+        training={"batch_size": 2, "evaluate_every": 5},
+        recluster={"ct": 0},
+    )
+    one, three = (train_on(n, tmp_path / str(n), config) for n in (1, 3))
+    assert_equal_metrics(one, three, 1e-6)
+
+
+def train_twice(config: RunConfig, folder: Path) -> None:
+    for name in ("first", "second"):
+        train_and_log_every_batch(config, folder / name)
+
+
+def test_several_runs_in_the_same_processes(criteo: Path, tmp_path: Path) -> None:
+    """As torchrun starts them, with a store that lives longer than a run."""
+    config = runs.criteo_config(criteo, recluster={"ct": 0}, data={"train": {"path": str(criteo), "max_rows": 200}})
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    agent = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    jobs = [
+        Job(tmp_path / str(rank), train_twice, config, tmp_path, RANK=str(rank), WORLD_SIZE="2", **agent)
+        for rank in range(2)
+    ]
+    for rank in wait_for_all(jobs):
+        assert rank.code == 0, rank.stderr
+    assert runs.metrics(tmp_path / "first") == runs.metrics(tmp_path / "second")
+
+
+def test_a_bad_row_ends_all_ranks_with_the_same_error(criteo: Path, tmp_path: Path) -> None:
+    lines = criteo.read_text().splitlines()
+    lines[1000] = lines[1000].rsplit("\t", 1)[0] + "\tno-hex"
+    (tmp_path / "bad.tsv").write_text("\n".join(lines) + "\n")
+    config = runs.criteo_config(tmp_path / "bad.tsv")
+    for rank in on_ranks(tmp_path, 2, train_and_log_every_batch, config, tmp_path / "run"):
+        assert rank.code == 1
+        assert rank.stderr.splitlines()[-1].startswith(f"torchrec_cce.errors.DataFileError: {tmp_path}/bad.tsv:1001: ")
+
+
+def test_torchrun_interrupted_and_resumed(criteo: Path, tmp_path: Path) -> None:
+    """Ctrl-C reaches torchrun, which passes it on; `--resume` then ends where an undisturbed run does."""
+    config = runs.criteo_config(criteo, training={"batch_size": runs.BATCH_SIZE, "evaluate_every": 6, "epochs": 4})
+    finished = Job(tmp_path / "job", loop.train, config, tmp_path / "undisturbed").wait()
+    assert finished.code == 0, finished.stderr
+    run_dir = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun += ["-m", "torchrec_cce.training", str(runs.write_toml(tmp_path / "run.toml", config))]
+    torchrun += ["--run-dir", str(run_dir), "--quiet"]
+
+    with subprocess.Popen(torchrun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_metrics(run_dir, process)
+        finally:
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode != 0
+    assert "continue with --resume" in errors
+    assert len(runs.checkpoints(run_dir)) == 1
+    assert json.loads((run_dir / "result.json").read_text())["interrupted"] is True
+
+    resumed = subprocess.run([*torchrun, "--resume"], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_equal_metrics(runs.metrics(tmp_path / "undisturbed"), runs.metrics(run_dir), 1e-6)
+
+
+def test_a_checkpoint_is_resumed_on_another_number_of_ranks(criteo: Path, tmp_path: Path) -> None:
+    config = runs.criteo_config(criteo, recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True})
+    expected = train_on(1, tmp_path / "undisturbed", config)
+    for before, after in ((1, 2), (2, 1)):
+        folder = tmp_path / f"{before}-{after}"
+        for rank in on_ranks(folder, before, train_until, config, folder / "run", 11):
+            assert rank.code == 0, rank.stderr
+            assert rank.value.interrupted
+        assert_equal_metrics(expected, train_on(after, folder, config, resume=True), 1e-6)
+
+
+def wait_for_metrics(run_dir: Path, process: subprocess.Popen[str]) -> None:
+    """Until the first metrics are on disk, of a process that still runs."""
+    file, deadline = run_dir / "metrics.jsonl", time.monotonic() + TIMEOUT
+    while not (file.exists() and file.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,295 @@
+"""A run that was stopped, by a signal at any moment, goes on as if it had not been."""
+
+import itertools
+import os
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from tests.training import runs
+from tests.training.launch import Finished, Job, command
+from torchrec_cce.errors import CCEError, ConfigError, MapFileError, MapMismatchError
+from torchrec_cce.maps.files import read_pointer_map
+from torchrec_cce.training import loop
+from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.config_file import read_run_config
+
+OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd", "adam", "adamw")
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
+
+
+def train(config: RunConfig, run_dir: Path, *, resume: bool = False) -> loop.RunResult:
+    return loop.train(config, run_dir, resume=resume, show_progress=False)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int | None) -> None:
+    """As if somebody pressed Ctrl-C after so many batches; None for nobody."""
+    batches = itertools.count(1)
+    stops = (lambda _: False) if step is None else (lambda _: next(batches) >= step)
+    monkeypatch.setattr(loop.StopRequest, "on_any_rank", stops)
+
+
+def weights(run_dir: Path) -> dict[str, Any]:
+    """Every tensor of the newest checkpoint: weights, optimizer state, map digests."""
+    file = run_dir / "all.pt"
+    dcp_to_torch_save(runs.checkpoints(run_dir)[-1], file)
+    flat: dict[str, Any] = {}
+
+    def visit(path: str, value: Any) -> None:
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(child, dict | list):
+                visit(f"{path}/{key}", child)
+            else:
+                flat[f"{path}/{key}"] = child
+
+    visit("", torch.load(file, weights_only=False))
+    return flat
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert runs.metrics(one) == runs.metrics(other)
+    assert runs.result(one) == runs.result(other)
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, theirs[name]), name
+        else:
+            assert value == theirs[name], name
+    maps = [{path.name: read_pointer_map(path).digest for path in folder.rglob("*.arrow")} for folder in (one, other)]
+    assert maps[0] == maps[1]
+    assert len(maps[0]) == 2
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_interrupted_and_resumed(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
+    """Stopped between the clusterings after batches 8 and 16, and once more after them."""
+    config = runs.criteo_config(
+        log, optimizer={"embedding": optimizer}, recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True}
+    )
+    monkeypatch.setattr(loop, "_LOG_EVERY", 4)
+    stop_after(monkeypatch, None)
+    train(config, tmp_path / "undisturbed")
+    stop_after(monkeypatch, 11)
+    assert train(config, tmp_path / "run").interrupted
+    assert runs.result(tmp_path / "run")["steps"] == 11
+    stop_after(monkeypatch, 9)
+    assert train(config, tmp_path / "run", resume=True).interrupted
+    stop_after(monkeypatch, None)
+    assert train(config, tmp_path / "run", resume=True).steps == runs.BATCHES + 1
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("stops", [(8,), (26,), (27,), (16, 6, 1, 1), (52,)])
+def test_stopped_where_something_else_happens(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
+) -> None:
+    """After the batch of a clustering, the last one of an epoch, the first one of the next, the very last one."""
+    config = runs.criteo_config(
+        log, training={"batch_size": runs.BATCH_SIZE, "evaluate_every": None, "epochs": 2, "early_stopping": True}
+    )
+    stop_after(monkeypatch, None)
+    train(config, tmp_path / "undisturbed")
+    for i, step in enumerate(stops):
+        stop_after(monkeypatch, step)
+        assert train(config, tmp_path / "run", resume=i > 0).interrupted
+    stop_after(monkeypatch, None)
+    assert not train(config, tmp_path / "run", resume=True).interrupted
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(log: Path, tmp_path: Path) -> None:
+    config = runs.criteo_config(log, training={"batch_size": runs.BATCH_SIZE, "checkpoint_every": 13})
+    train(config, tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "before")
+    train(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "before")
+
+
+def test_what_was_measured_after_the_checkpoint_is_measured_again(log: Path, tmp_path: Path) -> None:
+    """A killed run may leave newer metrics than its checkpoint, and half a line."""
+    config = runs.criteo_config(log)
+    train(config, tmp_path / "run")
+    expected = runs.metrics(tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 99, "time": 0.0}\n{"kind": "tra')
+    train(config, tmp_path / "run", resume=True)
+    assert runs.metrics(tmp_path / "run") == expected
+
+
+# Signals, to real processes
+
+
+def start(tmp_path: Path, config: RunConfig, name: str, *more: str) -> Any:
+    path = runs.write_toml(tmp_path / "run.toml", config)
+    return command(tmp_path / name, "train", path, "--run-dir", tmp_path / "run", "--quiet", *more)
+
+
+def undisturbed(tmp_path: Path, config: RunConfig) -> Path:
+    """In a process like those of `start`: with other threads sums might have another order."""
+    finished = Job(tmp_path / "job", loop.train, config, tmp_path / "undisturbed").wait()
+    assert finished.code == 0, finished.stderr
+    return tmp_path / "undisturbed"
+
+
+def lines_of(finished: Finished) -> list[str]:
+    return finished.stderr.splitlines()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c(log: Path, tmp_path: Path, number: signal.Signals) -> None:
+    config = runs.criteo_config(log, training={"batch_size": runs.BATCH_SIZE, "evaluate_every": 2, "epochs": 3})
+    expected = undisturbed(tmp_path, config)
+    job = start(tmp_path, config, "first")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    job.wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    os.kill(job.pid, number)
+    finished = job.wait()
+    assert finished.code == 130
+    first, second = lines_of(finished)
+    assert re.match(r"interrupted after \d+ batches", first)
+    assert second == f"continue with --resume --run-dir {tmp_path / 'run'}"
+    (checkpoint,) = runs.checkpoints(tmp_path / "run")
+    assert str(checkpoint) in first
+    assert runs.result(tmp_path / "run")["interrupted"] is True
+    assert 2 <= runs.result(tmp_path / "run")["steps"] < 3 * (runs.BATCHES + 1)
+
+    finished = start(tmp_path, config, "second", "--resume").wait()
+    assert finished.code == 0
+    (line,) = lines_of(finished)
+    assert line.startswith(f"finished after {3 * (runs.BATCHES + 1)} batches")
+    assert_same_run(tmp_path / "run", expected)
+
+
+def test_killed_at_random_moments(log: Path, tmp_path: Path) -> None:
+    """The newest checkpoint is whole after every kill, and the run ends where an undisturbed one does."""
+    config = runs.criteo_config(
+        log,
+        recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True},
+        training={"batch_size": runs.BATCH_SIZE, "evaluate_every": 6, "checkpoint_every": 1, "epochs": 2},
+    )
+    expected = undisturbed(tmp_path, config)
+    run_dir = tmp_path / "run"
+    delays = random.Random(0)
+    steps = [0]
+    for kill in range(3):
+        job = start(tmp_path, config, f"kill-{kill}", *(["--resume"] if kill else []))
+        job.wait_for(lambda: bool(runs.checkpoints(run_dir)) and step_of(run_dir) > steps[-1])
+        time.sleep(delays.uniform(0, 0.3))
+        os.kill(job.pid, signal.SIGKILL)
+        assert job.wait().code == -signal.SIGKILL
+        steps.append(step_of(run_dir))
+        assert loop.evaluate(config, run_dir, config.data.test).rows > 0  # type: ignore[arg-type]
+    assert steps[-1] < 2 * (runs.BATCHES + 1), "it ended before it could be killed"
+    finished = start(tmp_path, config, "last", "--resume").wait()
+    assert finished.code == 0, finished.stderr
+    assert_same_run(run_dir, expected)
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step-{2 * (runs.BATCHES + 1):010d}"]
+
+
+def step_of(run_dir: Path) -> int:
+    return int(runs.checkpoints(run_dir)[-1].name.removeprefix("step-"))
+
+
+def test_killed_before_the_first_checkpoint(log: Path, tmp_path: Path) -> None:
+    config = runs.criteo_config(log)
+    job = start(tmp_path, config, "first")
+    job.wait_for((tmp_path / "run" / "metrics.jsonl").exists)
+    os.kill(job.pid, signal.SIGKILL)
+    assert job.wait().code == -signal.SIGKILL
+    assert not runs.checkpoints(tmp_path / "run")
+    finished = start(tmp_path, config, "second", "--resume").wait()
+    assert finished.code == 2
+    (line,) = lines_of(finished)
+    assert line.startswith(f"error: {tmp_path / 'run'}: no checkpoint; one is written every training.checkpoint_every ")
+
+
+# Checkpoints whose maps are not their own
+
+
+@pytest.fixture(scope="module")
+def trained(log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs that differ in their seeds."""
+    folder = tmp_path_factory.mktemp("trained")
+    for seed in (0, 1):
+        train(runs.criteo_config(log, seed=seed), folder / str(seed))
+    return folder / "0", folder / "1"
+
+
+def map_of(run_dir: Path) -> Path:
+    return next(runs.checkpoints(run_dir)[-1].glob("maps/*.C1.arrow"))
+
+
+def error_of(run_dir: Path) -> CCEError:
+    """What resuming raises, before anything is read from the log."""
+    config = read_run_config(run_dir)
+    assert config.data.test is not None
+    with pytest.raises(CCEError) as evaluated:
+        loop.evaluate(config, run_dir, config.data.test)
+    before = runs.metrics(run_dir)
+    with pytest.raises(CCEError) as resumed:
+        train(config, run_dir, resume=True)
+    assert str(resumed.value) == str(evaluated.value)
+    assert "\n" not in str(resumed.value)
+    assert runs.metrics(run_dir) == before
+    return resumed.value
+
+
+def test_the_map_of_another_run(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    run_dir = shutil.copytree(trained[0], tmp_path / "run")
+    own, others = read_pointer_map(map_of(run_dir)), read_pointer_map(map_of(trained[1]))
+    shutil.copy(map_of(trained[1]), map_of(run_dir))
+    error = error_of(run_dir)
+    assert isinstance(error, MapMismatchError)
+    assert "'C1'" in str(error)
+    for pointer_map in (own, others):
+        assert pointer_map.identity in str(error)
+
+
+def test_the_map_of_another_table(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    run_dir = shutil.copytree(trained[0], tmp_path / "run")
+    shutil.copy(next(map_of(run_dir).parent.glob("*.C2.arrow")), map_of(run_dir))
+    error = error_of(run_dir)
+    assert isinstance(error, MapMismatchError)
+    assert "'C1' has 1000 IDs" in str(error)
+    assert "800 IDs" in str(error)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_one_flipped_bit_in_a_map(trained: tuple[Path, Path], tmp_path: Path, share: float) -> None:
+    run_dir = shutil.copytree(trained[0], tmp_path / "run")
+    path = map_of(run_dir)
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * share)] ^= 4
+    path.write_bytes(content)
+    error = error_of(run_dir)
+    assert isinstance(error, MapFileError)
+    assert str(path) in str(error)
+
+
+def test_a_map_that_is_cut_short_or_gone(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    run_dir = shutil.copytree(trained[0], tmp_path / "run")
+    path = map_of(run_dir)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert isinstance(error_of(run_dir), MapFileError)
+    path.unlink()
+    error = error_of(run_dir)
+    assert isinstance(error, MapFileError)
+    assert str(path) in str(error)
+
+
+def test_no_run_to_resume(log: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.json, so there is no run"):
+        train(runs.criteo_config(log), tmp_path, resume=True)
