@@ -161,6 +161,14 @@ def test_a_folder_that_is_taken(trained: tuple[Path, object], log: Path, tmp_pat
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
+def test_a_start_that_failed_leaves_the_folder_free(log: Path, tmp_path: Path) -> None:
+    late = tmp_path / "late.tsv"
+    toml = runs.write_toml(tmp_path / "run.toml", runs.criteo_config(late))
+    assert_refused(run(tmp_path / "first", "train", toml, "--run-dir", tmp_path / "run"), f"{late}")
+    late.write_bytes(log.read_bytes())
+    assert run(tmp_path / "second", "train", toml, "--run-dir", tmp_path / "run", "--quiet").code == 0
+
+
 def test_no_run(log: Path, tmp_path: Path) -> None:
     config = runs.write_toml(tmp_path / "run.toml", runs.criteo_config(log))
     finished = run(tmp_path, "train", config, "--run-dir", tmp_path / "none", "--resume")

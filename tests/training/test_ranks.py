@@ -22,6 +22,7 @@ CRITEO: dict[str, dict[str, Any]] = {
     "rowwise_adagrad": {"optimizer": {"embedding": "rowwise_adagrad"}},
     "adagrad": {"optimizer": {"embedding": "adagrad"}},
     "sgd": {"optimizer": {"embedding": "sgd", "embedding_learning_rate": 0.5}},
+    "adagrad with weight decay": {"optimizer": {"embedding": "adagrad", "embedding_weight_decay": 0.01}},
     "adamw, replicated": {"optimizer": {"embedding": "adamw", "embedding_learning_rate": 0.01}},
     "narrow columns, replicated": {"embedding": {"num_columns": 8, "max_parameters": 800}},
     "weighed by frequency": {"recluster": {"weigh_by_frequency": True}},

@@ -96,6 +96,11 @@ def load(
     return position, dict(np.load(counts)) if counts.exists() else {}
 
 
+def exists(run_dir: Path) -> bool:
+    """Whether a run has a checkpoint."""
+    return bool(_all(run_dir))
+
+
 def _all(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))

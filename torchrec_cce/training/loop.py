@@ -27,7 +27,7 @@ from torchrec_cce.training.config import RunConfig, SplitConfig
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 from torchrec_cce.training.input import RankBatch, num_dense, read_batches
 from torchrec_cce.training.interrupt import StopRequest
-from torchrec_cce.training.log import MetricsLog
+from torchrec_cce.training.log import MetricsLog, has_measured
 from torchrec_cce.training.model import build_model
 from torchrec_cce.training.parallel import Ranks, process_group, shard
 from torchrec_cce.training.position import Position
@@ -95,10 +95,9 @@ def evaluate(config: RunConfig, run_dir: Path, split: SplitConfig) -> Quality:
 def _claim(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
     """Make `run_dir` the folder of this configuration, or check that it is."""
     if not resume:
-        path = run_dir / RUN_CONFIG
-        if path.exists():
+        if has_measured(run_dir) or checkpoint.exists(run_dir):  # a start that failed before that is no run
             raise ConfigError(f"{run_dir} holds a run already; resume it or choose another folder")
-        with atomic_path(path) as temporary:
+        with atomic_path(run_dir / RUN_CONFIG) as temporary:
             temporary.write_text(json.dumps(config.as_dict(), indent=2))
         return
     asked, started = config.as_dict(), read_run_config(run_dir).as_dict()
