@@ -1,4 +1,4 @@
-"""Quality against size on a planted and three real logs: full tables, hashing trick, CE concat and CCE."""
+"""Quality against size on a planted and three real logs: full tables, hashing trick, CE concat and CCE.
 
 The real logs are not the project's to ship: they are read from the folder in TORCHREC_CCE_DATA, and skipped without it.
 Figures go to stdout, and for each log a report and a table to `runs/bench-quality/<log>`.
