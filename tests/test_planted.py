@@ -55,6 +55,7 @@ def test_pair_entropy_lies_between_collapse_and_random(outcomes: dict[tuple[str,
 def test_pointers_are_counted(outcomes: dict[tuple[str, int], Outcome]) -> None:
     cce = outcomes["cce", 0]
     tables = json.loads((Path(cce.run_dir) / "config.json").read_text())["tables"]
-    compressed = [n for n in tables.values() if n * 16 > CAP]
+    universes = [table["num_embeddings"] for table in tables.values()]
+    compressed = [n for n in universes if n * 16 > CAP]
     assert cce.sizes.pointer_bytes == 4 * sum(compressed)  # 4 columns of uint8, as k = 125
     assert outcomes["ce_concat", 0].sizes.pointer_bytes == 0

@@ -91,7 +91,8 @@ def test_gowalla_tests_on_the_file_of_the_split_and_the_same_users(tmp_path: Pat
 
 def test_without_the_logs_it_says_so_and_succeeds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.delenv(quality.DATA, raising=False)
+    monkeypatch.setattr("sys.argv", ["quality", "criteo_80k", "globo", "gowalla"])
     quality.main()
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert quality.DATA in printed.err
+    assert printed.err.count(quality.DATA) == 3
