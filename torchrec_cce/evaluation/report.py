@@ -114,12 +114,9 @@ def _quality_plot(outcomes: Sequence[Outcome]) -> bytes:
         by_method.setdefault(summary.method, []).append(summary)
     for method, summaries in by_method.items():
         if summaries[0].max_parameters is None:
-            axes.axhline(
-                summaries[0].auc.mean,
-                linestyle="--",
-                color="gray",
-                label=f"{method}: {summaries[0].sizes.parameters:,} parameters",
-            )
+            full = summaries[0]
+            axes.axhline(full.auc.mean, linestyle="--", color="gray")
+            axes.plot(full.sizes.parameters, full.auc.mean, marker="o", linestyle="", color="gray", label=method)
             continue
         axes.errorbar(
             [summary.sizes.parameters for summary in summaries],
