@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchrec_cce.hashing import UniversalHash
-from torchrec_cce.kernels.rows import clustered_rows, hashed_rows, identity_rows, reference_rows
+from torchrec_cce.kernels.rows import (
+    clustered_rows,
+    hashed_rows,
+    identity_rows,
+    partly_clustered_rows,
+    reference_partly_clustered_rows,
+    reference_rows,
+)
 
 sizes = st.tuples(st.integers(1, 300), st.integers(0, 90), st.integers(1, 8), st.integers(1, 70_000))
 
@@ -32,6 +39,25 @@ def test_clustered_rows_equal_the_reference(sizes: tuple[int, int, int, int], dt
     out = np.full((num_columns, count, 2), -7)
     assert clustered_rows(ids, pointers, hashes.multipliers, hashes.offsets, num_rows, out) == -1
     np.testing.assert_array_equal(out, reference_rows(ids, pointers, hashes, 2))
+
+
+@given(sizes=sizes, dtype=st.sampled_from([np.uint8, np.uint16, np.uint32]), seed=st.integers(0, 2**32))
+def test_partly_clustered_rows_equal_the_reference(sizes: tuple[int, int, int, int], dtype: type, seed: int) -> None:
+    """Some IDs without a row, and any 64-bit IDs."""
+    map_size, count, num_columns, num_rows = sizes
+    num_rows = min(num_rows, np.iinfo(dtype).max + 1)
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(-(2**63), 2**63 - 1, count)
+    map_rows = rng.integers(-1, map_size, count)
+    pointers = rng.integers(0, num_rows, (map_size, num_columns)).astype(dtype)
+    codebook, helper = (UniversalHash.from_seed(seed + i, num_columns=num_columns, num_rows=num_rows) for i in (0, 1))
+    functions = (codebook.multipliers, codebook.offsets, helper.multipliers, helper.offsets)
+    out = np.full((num_columns, count, 2), -7)
+    partly_clustered_rows(ids, map_rows, pointers, *functions, num_rows, out)
+    np.testing.assert_array_equal(out, reference_partly_clustered_rows(ids, map_rows, pointers, codebook, helper))
+    wild = np.where(map_rows < 0, map_size + 3, map_rows)
+    partly_clustered_rows(ids, wild, pointers, *functions, num_rows, out)
+    np.testing.assert_array_equal(out, reference_partly_clustered_rows(ids, map_rows, pointers, codebook, helper))
 
 
 @pytest.mark.parametrize("bad_id", [-1, 100, 2**63 - 1, -(2**63)])

@@ -1,8 +1,8 @@
 """From raw IDs to the rows of a physical table, bounds checked: the loops of the remap.
 
-Every loop writes `out[j, i, p]`, the row of term `p` of column `j` of ID `i`, and returns the position of the first ID
-that is not in `0..num_ids - 1`, or -1. IDs after a bad one are still written, inside the table's bounds or as zero, so
-that nothing can be read out of range. `reference_rows` says the same in plain numpy.
+Every loop writes `out[j, i, p]`, the row of term `p` of column `j` of ID `i`. Those that know which IDs there are
+return the position of the first that is not in `0..num_ids - 1`, or -1; IDs after a bad one are still written, inside
+the table's bounds or as zero, so that nothing can be read out of range. The references say the same in plain numpy.
 """
 
 import numpy as np
@@ -12,8 +12,9 @@ from torchrec_cce.hashing import UniversalHash, hash_one
 from torchrec_cce.jit import jit
 from torchrec_cce.kernels.prefetch import prefetch
 
-# IDs between the load of a map row and its prefetch: about one memory latency of work.
-_AHEAD = 16
+# IDs between the load of a map row and its prefetch. On a map of 1e8 rows and 4 columns, ns per ID of `clustered_rows`:
+# 20.3 at a distance of 8, 13.8 at 16, 10.0 at 32, 9.7 at 64 (Zen 5).
+_AHEAD = 64
 
 
 @jit
@@ -80,6 +81,54 @@ def clustered_rows(
             out[j, i, 0] = 2 * j * num_rows + np.int64(pointers[at, j])
             out[j, i, 1] = (2 * j + 1) * num_rows + np.int64(hash_one(x, multipliers[j], offsets[j], k))
     return bad
+
+
+@jit
+def partly_clustered_rows(
+    ids: npt.NDArray[np.int64],
+    map_rows: npt.NDArray[np.int64],
+    pointers: npt.NDArray[np.unsignedinteger],
+    codebook_multipliers: npt.NDArray[np.uint64],
+    codebook_offsets: npt.NDArray[np.uint64],
+    helper_multipliers: npt.NDArray[np.uint64],
+    helper_offsets: npt.NDArray[np.uint64],
+    num_rows: int,
+    out: npt.NDArray[np.int64],
+) -> None:
+    """Codebook rows by the pointers of `map_rows: [N]`, or by a hash of the ID where that is not a row of the map."""
+    num_columns, count, _ = out.shape
+    limit = np.uint64(len(pointers))
+    k = np.uint64(num_rows)
+    for i in range(count):
+        if i + _AHEAD < count:
+            prefetch(pointers, map_rows[i + _AHEAD])
+        x = np.uint64(ids[i])
+        at = np.uint64(map_rows[i])
+        inside = at < limit
+        for j in range(num_columns):
+            if inside:
+                code = np.int64(pointers[at, j])
+            else:
+                code = np.int64(hash_one(x, codebook_multipliers[j], codebook_offsets[j], k))
+            out[j, i, 0] = 2 * j * num_rows + code
+            out[j, i, 1] = (2 * j + 1) * num_rows + np.int64(hash_one(x, helper_multipliers[j], helper_offsets[j], k))
+
+
+def reference_partly_clustered_rows(
+    ids: npt.NDArray[np.int64],
+    map_rows: npt.NDArray[np.int64],
+    pointers: npt.NDArray[np.unsignedinteger],
+    codebook_hash: UniversalHash,
+    helper_hash: UniversalHash,
+) -> npt.NDArray[np.int64]:
+    """`partly_clustered_rows` in numpy: [c, N, 2] int64."""
+    codes = codebook_hash.numpy(ids)
+    known = map_rows >= 0
+    codes[known] = pointers[map_rows[known]]
+    both = np.stack([codes.T, helper_hash.numpy(ids).T], axis=2)  # [c, N, 2]
+    blocks = np.arange(2 * len(both)).reshape(-1, 1, 2)
+    rows: npt.NDArray[np.int64] = both + blocks * helper_hash.num_rows
+    return rows
 
 
 def reference_rows(
