@@ -3,8 +3,10 @@
 from torchrec_cce.budget import METHODS, Method, tables_under_cap
 from torchrec_cce.clustering.recluster import ReclusterConfig
 from torchrec_cce.config import CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
-from torchrec_cce.maps.files import read_pointer_map, write_pointer_map
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.registry import MapVersion, Registry
+from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 
 __all__ = [
@@ -12,10 +14,12 @@ __all__ = [
     "CCEEmbeddingBagCollection",
     "CCEEmbeddingBagConfig",
     "CompositionalEmbeddingBagConfig",
+    "MapVersion",
     "Method",
     "PointerMap",
     "ReclusterConfig",
-    "read_pointer_map",
+    "Registry",
+    "TableSnapshot",
+    "Vocabulary",
     "tables_under_cap",
-    "write_pointer_map",
 ]

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, also when the process is killed while it writes them."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,13 +16,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     On an exception the temporary is removed; after a kill it stays behind, hidden, and is never read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
         for item in (*temporary.rglob("*"), temporary):
-            _flush(item)
+            flush(item)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -31,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Force a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -21,6 +21,14 @@ class MapFileError(CCEError, ValueError):
     """A map file that is not whole, not a map, or not what its digest says."""
 
 
+class RegistryError(CCEError, OSError):
+    """A registry that cannot be reached or does not hold what was asked for. Nothing was changed."""
+
+
+class PublishConflictError(RegistryError):
+    """Somebody else changed the registry first. Nothing was changed; the message says what is current now."""
+
+
 class ClusteringError(CCEError, ValueError):
     """Embeddings that cannot be clustered: NaN or infinite."""
 

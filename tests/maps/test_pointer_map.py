@@ -1,18 +1,18 @@
-"""Maps: sizes, digests, versions, and the file they live in."""
+"""Maps: sizes, digests, generations, raw IDs."""
 
 import copy
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from torchrec_cce.errors import ConfigError, MapFileError, MapMismatchError
-from torchrec_cce.maps.files import read_pointer_map, write_pointer_map
+from tests.modules.plain import cce_codes
+from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.vocabulary import Vocabulary
 
 
 def hashed(num_ids: int = 1000, seed: int = 3) -> PointerMap:
@@ -37,13 +37,13 @@ def test_unclustered_map_computes_its_pointers() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
 def test_clustered_map_stores_its_pointers(dtype: type) -> None:
     pointer_map = clustered(dtype)
-    assert pointer_map.version == 1
+    assert pointer_map.generation == 1
     assert pointer_map.nbytes == 4000 * np.dtype(dtype).itemsize
     assert pointer_map.stored_view.dtype == dtype
     np.testing.assert_array_equal(pointer_map.codes(np.arange(1000))[:, 0].T, pointer_map.stored_view)
 
 
-def test_every_version_has_a_fresh_helper_hash() -> None:
+def test_every_generation_has_a_fresh_helper_hash() -> None:
     first = hashed()
     second = first.clustered(clustered().stored_view, first.next_helper_hash(1))
     third = second.clustered(second.stored_view, second.next_helper_hash(1))
@@ -94,53 +94,69 @@ def test_copies_share_and_pickles_keep_a_map() -> None:
     assert pickle.loads(pickle.dumps(one)).digest == one.digest
 
 
-@pytest.mark.parametrize("one", [hashed(), clustered(), clustered(np.uint32)], ids=["hashed", "uint8", "uint32"])
-def test_file_round_trip_is_a_memory_map(one: PointerMap, tmp_path: Path) -> None:
-    write_pointer_map(tmp_path / "t.arrow", one)
-    allocated = pa.total_allocated_bytes()
-    back = read_pointer_map(tmp_path / "t.arrow")
-    assert (back.digest, back.version, back.nbytes) == (one.digest, one.version, one.nbytes)
-    assert pa.total_allocated_bytes() - allocated < 4096
-    assert [p.name for p in tmp_path.iterdir()] == ["t.arrow"]
+def test_unknown_raw_ids_have_no_row() -> None:
+    ids = np.array([-1, 0, 999, 1000, 2**62])
+    assert hashed().rows(ids).tolist() == [-1, 0, 999, -1, -1]
+    keyed = hashed().with_vocabulary(Vocabulary.build(np.array([2**62, -1])))
+    assert (keyed.num_ids, keyed.unseen) == (2, "hash")
+    assert keyed.rows(ids).tolist() == [1, -1, -1, -1, 0]
+    assert keyed.raw_ids(np.array([1, 0])).tolist() == [-1, 2**62]
+    assert keyed.first_id == 2**62
+    assert keyed.nbytes == keyed.vocabulary.nbytes
 
 
-def test_one_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "t.arrow"
-    write_pointer_map(path, clustered())
-    good = path.read_bytes()
-    start = good.index(clustered().stored_view[:4].tobytes())
-    for at in (start, start + 1999, start + 3999):
-        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-        with pytest.raises(MapFileError, match="digest"):
-            read_pointer_map(path)
+@given(
+    old=st.sets(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=30),
+    new=st.sets(st.integers(-(2**63), 2**63 - 1), max_size=30),
+    clusterings=st.integers(0, 2),
+)
+def test_a_grown_vocabulary_changes_no_embedding(old: set[int], new: set[int], clusterings: int) -> None:
+    """What an ID looked up before, as a row or as one that was unseen, it looks up after."""
+    before = hashed().with_vocabulary(Vocabulary.build(np.array(sorted(old))))
+    rng = np.random.default_rng(0)
+    for _ in range(clusterings):
+        pointers = rng.integers(0, 50, (len(old), 4)).astype(np.uint8)
+        before = before.clustered(pointers, before.next_helper_hash(1))
+    keys = np.array(sorted(old | new)[::-1])
+    after = before.with_vocabulary(Vocabulary.build(keys))
+    assert after.generation == before.generation
+    for raw_id in keys.tolist():
+        assert cce_codes(after, raw_id) == cce_codes(before, raw_id)
 
 
-def test_truncated_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "t.arrow"
-    write_pointer_map(path, clustered())
-    good = path.read_bytes()
-    for length in (0, 5, 100, len(good) // 2, len(good) - 1):
-        path.write_bytes(good[:length])
-        with pytest.raises(MapFileError, match=r"t\.arrow"):
-            read_pointer_map(path)
-    with pa.ipc.new_file(str(path), pa.schema([("x", pa.int8())])):
-        pass
-    with pytest.raises(MapFileError, match="not a pointer map"):
-        read_pointer_map(path)
-    with pytest.raises(FileNotFoundError):
-        read_pointer_map(tmp_path / "absent.arrow")
+def test_what_does_not_fit_together() -> None:
+    vocabulary = Vocabulary.build(np.arange(3))
+    with pytest.raises(ConfigError, match="a vocabulary of 3 keys is not that of 4 IDs"):
+        PointerMap.hashed(num_ids=4, num_columns=4, num_rows=50, seed=0, vocabulary=vocabulary)
+    with pytest.raises(ConfigError, match="unseen='ignore' is not one of error, hash, first_row"):
+        PointerMap.hashed(num_ids=4, num_columns=4, num_rows=50, seed=0, unseen="ignore")  # type: ignore[arg-type]
+    nothing = Vocabulary.build(np.zeros(0, np.int64))
+    with pytest.raises(ConfigError, match="at least one row"):
+        hashed().with_vocabulary(nothing, unseen="first_row")
 
 
-def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "t.arrow"
-    write_pointer_map(path, clustered())
-    program = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from torchrec_cce.atomic import atomic_path\n"
-        "with atomic_path(Path(sys.argv[1])) as temporary:\n"
-        "    temporary.write_bytes(b'half')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", program, str(path)], check=False).returncode == -9
-    assert read_pointer_map(path).digest == clustered().digest
+def test_the_digest_covers_vocabulary_and_policy() -> None:
+    keyed = [hashed().with_vocabulary(Vocabulary.build(np.array(keys))) for keys in ([1, 2], [2, 1], [1, 3])]
+    loose = hashed().with_vocabulary(keyed[0].vocabulary, unseen="error")
+    assert len({m.digest for m in (*keyed, loose, hashed())}) == 5
+    assert keyed[0].digest == hashed().with_vocabulary(Vocabulary.build(np.array([1, 2]))).digest
+
+
+@pytest.mark.parametrize(("num_columns", "dtype"), [(4, np.uint16), (3, np.uint8), (8, np.uint16), (1, np.uint32)])
+def test_gather_gives_the_pointers_of_raw_ids(num_columns: int, dtype: type) -> None:
+    keys = np.random.default_rng(0).permutation(10**6)[:500] - 5000
+    start = PointerMap.hashed(num_ids=500, num_columns=num_columns, num_rows=50, seed=0)
+    pointers = np.random.default_rng(1).integers(0, 50, (500, num_columns)).astype(dtype)
+    dense = start.clustered(pointers, start.helper_hash)
+    keyed = start.with_vocabulary(Vocabulary.build(keys)).clustered(pointers, start.helper_hash)
+    rows = np.random.default_rng(2).integers(0, 500, 300)
+    for one, ids in ((dense, rows), (keyed, keys[rows])):
+        words = one.gather(ids)
+        np.testing.assert_array_equal(words.view(dtype).reshape(-1, num_columns), pointers[rows])
+        assert one.gather(ids, out=np.zeros_like(words)).tobytes() == words.tobytes()
+        with pytest.raises(ConfigError, match="out is float64"):
+            one.gather(ids, out=np.zeros(300))
+        with pytest.raises(
+            InvalidIDError, match=r"raw ID 10000000 \(position 7 of 9\) is not among the 500 of the map"
+        ):
+            one.gather(np.array([*ids[:7], 10**7, -(10**9)]))

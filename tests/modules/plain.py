@@ -8,6 +8,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
 from torchrec_cce.hashing import derive_seed, term_hash
+from torchrec_cce.maps.pointer_map import PointerMap
 
 
 def codes_of(
@@ -16,13 +17,29 @@ def codes_of(
     """[c][t] codes of one ID, from the definitions."""
     ids = torch.tensor([raw_id]).numpy()
     if isinstance(config, CCEEmbeddingBagConfig):
-        return collection.pointer_map(config.name).codes(ids)[:, :, 0].tolist()
+        return cce_codes(collection.pointer_map(config.name), raw_id)
     seed = derive_seed(config.seed, config.name)
     terms = [
         term_hash(seed, p, num_columns=config.num_columns, num_rows=config.num_rows).numpy(ids)[0]
         for p in range(config.num_terms)
     ]
     return [[int(term[j]) for term in terms] for j in range(config.num_columns)]
+
+
+def cce_codes(pointer_map: PointerMap, raw_id: int) -> list[list[int]]:
+    """[c][2] codes of one ID by its map; of one that the map does not know, by the map's policy."""
+    known = (
+        list(range(pointer_map.num_ids)) if pointer_map.vocabulary is None else pointer_map.vocabulary.keys().tolist()
+    )
+    row = known.index(raw_id) if raw_id in known else None
+    if row is None and pointer_map.unseen == "first_row":
+        raw_id, row = known[0], 0
+    assert row is not None or pointer_map.unseen == "hash", "an error is due"
+    ids = torch.tensor([raw_id]).numpy()
+    codebook = pointer_map.codebook_hash.numpy(ids)[0].tolist()
+    if row is not None and pointer_map.stored is not None:
+        codebook = pointer_map.stored[row].as_py()
+    return [list(pair) for pair in zip(codebook, pointer_map.helper_hash.numpy(ids)[0].tolist(), strict=True)]
 
 
 def embedding(

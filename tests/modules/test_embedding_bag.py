@@ -292,7 +292,7 @@ def test_state_dict_is_loaded_with_its_own_map_only() -> None:
     state, before = collection.state_dict(), {k: v.clone() for k, v in other.state_dict().items()}
     theirs, ours = collection.pointer_map("t_user"), other.pointer_map("t_user")
     with pytest.raises(
-        MapMismatchError, match=rf"version 1 .digest {theirs.digest[:12]}.*version 0 .digest {ours.digest[:12]}"
+        MapMismatchError, match=rf"generation 1 .digest {theirs.digest[:12]}.*generation 0 .digest {ours.digest[:12]}"
     ):
         other.load_state_dict(state)
     for name, value in other.state_dict().items():

@@ -65,7 +65,7 @@ def test_report() -> None:
     reports = one.recluster(seed=1)
     assert list(reports) == ["a", "b"]
     for name, report in reports.items():
-        assert report.version == one.pointer_map(name).version == 1
+        assert report.generation == one.pointer_map(name).generation == 1
         assert len(report.entropies) == C
         assert 0 < report.entropies[0] <= report.entropies[-1] <= np.log(N) + 1e-6
         assert 0.5 < report.share_changed <= 1

@@ -68,9 +68,9 @@ class Job:
             time.sleep(0.005)
 
 
-def command(folder: Path, *arguments: str | Path) -> Job:
+def command(folder: Path, *arguments: str | Path, **environment: str) -> Job:
     """`torchrec-cce ARGUMENTS`."""
-    return Job(folder, _main, [str(argument) for argument in arguments])
+    return Job(folder, _main, [str(argument) for argument in arguments], **environment)
 
 
 def on_ranks(folder: Path, world_size: int, function: Callable[..., Any], *args: Any) -> list[Finished]:
@@ -98,7 +98,7 @@ def wait_for_all(jobs: Sequence[Job]) -> list[Finished]:
 @functools.cache
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchrec_cce.cli", "torch.distributed.optim", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["torchrec_cce.cli.main", "torch.distributed.optim", "torch.utils.tensorboard"])
     # One thread each: several processes share the machine, and sums have the same order in all of them.
     with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
         forkserver.ensure_running()
@@ -114,7 +114,7 @@ def _work(folder: Path, environment: dict[str, str], function: Callable[..., Any
 
 
 def _main(arguments: list[str]) -> None:
-    from torchrec_cce.cli import main
+    from torchrec_cce.cli.main import main
 
     sys.argv = ["torchrec-cce", *arguments]
     main()

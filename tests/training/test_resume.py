@@ -17,7 +17,9 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from tests.training import runs
 from tests.training.launch import Finished, Job, command
 from torchrec_cce.errors import CCEError, ConfigError, MapFileError, MapMismatchError
-from torchrec_cce.maps.files import read_pointer_map
+from torchrec_cce.maps.bundle import read_folder, write_folder
+from torchrec_cce.maps.manifest import Provenance
+from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.training import loop
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import read_run_config
@@ -68,9 +70,9 @@ def assert_same_run(one: Path, other: Path) -> None:
             assert torch.equal(value, theirs[name]), name
         else:
             assert value == theirs[name], name
-    maps = [{path.name: read_pointer_map(path).digest for path in folder.rglob("*.arrow")} for folder in (one, other)]
-    assert maps[0] == maps[1]
-    assert len(maps[0]) == 2
+    digests = [{name: table.pointer_map.digest for name, table in maps(run_dir).items()} for run_dir in (one, other)]
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 2
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -228,8 +230,20 @@ def trained(log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder / "0", folder / "1"
 
 
-def map_of(run_dir: Path) -> Path:
-    return next(runs.checkpoints(run_dir)[-1].glob("maps/*.C1.arrow"))
+def maps_folder(run_dir: Path) -> Path:
+    (folder,) = runs.checkpoints(run_dir)[-1].glob("maps/*")
+    return folder
+
+
+def maps(run_dir: Path) -> dict[str, TableSnapshot]:
+    _, tables = read_folder(maps_folder(run_dir))
+    return tables
+
+
+def replace_maps(run_dir: Path, tables: dict[str, TableSnapshot]) -> None:
+    folder = maps_folder(run_dir)
+    shutil.rmtree(folder)
+    write_folder(folder, tables, provenance=Provenance.of_this_code())
 
 
 def error_of(run_dir: Path) -> CCEError:
@@ -249,8 +263,8 @@ def error_of(run_dir: Path) -> CCEError:
 
 def test_the_map_of_another_run(trained: tuple[Path, Path], tmp_path: Path) -> None:
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
-    own, others = read_pointer_map(map_of(run_dir)), read_pointer_map(map_of(trained[1]))
-    shutil.copy(map_of(trained[1]), map_of(run_dir))
+    own, others = (maps(one)["C1"].pointer_map for one in trained)
+    replace_maps(run_dir, maps(trained[1]))
     error = error_of(run_dir)
     assert isinstance(error, MapMismatchError)
     assert "'C1'" in str(error)
@@ -260,17 +274,19 @@ def test_the_map_of_another_run(trained: tuple[Path, Path], tmp_path: Path) -> N
 
 def test_the_map_of_another_table(trained: tuple[Path, Path], tmp_path: Path) -> None:
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
-    shutil.copy(next(map_of(run_dir).parent.glob("*.C2.arrow")), map_of(run_dir))
+    own = maps(trained[0])
+    replace_maps(run_dir, {"C1": own["C2"], "C2": own["C1"]})
     error = error_of(run_dir)
     assert isinstance(error, MapMismatchError)
     assert "'C1' has 1000 IDs" in str(error)
     assert "800 IDs" in str(error)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
-def test_one_flipped_bit_in_a_map(trained: tuple[Path, Path], tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("file", ["0000.pointers.arrow", "manifest.json"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_one_flipped_bit_in_the_maps(trained: tuple[Path, Path], tmp_path: Path, file: str, share: float) -> None:
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
-    path = map_of(run_dir)
+    path = maps_folder(run_dir) / file
     content = bytearray(path.read_bytes())
     content[int(len(content) * share)] ^= 4
     path.write_bytes(content)
@@ -279,9 +295,10 @@ def test_one_flipped_bit_in_a_map(trained: tuple[Path, Path], tmp_path: Path, sh
     assert str(path) in str(error)
 
 
-def test_a_map_that_is_cut_short_or_gone(trained: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["0001.pointers.arrow", "manifest.json"])
+def test_a_map_that_is_cut_short_or_gone(trained: tuple[Path, Path], tmp_path: Path, file: str) -> None:
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
-    path = map_of(run_dir)
+    path = maps_folder(run_dir) / file
     path.write_bytes(path.read_bytes()[:-100])
     assert isinstance(error_of(run_dir), MapFileError)
     path.unlink()

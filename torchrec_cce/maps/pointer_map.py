@@ -2,39 +2,62 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from torchrec_cce.errors import ConfigError, MapMismatchError
+from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.hashing import UniversalHash, derive_seed, term_hash
+from torchrec_cce.kernels.gather import gather_rows, gather_words
+from torchrec_cce.kernels.words import as_words
+from torchrec_cce.maps.vocabulary import Vocabulary
+
+Unseen = Literal["error", "hash", "first_row"]
+"""What a raw ID gets that the map does not know: an error; the hashed words that an unclustered map would give it; or
+the words of the ID in row 0."""
+
+_CHUNK = 65536
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PointerMap:
-    """An immutable map from raw IDs `0..num_ids - 1` to codes in `0..num_rows - 1`, `c` columns of codebook and helper.
+    """An immutable map from raw IDs to codes in `0..num_rows - 1`, `c` columns of codebook and helper.
 
-    Before the first clustering nothing is stored: both codes are hashes. A clustering gives every ID its learned
-    codebook pointers and the table a fresh helper hash. Not a tensor and not a parameter, so that no wrapper
-    that copies or synchronises a model's state ever copies a map; threads, deep copies and processes share it.
+    The map has `num_ids` rows, one a raw ID: raw IDs are `0..num_ids - 1` themselves, or any 64-bit keys to which a
+    vocabulary gives their rows. Before the first clustering nothing is stored: both codes are hashes of the raw ID. A
+    clustering gives every row its learned codebook pointers and the table a fresh helper hash. Not a tensor and not a
+    parameter, so that no wrapper that copies or synchronises a model's state ever copies a map; threads, deep copies
+    and processes share it.
     """
 
     num_ids: int
-    """`n`: raw IDs."""
+    """`n`: rows, of as many raw IDs."""
     codebook_hash: UniversalHash
     """Codebook pointers before the first clustering. Its `num_rows` is `k`, its `num_columns` is `c`."""
     helper_hash: UniversalHash
     """Helper pointers: never stored, drawn afresh at every clustering."""
     stored: pa.FixedSizeListArray | None = None
     """[n] lists of `c` uint8, uint16 or uint32: the learned codebook pointers, or None before the first clustering."""
-    version: int = 0
+    generation: int = 0
     """Clusterings so far."""
+    vocabulary: Vocabulary | None = None
+    """The rows of arbitrary 64-bit raw IDs; None where a raw ID is its row."""
+    unseen: Unseen = "error"
+    """What raw IDs without a row get."""
+    version: int | None = None
+    """The registry's version that this map was opened from; None if it was not. No part of the digest."""
 
     def __post_init__(self) -> None:
+        if self.unseen not in get_args(Unseen):
+            raise ConfigError(f"unseen={self.unseen!r} is not one of {', '.join(get_args(Unseen))}")
+        if self.vocabulary is not None and self.vocabulary.num_ids != self.num_ids:
+            raise ConfigError(f"a vocabulary of {self.vocabulary.num_ids} keys is not that of {self.num_ids} IDs")
+        if self.unseen == "first_row" and self.num_ids == 0:
+            raise ConfigError('unseen="first_row" needs a map with at least one row; this one has none')
         if self.stored is None:
             return
         if len(self.stored) != self.num_ids or self.stored.type.list_size != self.num_columns or self.stored.null_count:
@@ -44,30 +67,60 @@ class PointerMap:
             )
 
     @classmethod
-    def hashed(cls, *, num_ids: int, num_columns: int, num_rows: int, seed: int) -> "PointerMap":
+    def hashed(
+        cls,
+        *,
+        num_ids: int,
+        num_columns: int,
+        num_rows: int,
+        seed: int,
+        vocabulary: Vocabulary | None = None,
+        unseen: Unseen = "error",
+    ) -> "PointerMap":
         """The map a table starts from: independent random hashes for codebook and helper."""
         return cls(
             num_ids=num_ids,
             codebook_hash=term_hash(seed, 0, num_columns=num_columns, num_rows=num_rows),
             helper_hash=term_hash(seed, 1, num_columns=num_columns, num_rows=num_rows),
+            vocabulary=vocabulary,
+            unseen=unseen,
+        )
+
+    def with_vocabulary(self, vocabulary: Vocabulary, *, unseen: Unseen = "hash") -> "PointerMap":
+        """This map for the raw IDs of `vocabulary`: no embedding changes.
+
+        A raw ID that had learned pointers keeps them. One that is new gets those that `unseen="hash"` gave it before.
+        """
+        grown = None
+        if self.stored is not None:
+            keys, rows = vocabulary.keys(), self.rows(vocabulary.keys())
+            pointers = np.empty((len(keys), self.num_columns), self.stored_view.dtype)
+            for start in range(0, len(keys), _CHUNK):
+                part = slice(start, start + _CHUNK)
+                known = rows[part] >= 0
+                pointers[part][known] = self.stored_view[rows[part][known]]
+                pointers[part][~known] = self.codebook_hash.numpy(keys[part][~known])
+            grown = pa.FixedSizeListArray.from_arrays(pa.array(pointers.reshape(-1)), self.num_columns)
+        return replace(
+            self, num_ids=vocabulary.num_ids, stored=grown, vocabulary=vocabulary, unseen=unseen, version=None
         )
 
     def next_helper_hash(self, seed: int) -> UniversalHash:
-        """The helper hash for the clustering that follows this version."""
-        fresh = derive_seed(seed, "version", self.version + 1)
+        """The helper hash for the clustering that follows this generation."""
+        fresh = derive_seed(seed, "version", self.generation + 1)
         return term_hash(fresh, 1, num_columns=self.num_columns, num_rows=self.num_rows)
 
     def clustered(self, pointers: npt.NDArray[np.unsignedinteger], helper_hash: UniversalHash) -> "PointerMap":
-        """The next version: `pointers: [n, c]` uint8/16/32, and the helper hash that goes with them."""
+        """The next generation: `pointers: [n, c]` uint8/16/32, and the helper hash that goes with them."""
         if pointers.size and int(pointers.max()) >= self.num_rows:
             raise ConfigError(f"pointer {int(pointers.max())} is not in 0..{self.num_rows - 1}")
         flat = pa.array(np.ascontiguousarray(pointers).reshape(-1))
-        return PointerMap(
-            num_ids=self.num_ids,
-            codebook_hash=self.codebook_hash,
+        return replace(
+            self,
             helper_hash=helper_hash,
             stored=pa.FixedSizeListArray.from_arrays(flat, self.num_columns),
-            version=self.version + 1,
+            generation=self.generation + 1,
+            version=None,
         )
 
     @property
@@ -83,7 +136,7 @@ class PointerMap:
         """[n] lists of `c` codebook pointers. Before the first clustering they are computed at each call (uint32)."""
         if self.stored is not None:
             return self.stored
-        hashed = self.codebook_hash.numpy(np.arange(self.num_ids)).astype(np.uint32)
+        hashed = self.codebook_hash.numpy(self.raw_ids(np.arange(self.num_ids))).astype(np.uint32)
         return pa.FixedSizeListArray.from_arrays(pa.array(hashed.reshape(-1)), self.num_columns)
 
     @cached_property
@@ -95,36 +148,99 @@ class PointerMap:
         view: npt.NDArray[np.unsignedinteger] = values[start : start + self.num_ids * self.num_columns]
         return view.reshape(self.num_ids, self.num_columns)
 
+    @cached_property
+    def words(self) -> npt.NDArray[np.unsignedinteger]:
+        """[n] or [n, w]: the stored pointers of a row as one or more machine words, without a copy; see `as_words`."""
+        return as_words(self.stored_view)
+
     @property
     def nbytes(self) -> int:
-        """Bytes of stored pointers: 0 before the first clustering, then `n·c` pointers."""
-        return 0 if self.stored is None else self.stored_view.nbytes
+        """Bytes in host memory: `n·c` stored pointers (0 before the first clustering) and the vocabulary."""
+        pointers = 0 if self.stored is None else self.stored_view.nbytes
+        return pointers + (0 if self.vocabulary is None else self.vocabulary.nbytes)
 
-    def codes(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Codebook and helper codes of valid `ids: [N] int64`, as `[c, 2, N] int64`."""
-        codebook = self.codebook_hash.numpy(ids) if self.stored is None else self.stored_view[ids].astype(np.int64)
+    def raw_ids(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The raw IDs of valid `rows: [N] int64`."""
+        return rows if self._keys is None else self._keys[rows]
+
+    @cached_property
+    def _keys(self) -> npt.NDArray[np.int64] | None:
+        return None if self.vocabulary is None else self.vocabulary.keys()
+
+    @cached_property
+    def first_id(self) -> int:
+        """The raw ID of row 0."""
+        if self.vocabulary is None:
+            return 0
+        slots = self.vocabulary.slots_view
+        return int(slots[np.argmax(slots[:, 1] == 0), 0])
+
+    def rows(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The rows of raw `ids: [N] int64`, -1 for those that the map does not know."""
+        if self.vocabulary is not None:
+            return self.vocabulary.rows(ids)
+        return np.where((ids >= 0) & (ids < self.num_ids), ids, -1)
+
+    def gather(
+        self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.unsignedinteger] | None = None
+    ) -> npt.NDArray[np.unsignedinteger]:
+        """The stored pointers of raw `ids: [N] int64`, as words: [N] or [N, w]; see `as_words`. For a clustered map.
+
+        One thread, at the speed of memory; it releases the GIL, so that callers slice work over threads.
+
+        Args:
+            out: of that shape and dtype, to write to and return; None = a new array. Reusing one saves page faults.
+
+        Raises:
+            InvalidIDError: an ID that the map does not know; names the first.
+        """
+        words = self.words
+        rows = ids if self.vocabulary is None else self.vocabulary.rows(ids)
+        shape = (len(ids), *words.shape[1:])
+        if out is None:
+            out = np.empty(shape, words.dtype)
+        elif out.shape != shape or out.dtype != words.dtype:
+            raise ConfigError(f"out is {out.dtype} {list(out.shape)}; it must be {words.dtype} {list(shape)}")
+        bad = (gather_words if words.ndim == 1 else gather_rows)(words, rows, out)
+        if bad >= 0:
+            raise InvalidIDError(
+                f"raw ID {ids[bad]} (position {bad} of {len(ids)}) is not among the {self.num_ids} of the map"
+            )
+        return out
+
+    def codes(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Codebook and helper codes of valid `rows: [N] int64`, as `[c, 2, N] int64`."""
+        ids = self.raw_ids(rows)
+        codebook = self.codebook_hash.numpy(ids) if self.stored is None else self.stored_view[rows].astype(np.int64)
         return np.stack([codebook.T, self.helper_hash.numpy(ids).T], axis=1)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of everything that decides a lookup: sizes, hash functions and pointers, not the version."""
+        """SHA-256 (hex) of everything that decides a lookup: sizes, hash functions, vocabulary and pointers."""
         content = hashlib.sha256(json.dumps(self.header(), sort_keys=True).encode())
         if self.stored is not None:
             content.update(self.stored_view.reshape(-1).view(np.uint8).data)
         return content.hexdigest()
 
+    def vouched(self, digest: str) -> "PointerMap":
+        """Itself, with the digest that a verified manifest gives it: no second pass over the pointers."""
+        self.__dict__["digest"] = digest  # where `cached_property` keeps it
+        return self
+
     @property
     def identity(self) -> str:
-        """For messages: `version 3 (digest 1a2b3c4d…)`."""
-        return f"version {self.version} (digest {self.digest[:12]})"
+        """For messages: `version 7, generation 3 (digest 1a2b3c4d…)`."""
+        return identity(self.version, self.generation, self.digest)
 
     def header(self) -> dict[str, Any]:
-        """The map without its pointers, as JSON values."""
+        """The map without its arrays, as JSON values."""
         return {
             "num_ids": self.num_ids,
             "num_rows": self.num_rows,
             "num_columns": self.num_columns,
             "pointer_dtype": None if self.stored is None else str(self.stored_view.dtype),
+            "unseen": self.unseen,
+            "vocabulary": None if self.vocabulary is None else self.vocabulary.digest,
             **{
                 name: {"multipliers": functions.multipliers.tolist(), "offsets": functions.offsets.tolist()}
                 for name, functions in (("codebook_hash", self.codebook_hash), ("helper_hash", self.helper_hash))
@@ -132,13 +248,22 @@ class PointerMap:
         }
 
     def check_sizes(self, *, table: str, num_ids: int, num_columns: int, num_rows: int) -> None:
-        """Raise MapMismatchError unless this map has the sizes of `table`."""
-        found = (self.num_ids, self.num_columns, self.num_rows)
-        if found != (num_ids, num_columns, num_rows):
+        """Raise MapMismatchError unless this map has the sizes of `table`.
+
+        A map with a vocabulary may have fewer rows than the table has room for: vocabularies grow with every version.
+        """
+        fits = self.num_ids == num_ids or (self.vocabulary is not None and self.num_ids <= num_ids)
+        if not fits or (self.num_columns, self.num_rows) != (num_columns, num_rows):
             raise MapMismatchError(
-                f"table {table!r} has {num_ids} IDs, {num_columns} columns, {num_rows} rows; "
-                f"the map is of {found[0]} IDs, {found[1]} columns, {found[2]} rows"
+                f"table {table!r} has {num_ids} IDs, {num_columns} columns, {num_rows} rows; the map, {self.identity}, "
+                f"is of {self.num_ids} IDs, {self.num_columns} columns, {self.num_rows} rows"
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PointerMap":
         return self
+
+
+def identity(version: int | None, generation: int, digest: str) -> str:
+    """For messages: which map is meant."""
+    published = "not published" if version is None else f"version {version}"
+    return f"{published}, generation {generation} (digest {digest[:12]})"

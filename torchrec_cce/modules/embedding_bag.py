@@ -11,11 +11,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_cce.clustering.recluster import ReclusterConfig
 from torchrec_cce.config import CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
-from torchrec_cce.errors import ConfigError
+from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.combine import Combine
-from torchrec_cce.modules.recluster import ParameterStore, TableReport, recluster_rows
+from torchrec_cce.modules.recluster import ParameterStore, TableReport, TableRows, recluster_rows
 from torchrec_cce.modules.remap import Remap
+from torchrec_cce.modules.snapshot import snapshot_of
 
 
 class CCEEmbeddingBagCollection(EmbeddingBagCollectionInterface):
@@ -98,7 +100,7 @@ class CCEEmbeddingBagCollection(EmbeddingBagCollectionInterface):
         return self.remap.cce_tables()
 
     def pointer_map(self, table: str) -> PointerMap:
-        """The index-pointer map of a CCE table: Arrow pointers, helper hash, version, digest.
+        """The index-pointer map of a CCE table: Arrow pointers, hash functions, generation, digest.
 
         Raises:
             ConfigError: `table` is not a CCE table; the message lists those that are.
@@ -112,6 +114,69 @@ class CCEEmbeddingBagCollection(EmbeddingBagCollectionInterface):
             MapMismatchError: the map is of other sizes than the table.
         """
         self.remap.attach_pointer_map(table, pointer_map)
+
+    def unseen_ids(self) -> dict[str, int]:
+        """CCE table → how many raw IDs were looked up, since its map was attached, that the map does not know."""
+        return self.remap.unseen_ids()
+
+    def snapshot(
+        self,
+        reports: Mapping[str, TableReport] | None = None,
+        frequencies: Mapping[str, npt.NDArray[np.int64]] | None = None,
+    ) -> dict[str, TableSnapshot]:
+        """Maps and weights of all CCE tables, to be published. The weights are copied.
+
+        Args:
+            reports: of the clustering that made the maps, whose entropies and objective are kept with them.
+            frequencies: table → [num_ids] int64, how often the raw ID of each row of the map was seen.
+
+        Raises:
+            ConfigError: the tables are sharded or on the meta device, or `frequencies` has another shape.
+        """
+        ebc = self._own_tables()
+        reports, frequencies = reports or {}, frequencies or {}
+        tables = {}
+        for table in self._tables:
+            if not isinstance(table, CCEEmbeddingBagConfig):
+                continue
+            weights = ParameterStore(ebc.embedding_bags[table.name].weight, None, table=table.name).read().weights
+            report = reports.get(table.name)
+            tables[table.name] = snapshot_of(
+                table,
+                self.pointer_map(table.name),
+                weights=weights,
+                frequencies=frequencies.get(table.name),
+                entropies=() if report is None else report.entropies,
+                objective=None if report is None else report.objective,
+            )
+        return tables
+
+    def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
+        """Take over the maps of `tables` together with the weights they come with; without weights, the maps alone.
+
+        Raises:
+            MapMismatchError: `tables` are not those of the CCE tables here, or have other sizes. Nothing has changed.
+            ConfigError: there are weights, and the tables are sharded or on the meta device.
+        """
+        mine = {table.name: table for table in self._tables if isinstance(table, CCEEmbeddingBagConfig)}
+        if mine.keys() != tables.keys():
+            raise MapMismatchError(f"the maps are of tables {sorted(tables)}, the module has {sorted(mine)}")
+        for name, table in tables.items():
+            self.remap.check_pointer_map(name, table.pointer_map)
+            if table.embedding_dim != mine[name].embedding_dim:
+                raise MapMismatchError(
+                    f"table {name!r} has embedding_dim={mine[name].embedding_dim}; the map, "
+                    f"{table.pointer_map.identity}, comes with words for {table.embedding_dim}"
+                )
+        weighted = {name: table.weights for name, table in tables.items() if table.weights is not None}
+        stores = {}
+        if weighted:
+            bags = self._own_tables().embedding_bags
+            stores = {name: ParameterStore(bags[name].weight, None, table=name) for name in weighted}
+        for name, weights in weighted.items():
+            stores[name].write(TableRows(weights=np.array(weights), states={}))
+        for name, table in tables.items():
+            self.attach_pointer_map(name, table.pointer_map)
 
     def recluster(
         self,
@@ -130,8 +195,8 @@ class CCEEmbeddingBagCollection(EmbeddingBagCollectionInterface):
                 same `seed` may be passed each time.
             optimizer: the one that trains these weights. Its per-row state (moments, accumulators) is carried over: a
                 codebook row gets the mean over its member IDs of the mean of their two old rows, a helper row zero.
-            frequencies: table → [num_embeddings] counts; k-means weighs IDs by them. IDs that never occurred do not
-                move centroids, but get pointers all the same.
+            frequencies: table → [num_ids] counts, one a row of its map; k-means weighs IDs by them. IDs that never
+                occurred do not move centroids, but get pointers all the same.
             settings: of k-means and of the helper's new start.
 
         Returns:
@@ -142,15 +207,14 @@ class CCEEmbeddingBagCollection(EmbeddingBagCollectionInterface):
             ConfigError: `frequencies` of an unknown table or of a wrong length; an optimizer that does not train the
                 tables; tables on the meta device, or sharded (use `torchrec_cce.sharding.recluster` there).
         """
-        if not isinstance(self.ebc, EmbeddingBagCollection):
-            raise ConfigError("the tables are sharded; use torchrec_cce.sharding.recluster.recluster_sharded")
+        ebc = self._own_tables()
         frequencies = frequencies or {}
         tables = [table for table in self._tables if isinstance(table, CCEEmbeddingBagConfig)]
         unknown = set(frequencies) - {table.name for table in tables}
         if unknown:
             raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this collection")
         stores = {
-            table.name: ParameterStore(self.ebc.embedding_bags[table.name].weight, optimizer, table=table.name)
+            table.name: ParameterStore(ebc.embedding_bags[table.name].weight, optimizer, table=table.name)
             for table in tables
         }
         results = {
@@ -168,3 +232,9 @@ class CCEEmbeddingBagCollection(EmbeddingBagCollectionInterface):
             stores[name].write(rows)
             self.attach_pointer_map(name, new_map)
         return {name: report for name, (_, _, report) in results.items()}
+
+    def _own_tables(self) -> EmbeddingBagCollection:
+        """The trained tables, as long as no wrapper has spread them over ranks."""
+        if not isinstance(self.ebc, EmbeddingBagCollection):
+            raise ConfigError("the tables are sharded; use torchrec_cce.sharding, which gathers them from all ranks")
+        return self.ebc

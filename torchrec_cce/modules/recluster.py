@@ -84,8 +84,8 @@ def to_array(tensor: torch.Tensor) -> Array:
 class TableReport:
     """What one clustering did to one table."""
 
-    version: int
-    """Of the map it made."""
+    generation: int
+    """Of the map it made: clusterings so far."""
     entropies: tuple[float, ...]
     """`H1 … Hc` of the new pointers, in nats (Appendix G)."""
     share_changed: float
@@ -106,19 +106,19 @@ def recluster_rows(
 ) -> tuple[PointerMap, TableRows, TableReport]:
     """Cluster one table. Pure: nothing is written, and equal arguments give equal bits.
 
-    The seed of this clustering is derived from `seed`, the table's name and the version that it makes, so that neither
+    The seed of this clustering is derived from `seed`, the table's name and the generation it makes, so that neither
     two tables nor two clusterings repeat one.
     """
     c, k = config.num_columns, config.num_rows
-    seed = derive_seed(seed, config.name, pointer_map.version + 1)
+    seed = derive_seed(seed, config.name, pointer_map.generation + 1)
     helper_hash = pointer_map.next_helper_hash(seed)
     shape = (c, 2, k)
     try:
         done = recluster_table(
             weights=rows.weights.reshape(*shape, -1),
-            num_ids=config.num_embeddings,
+            num_ids=pointer_map.num_ids,
             old_codes=pointer_map.codes,
-            new_helper_codes=lambda ids: helper_hash.numpy(ids).T,
+            new_helper_codes=lambda map_rows: helper_hash.numpy(pointer_map.raw_ids(map_rows)).T,
             row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in rows.states.items()},
             frequencies=frequencies,
             pointer_dtype=config.pointer_dtype,
@@ -137,7 +137,7 @@ def recluster_rows(
 
 def _report(new_map: PointerMap, done: Reclustered) -> TableReport:
     return TableReport(
-        version=new_map.version,
+        generation=new_map.generation,
         entropies=done.entropies,
         share_changed=done.share_changed,
         objective=done.objective,

@@ -10,7 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.config import CompositionalEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
-from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.pointer_map import PointerMap, identity
 from torchrec_cce.modules.schemes import CCEScheme, PointerScheme, scheme_of
 
 _DIGEST_BYTES = 32
@@ -33,6 +33,7 @@ class Remap(nn.Module):
         self._is_weighted = is_weighted
         self._configs = {table.name: table for table in tables}
         self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
+        self._unseen = dict.fromkeys(self.cce_tables(), 0)
         self._slots = [(table.name, feature) for table in tables for feature in table.feature_names]
         self.row_keys = [key for table in tables for key in _row_keys(table)]
         self._changes_keys = any(isinstance(table, CompositionalEmbeddingBagConfig) for table in tables)
@@ -44,6 +45,12 @@ class Remap(nn.Module):
         return scheme.pointer_map
 
     def attach_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
+        self.check_pointer_map(table, pointer_map)
+        self._schemes[table] = CCEScheme(pointer_map=pointer_map)
+        self._unseen[table] = 0
+
+    def check_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
+        """Raise MapMismatchError unless `pointer_map` can be attached to `table`."""
         self.pointer_map(table)
         config = self._configs[table]
         assert isinstance(config, CompositionalEmbeddingBagConfig)
@@ -53,10 +60,12 @@ class Remap(nn.Module):
             num_columns=config.num_columns,
             num_rows=config.num_rows,
         )
-        self._schemes[table] = CCEScheme(pointer_map=pointer_map)
 
     def cce_tables(self) -> list[str]:
         return [name for name, scheme in self._schemes.items() if isinstance(scheme, CCEScheme)]
+
+    def unseen_ids(self) -> dict[str, int]:
+        return dict(self._unseen)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Remap `features`.
@@ -83,14 +92,14 @@ class Remap(nn.Module):
         for (table, feature), n, scheme, out in zip(self._slots, counts, schemes, rows.split(sizes), strict=True):
             start = bounds[position[feature]]
             feature_ids = ids[start : start + n]
-            bad = scheme.rows_into(feature_ids, out.view(scheme.num_columns, n, scheme.num_terms).numpy())
-            if bad >= 0:
-                n_embeddings = self._configs[table].num_embeddings
+            looked = scheme.rows_into(feature_ids, out.view(scheme.num_columns, n, scheme.num_terms).numpy())
+            if looked.bad >= 0:
                 raise InvalidIDError(
-                    f"feature {feature!r}: raw ID {feature_ids[bad]} (position {bad} of its {n} values) is not in "
-                    f"0..{n_embeddings - 1}, the universe of table {table!r}; raise num_embeddings or bring "
-                    f"raw IDs into the universe first"
+                    f"feature {feature!r}: raw ID {feature_ids[looked.bad]} (position {looked.bad} of its {n} values) "
+                    f"is not {self._universe(table)}"
                 )
+            if looked.unseen:
+                self._unseen[table] += looked.unseen
 
         lengths = features.lengths().cpu().split(features.stride_per_key())
         weights = features.weights().cpu() if self._is_weighted else None
@@ -112,27 +121,43 @@ class Remap(nn.Module):
             **_variable_batch(features, columns, self.row_keys),
         ).to(device)
 
+    def _universe(self, table: str) -> str:
+        """Which IDs a table takes, and what to do about others."""
+        scheme = self._schemes[table]
+        if isinstance(scheme, CCEScheme) and scheme.pointer_map.vocabulary is not None:
+            known = scheme.pointer_map.num_ids
+            return (
+                f'among the {known} of the vocabulary of table {table!r}; give its map unseen="hash" or add the ID to '
+                "the vocabulary"
+            )
+        last = self._configs[table].num_embeddings - 1
+        return (
+            f"in 0..{last}, the universe of table {table!r}; raise num_embeddings or bring raw IDs into the universe "
+            "first"
+        )
+
     def get_extra_state(self) -> torch.Tensor:
-        """The maps' versions and digests, `[maps, 33] int64`.
+        """The maps' registry versions (0: not published), generations and digests, `[maps, 34] int64`.
 
         A tensor of fixed size and not a dict: the distributed checkpoint's planner cannot place a dict on ranks that
         hold no optimizer state.
         """
         maps = [self.pointer_map(table) for table in self.cce_tables()]
-        rows = [[m.version, *bytes.fromhex(m.digest)] for m in maps]
-        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 1 + _DIGEST_BYTES)
+        rows = [[m.version or 0, m.generation, *bytes.fromhex(m.digest)] for m in maps]
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2 + _DIGEST_BYTES)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Raise MapMismatchError unless the attached maps are those that the loaded weights were trained with."""
         tables = self.cce_tables()
         if len(state) != len(tables):
             raise MapMismatchError(f"the checkpoint has maps of {len(state)} CCE tables, the module has {len(tables)}")
-        for table, (version, *digest) in zip(tables, state.tolist(), strict=True):
+        for table, (version, generation, *digest) in zip(tables, state.tolist(), strict=True):
             found = self.pointer_map(table)
             if bytes(digest).hex() != found.digest:
+                trained_with = identity(version or None, generation, bytes(digest).hex())
                 raise MapMismatchError(
-                    f"table {table!r}: the checkpoint was trained with map version {version} (digest "
-                    f"{bytes(digest).hex()[:12]}), attached is {found.identity}; attach the checkpoint's own map first"
+                    f"table {table!r}: the checkpoint was trained with the map {trained_with}, attached is "
+                    f"{found.identity}; attach the checkpoint's own map first"
                 )
 
 

@@ -6,7 +6,7 @@ A method of the paper that is "pointers into a small table" is one class here an
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.config import CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
 from torchrec_cce.hashing import UniversalHash, derive_seed, term_hash
-from torchrec_cce.kernels.rows import clustered_rows, hashed_rows, identity_rows
+from torchrec_cce.kernels.rows import clustered_rows, hashed_rows, identity_rows, partly_clustered_rows
 from torchrec_cce.maps.pointer_map import PointerMap
 
 
@@ -27,12 +27,18 @@ class PointerScheme(Protocol):
     @property
     def num_terms(self) -> int: ...
 
-    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> int:
-        """Write the rows of `ids: [N] int64` to `out: [c, N, t] int64`.
-
-        Returns the position of the first ID outside the table's universe, or -1; then `out` holds no row to be used.
-        """
+    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> "Looked":
+        """Write the rows of `ids: [N] int64` to `out: [c, N, t] int64`."""
         ...
+
+
+class Looked(NamedTuple):
+    """What `rows_into` found."""
+
+    bad: int = -1
+    """Position of the first ID that the table cannot hold, or -1. If there is one, no row in `out` may be used."""
+    unseen: int = 0
+    """IDs that the map does not know and that got what its policy for them says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +49,16 @@ class FullScheme:
     num_columns: int = 1
     num_terms: int = 1
 
-    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> int:
-        return identity_rows(ids, self.num_ids, out)
+    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
+        return Looked(bad=identity_rows(ids, self.num_ids, out))
 
 
 @dataclass(frozen=True, kw_only=True)
 class HashedScheme:
     """Hashing trick, CE concat, CE sum and CE hybrid: every word is chosen by a hash of the ID."""
 
-    num_ids: int
+    num_ids: int | None
+    """None: any 64-bit ID."""
     terms: tuple[UniversalHash, ...]
     """`t` times `c` functions onto `k` rows."""
 
@@ -71,8 +78,9 @@ class HashedScheme:
     def _offsets(self) -> npt.NDArray[np.uint64]:
         return np.stack([term.offsets for term in self.terms], axis=1).reshape(-1)
 
-    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> int:
-        return hashed_rows(ids, self.num_ids, self._multipliers, self._offsets, self.terms[0].num_rows, out)
+    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
+        bad = hashed_rows(ids, self.num_ids or 0, self._multipliers, self._offsets, self.terms[0].num_rows, out)
+        return Looked(bad=-1 if self.num_ids is None else bad)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +97,47 @@ class CCEScheme:
     @cached_property
     def _unclustered(self) -> HashedScheme:
         terms = (self.pointer_map.codebook_hash, self.pointer_map.helper_hash)
-        return HashedScheme(num_ids=self.pointer_map.num_ids, terms=terms)
+        # The map says which IDs it knows, where they are not simply all below a bound.
+        num_ids = self.pointer_map.num_ids if self._dense else None
+        return HashedScheme(num_ids=num_ids, terms=terms)
 
-    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> int:
-        if self.pointer_map.stored is None:
+    @property
+    def _dense(self) -> bool:
+        """Whether every ID is its own row, and any other is an error: one pass does it all."""
+        return self.pointer_map.vocabulary is None and self.pointer_map.unseen == "error"
+
+    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
+        one = self.pointer_map
+        if self._dense and one.stored is None:
             return self._unclustered.rows_into(ids, out)
-        helper = self.pointer_map.helper_hash
-        return clustered_rows(
-            ids, self.pointer_map.stored_view, helper.multipliers, helper.offsets, helper.num_rows, out
-        )
+        helper = one.helper_hash
+        if self._dense:
+            bad = clustered_rows(ids, one.stored_view, helper.multipliers, helper.offsets, helper.num_rows, out)
+            return Looked(bad=bad)
+
+        map_rows = one.rows(ids)
+        unseen = map_rows < 0
+        num_unseen = int(np.count_nonzero(unseen))
+        if num_unseen and one.unseen == "error":
+            return Looked(bad=int(np.argmax(unseen)))
+        if num_unseen and one.unseen == "first_row":
+            ids, map_rows = np.where(unseen, one.first_id, ids), np.where(unseen, 0, map_rows)
+        if one.stored is None:
+            self._unclustered.rows_into(ids, out)
+        else:
+            codebook = one.codebook_hash
+            partly_clustered_rows(
+                ids,
+                map_rows,
+                one.stored_view,
+                codebook.multipliers,
+                codebook.offsets,
+                helper.multipliers,
+                helper.offsets,
+                helper.num_rows,
+                out,
+            )
+        return Looked(unseen=num_unseen)
 
 
 def scheme_of(config: EmbeddingBagConfig) -> PointerScheme:
@@ -105,8 +145,9 @@ def scheme_of(config: EmbeddingBagConfig) -> PointerScheme:
     if not isinstance(config, CompositionalEmbeddingBagConfig):
         return FullScheme(num_ids=config.num_embeddings)
     seed = derive_seed(config.seed, config.name)
-    sizes = {"num_columns": config.num_columns, "num_rows": config.num_rows}
+    c, k = config.num_columns, config.num_rows
     if isinstance(config, CCEEmbeddingBagConfig):
-        return CCEScheme(pointer_map=PointerMap.hashed(num_ids=config.num_embeddings, seed=seed, **sizes))
-    terms = tuple(term_hash(seed, term, **sizes) for term in range(config.num_terms))
+        start = PointerMap.hashed(num_ids=config.num_embeddings, num_columns=c, num_rows=k, seed=seed)
+        return CCEScheme(pointer_map=start)
+    terms = tuple(term_hash(seed, term, num_columns=c, num_rows=k) for term in range(config.num_terms))
     return HashedScheme(num_ids=config.num_embeddings, terms=terms)

@@ -13,8 +13,13 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from torchrec_cce.atomic import atomic_path
+from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError, MapFileError
-from torchrec_cce.maps.files import read_pointer_map, write_pointer_map
+from torchrec_cce.maps.bundle import read_folder, write_folder
+from torchrec_cce.maps.manifest import Provenance
+from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.modules.snapshot import snapshot_of
 from torchrec_cce.sharding.recluster import collections_of
 from torchrec_cce.training.position import Position
 
@@ -47,8 +52,7 @@ def save(
         save_distributed(state, checkpoint_id=shared[0])
         if first:
             for path, collection in collections_of(model).items():
-                for table in collection.cce_tables():
-                    write_pointer_map(_map_path(temporary, path, table), collection.pointer_map(table))
+                write_folder(_maps(temporary, path), _snapshots(collection), provenance=Provenance.of_this_code())
             if frequencies:
                 np.savez(temporary / "frequencies.npz", **frequencies)  # type: ignore[arg-type]
             (temporary / _POSITION).write_text(position.to_json())
@@ -71,19 +75,9 @@ def load(
         ConfigError: there is no checkpoint.
         MapFileError, MapMismatchError: its maps are missing, damaged or of another model.
     """
-    checkpoints = _all(run_dir)
-    if not checkpoints:
-        raise ConfigError(
-            f"{run_dir}: no checkpoint; one is written every training.checkpoint_every batches, on Ctrl-C and at the "
-            "end. Remove the folder and start again"
-        )
-    folder = checkpoints[-1]
+    folder = newest(run_dir)
     for path, collection in collections_of(model).items():
-        for table in collection.cce_tables():
-            file = _map_path(folder, path, table)
-            if not file.exists():
-                raise MapFileError(f"{file}: no such file; copy the checkpoint again, with its maps")
-            collection.attach_pointer_map(table, read_pointer_map(file))
+        collection.restore(read_maps(folder, path))
     for _, part in optimizer.optimizers:
         if isinstance(part, KeyedOptimizerWrapper):
             part.init_state()  # a state that was never stepped has no entries to load into
@@ -91,9 +85,42 @@ def load(
     load_distributed(state, checkpoint_id=str(folder))
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    position = Position.from_json((folder / _POSITION).read_text())
+    return read_position(folder), read_frequencies(folder)
+
+
+def newest(run_dir: Path) -> Path:
+    """The folder of a run's newest checkpoint. Raises ConfigError if there is none."""
+    checkpoints = _all(run_dir)
+    if not checkpoints:
+        raise ConfigError(
+            f"{run_dir}: no checkpoint; one is written every training.checkpoint_every batches, on Ctrl-C and at the "
+            "end. Remove the folder and start again"
+        )
+    return checkpoints[-1]
+
+
+def read_position(folder: Path) -> Position:
+    """The position that the checkpoint `folder` was written at."""
+    return Position.from_json((folder / _POSITION).read_text())
+
+
+def read_frequencies(folder: Path) -> dict[str, npt.NDArray[np.int64]]:
+    """Table → how often each ID was trained on; empty if that was not counted."""
     counts = folder / "frequencies.npz"
-    return position, dict(np.load(counts)) if counts.exists() else {}
+    return dict(np.load(counts)) if counts.exists() else {}
+
+
+def read_maps(folder: Path, collection: str) -> dict[str, TableSnapshot]:
+    """The maps of one collection in the checkpoint `folder`, verified.
+
+    Raises:
+        MapFileError: they are missing or damaged.
+    """
+    try:
+        _, tables = read_folder(_maps(folder, collection))
+    except FileNotFoundError as error:
+        raise MapFileError(f"{error.filename}: no such file; copy the checkpoint again, with its maps") from error
+    return tables
 
 
 def exists(run_dir: Path) -> bool:
@@ -106,5 +133,14 @@ def _all(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
 
 
-def _map_path(folder: Path, collection: str, table: str) -> Path:
-    return folder / "maps" / f"{collection}.{table}.arrow"
+def _maps(folder: Path, collection: str) -> Path:
+    return folder / "maps" / collection
+
+
+def _snapshots(collection: CCEEmbeddingBagCollection) -> dict[str, TableSnapshot]:
+    """The maps alone: the weights are in the distributed checkpoint."""
+    return {
+        table.name: snapshot_of(table, collection.pointer_map(table.name))
+        for table in collection.embedding_bag_configs()
+        if isinstance(table, CCEEmbeddingBagConfig)
+    }

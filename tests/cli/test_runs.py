@@ -15,7 +15,7 @@ import pytest
 
 from tests.training import runs
 from tests.training.launch import Finished, command
-from torchrec_cce.maps.files import read_pointer_map
+from torchrec_cce.maps.bundle import read_folder
 
 SCRIPT = Path(sys.executable).with_name("torchrec-cce")
 METHODS = ["full", "hashing_trick", "ce_concat", "cce"]
@@ -55,12 +55,12 @@ def test_train(trained: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None
     assert json.loads((run_dir / "config.json").read_text())["tables"]["C1"]["num_embeddings"] == 1000
     records = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert {record["kind"] for record in records} == {"train", "validation", "test", "recluster"}
-    assert [r["version"] for r in records if r["kind"] == "recluster" and r["table"] == "C1"] == [1, 2]
+    assert [r["generation"] for r in records if r["kind"] == "recluster" and r["table"] == "C1"] == [1, 2]
     assert list((run_dir / "tensorboard").glob("events.*"))
     (checkpoint,) = runs.checkpoints(run_dir)
-    maps = sorted(checkpoint.glob("maps/*.arrow"))
-    assert [path.name.split(".")[-2] for path in maps] == ["C1", "C2"]
-    assert all(read_pointer_map(path).version == 2 for path in maps)
+    (folder,) = checkpoint.glob("maps/*")
+    _, tables = read_folder(folder)
+    assert {name: table.pointer_map.generation for name, table in tables.items()} == {"C1": 2, "C2": 2}
 
 
 def test_evaluate(trained: tuple[Path, "subprocess.CompletedProcess[str]"], log: Path, tmp_path: Path) -> None:

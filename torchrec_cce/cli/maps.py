@@ -1,0 +1,232 @@
+"""`torchrec-cce maps …`: the registry of published maps, for people and (`--json`) for machines."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from torchrec_cce.maps.manifest import Manifest
+from torchrec_cce.maps.registry import Registry
+from torchrec_cce.training.command import one_line_errors
+from torchrec_cce.training.publish import snapshot_of_run
+from torchrec_cce.training.quiet import quiet_libraries
+
+_DAMAGED = 1
+_FLAGS = typer.Option(envvar="TORCHREC_CCE_REGISTRY", help="A folder, or a URL: s3://…, gs://…, az://…")
+
+RegistryURL = Annotated[str, _FLAGS]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+VersionOrCurrent = Annotated[int | None, typer.Argument(help="A version; the current one if not given.")]
+Version = Annotated[int, typer.Argument()]
+
+app = typer.Typer(no_args_is_help=True, help="Published versions of index-pointer maps.")
+
+
+@app.command("list")
+def list_versions(registry: RegistryURL, as_json: AsJSON = False) -> None:
+    """List the versions that can be opened."""
+    with one_line_errors():
+        state = Registry(registry).state()
+    if as_json:
+        _print_json(state)
+        return
+    rows = [
+        [
+            f"{one.version}{' ← current' if one.version == state.current else ''}{' (pinned)' if one.pinned else ''}",
+            _or_dash(one.parent),
+            f"{one.created:%Y-%m-%d %H:%M:%S} UTC",
+            decimal(one.num_bytes),
+            one.manifest_sha256[:12],
+        ]
+        for one in state.versions
+    ]
+    _print_table(["version", "parent", "created", "size", "manifest"], rows)
+
+
+@app.command()
+def history(registry: RegistryURL, as_json: AsJSON = False) -> None:
+    """List every step that changed the registry: when, who, what, and which version was current after it."""
+    with one_line_errors():
+        records = Registry(registry).history()
+    if as_json:
+        _print_json(records)
+        return
+    rows = [
+        [
+            str(one.sequence),
+            "" if one.time is None else f"{one.time:%Y-%m-%d %H:%M:%S} UTC",
+            str(one.action),
+            _or_dash(one.subject),
+            _or_dash(one.current),
+            one.author,
+        ]
+        for one in records
+    ]
+    _print_table(["step", "time", "action", "version", "current", "by"], rows)
+
+
+@app.command()
+def show(registry: RegistryURL, version: VersionOrCurrent = None, as_json: AsJSON = False) -> None:
+    """Show the manifest of a version."""
+    with one_line_errors():
+        manifest = Registry(registry).manifest(version)
+    if as_json:
+        _print_json(manifest)
+        return
+    _print_manifest(manifest)
+
+
+@app.command()
+def verify(
+    registry: RegistryURL,
+    version: Annotated[int | None, typer.Argument(help="A version; all if not given.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Read every file and compare its SHA-256. Exit status 1 if anything is damaged."""
+    with one_line_errors():
+        damage = [str(error) for error in Registry(registry).verify(version)]
+    if as_json:
+        _print_json(damage)
+    else:
+        for line in damage or ["no damage"]:
+            typer.echo(line)
+    if damage:
+        raise typer.Exit(_DAMAGED)
+
+
+@app.command()
+def diff(registry: RegistryURL, old: Version, new: Version, as_json: AsJSON = False) -> None:
+    """Compare two versions table by table."""
+    with one_line_errors():
+        tables = Registry(registry).diff(old, new)
+    if as_json:
+        _print_json(tables)
+        return
+    rows = [
+        [name, "not comparable", "", "", ""]
+        if one is None
+        else [name, f"{one.share_changed:.1%}", f"{one.num_common:,}", f"{one.num_added:,}", f"{one.num_removed:,}"]
+        for name, one in tables.items()
+    ]
+    _print_table(["table", "changed pointers", "common IDs", "added", "removed"], rows)
+
+
+@app.command()
+def publish(
+    registry: RegistryURL,
+    run_dir: Annotated[Path, typer.Option(help="The folder of a training run.")],
+    parent: Annotated[int | None, typer.Option(help="Refuse unless this version is current.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Publish maps and codebooks of a run's newest checkpoint, and make them current."""
+    quiet_libraries()
+    with one_line_errors():
+        run = snapshot_of_run(run_dir)
+        entry = Registry(registry).publish(
+            run.tables, parent=parent, checkpoint=run.checkpoint, config_digest=run.config_digest
+        )
+    if as_json:
+        _print_json(entry)
+        return
+    typer.echo(f"published {entry.identity}, {decimal(entry.num_bytes)}; it is current")
+
+
+@app.command()
+def rollback(registry: RegistryURL, version: Version, as_json: AsJSON = False) -> None:
+    """Make an earlier version current again."""
+    with one_line_errors():
+        entry = Registry(registry).rollback(version)
+    if as_json:
+        _print_json(entry)
+        return
+    typer.echo(f"{entry.identity} is current")
+
+
+@app.command()
+def pin(registry: RegistryURL, version: Version, as_json: AsJSON = False) -> None:
+    """Keep a version from being collected."""
+    _pin(registry, version, True, as_json)
+
+
+@app.command()
+def unpin(registry: RegistryURL, version: Version, as_json: AsJSON = False) -> None:
+    """Let a version be collected."""
+    _pin(registry, version, False, as_json)
+
+
+@app.command()
+def gc(
+    registry: RegistryURL,
+    keep_last: Annotated[int, typer.Option(help="Versions kept besides the current and the pinned ones.")],
+    debris_hours: Annotated[
+        float, typer.Option(help="Age in hours from which files of publishers that died are deleted.")
+    ] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Delete old versions, and what publishers that died left behind."""
+    with one_line_errors():
+        done = Registry(registry).gc(keep_last=keep_last, debris_age=timedelta(hours=debris_hours), dry_run=dry_run)
+    if as_json:
+        _print_json(done)
+        return
+    versions = ", ".join(map(str, done.versions)) or "none"
+    would = "would delete" if dry_run else "deleted"
+    typer.echo(f"{would} versions: {versions}; debris: {len(done.debris)} items; {decimal(done.num_bytes)}")
+
+
+def _pin(registry: str, version: int, pinned: bool, as_json: bool) -> None:
+    with one_line_errors():
+        entry = Registry(registry).pin(version, pinned=pinned)
+    if as_json:
+        _print_json(entry)
+        return
+    typer.echo(f"{entry.identity} is {'pinned' if pinned else 'not pinned'}")
+
+
+def _print_manifest(manifest: Manifest) -> None:
+    made = manifest.provenance
+    typer.echo(
+        f"version {manifest.version}, parent {_or_dash(manifest.parent)}, created "
+        f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC by torchrec_cce {made.code_version} from {made.checkpoint or '–'}"
+    )
+    rows = [
+        [
+            name,
+            f"{one.num_ids:,}",
+            f"{one.num_columns} × {one.num_rows:,}",
+            str(one.generation),
+            one.pointer_dtype or "hashed",
+            "–" if one.vocabulary is None else f"{one.vocabulary.file.num_bytes / max(1, one.num_ids):.1f} B/ID",
+            one.unseen,
+            " ".join(f"{value:.2f}" for value in one.entropies) or "–",
+            "–" if one.churn is None else f"{one.churn:.1%}",
+            one.map_digest[:12],
+        ]
+        for name, one in manifest.tables.items()
+    ]
+    headers = ["table", "IDs", "words", "generation", "pointers", "vocabulary", "unseen", "H1 …", "churn", "digest"]
+    _print_table(headers, rows)
+
+
+def _print_table(headers: list[str], rows: list[list[str]]) -> None:
+    table = Table(*headers, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    # A pipe has no width, and a table that is cut to 80 columns tells a program nothing.
+    console.print(table, width=None if console.is_terminal else 200)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(TypeAdapter(Any).dump_python(value, mode="json")))
+
+
+def _or_dash(value: int | None) -> str:
+    return "–" if value is None else str(value)

@@ -1,0 +1,243 @@
+"""The files of a version: written from snapshots front to back, and memory-mapped back into snapshots.
+
+A bundle is a folder, or whatever else takes named files; the manifest is written last.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from torchrec_cce.errors import ConfigError, MapFileError
+from torchrec_cce.hashing import UniversalHash
+from torchrec_cce.maps.arrow_file import Sink, read_array, write_array
+from torchrec_cce.maps.manifest import (
+    MANIFEST,
+    FileEntry,
+    HashFunctions,
+    Manifest,
+    Provenance,
+    TableEntry,
+    VocabularyEntry,
+)
+from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.maps.vocabulary import Vocabulary
+
+OpenFile = Callable[[str], AbstractContextManager[Sink]]
+"""From a file's name to something to write it to; it is there when the context ends well."""
+
+
+def write_bundle(
+    open_file: OpenFile,
+    tables: Mapping[str, TableSnapshot],
+    *,
+    provenance: Provenance,
+    version: int | None = None,
+    parent: int | None = None,
+    churn: Mapping[str, float] | None = None,
+) -> Manifest:
+    """Write all files of `tables`, then the manifest. Memory stays below some 10 MiB beyond the snapshots."""
+    entries = {
+        name: _write_table(_Hashed(open_file, f"{number:04d}"), table, (churn or {}).get(name))
+        for number, (name, table) in enumerate(tables.items())
+    }
+    manifest = Manifest(
+        version=version,
+        parent=parent,
+        created=datetime.now(timezone.utc),
+        provenance=provenance,
+        tables=entries,
+    )
+    with open_file(MANIFEST) as sink:
+        sink.write(memoryview(manifest.to_json()))
+    return manifest
+
+
+def write_folder(folder: Path, tables: Mapping[str, TableSnapshot], *, provenance: Provenance) -> None:
+    """Write a bundle to a new local folder."""
+    folder.mkdir(parents=True)
+    write_bundle(lambda name: (folder / name).open("wb"), tables, provenance=provenance)
+
+
+def read_folder(folder: Path) -> tuple[Manifest, dict[str, TableSnapshot]]:
+    """Read a bundle with all its digests checked.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        MapFileError: a file is missing or damaged.
+    """
+    path = folder / MANIFEST
+    manifest = Manifest.from_json(path.read_bytes(), str(path))
+    for entry in manifest.files():
+        check_file(folder / entry.name, entry)
+    return manifest, read_tables(folder, manifest)
+
+
+def read_tables(folder: Path, manifest: Manifest) -> dict[str, TableSnapshot]:
+    """Memory-map the tables of a bundle whose files have been checked: no array is copied.
+
+    Raises:
+        MapFileError: a file is not what the manifest says.
+    """
+    try:
+        return {name: _read_table(folder, entry, manifest.version) for name, entry in manifest.tables.items()}
+    except ConfigError as error:
+        raise MapFileError(f"{folder}: {error}; copy or publish it again") from error
+
+
+def check_file(path: Path, entry: FileEntry) -> None:
+    """Read all of a file and compare it with its entry.
+
+    Raises:
+        MapFileError: it is missing, cut short or damaged.
+    """
+    try:
+        found = sha256_of(path)
+        num_bytes = path.stat().st_size
+    except FileNotFoundError as error:
+        raise MapFileError(f"{path}: no such file, but the manifest names it; copy or publish it again") from error
+    if (found, num_bytes) != (entry.sha256, entry.num_bytes):
+        raise MapFileError(
+            f"{path}: {num_bytes} bytes with SHA-256 {found[:12]}, recorded are {entry.num_bytes} with "
+            f"{entry.sha256[:12]}; the file is damaged, copy or publish it again"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in pieces: a mapping would count as this process's memory."""
+    content = hashlib.sha256()
+    buffer = bytearray(1 << 20)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while length := file.readinto(view):
+            content.update(view[:length])
+    return content.hexdigest()
+
+
+class _Hashed:
+    """Writes arrays to the files of one table, and says what it wrote."""
+
+    def __init__(self, open_file: OpenFile, prefix: str) -> None:
+        self._open_file = open_file
+        self._prefix = prefix
+
+    def write(self, name: str, array: pa.Array) -> FileEntry:
+        file_name = f"{self._prefix}.{name}.arrow"
+        with self._open_file(file_name) as sink:
+            tee = _Tee(sink)
+            write_array(tee, name, array)
+        return FileEntry(name=file_name, sha256=tee.sha256.hexdigest(), num_bytes=tee.num_bytes, num_values=len(array))
+
+
+class _Tee:
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: memoryview) -> None:
+        self.sha256.update(data)
+        self.num_bytes += len(data)
+        self._sink.write(data)
+
+
+def _write_table(files: _Hashed, table: TableSnapshot, churn: float | None) -> TableEntry:
+    pointer_map, vocabulary = table.pointer_map, table.pointer_map.vocabulary
+    weights, frequencies = table.weights, table.frequencies
+    stored = pointer_map.stored
+    return TableEntry(
+        num_embeddings=table.num_embeddings,
+        embedding_dim=table.embedding_dim,
+        feature_names=tuple(table.feature_names),
+        pooling=table.pooling,
+        num_ids=pointer_map.num_ids,
+        num_columns=pointer_map.num_columns,
+        num_rows=pointer_map.num_rows,
+        generation=pointer_map.generation,
+        unseen=pointer_map.unseen,
+        codebook_hash=_functions(pointer_map.codebook_hash),
+        helper_hash=_functions(pointer_map.helper_hash),
+        map_digest=pointer_map.digest,
+        pointers=None if stored is None else files.write("pointers", stored),
+        pointer_dtype=None if stored is None else str(stored.type.value_type),  # type: ignore[arg-type]
+        vocabulary=None
+        if vocabulary is None
+        else VocabularyEntry(
+            num_buckets=vocabulary.num_buckets,
+            seed=vocabulary.seed,
+            digest=vocabulary.digest,
+            file=files.write("slots", vocabulary.slots),
+        ),
+        weights=None if weights is None else files.write("weights", _list_array(weights)),
+        frequencies=None if frequencies is None else files.write("frequencies", pa.array(frequencies)),
+        entropies=table.entropies,
+        objective=table.objective,
+        churn=churn,
+    )
+
+
+def _read_table(folder: Path, entry: TableEntry, version: int | None) -> TableSnapshot:
+    stored, vocabulary = None, None
+    if entry.pointers is not None:
+        kind = pa.list_(pa.from_numpy_dtype(entry.pointer_dtype), entry.num_columns)
+        stored = _read(folder, entry.pointers, "pointers", kind)
+    if entry.vocabulary is not None:
+        slots = _read(folder, entry.vocabulary.file, "slots", pa.list_(pa.int64(), 2))
+        vocabulary = Vocabulary(
+            slots=slots, num_ids=entry.num_ids, num_buckets=entry.vocabulary.num_buckets, seed=entry.vocabulary.seed
+        )
+        vocabulary = vocabulary.vouched(entry.vocabulary.digest)
+    pointer_map = PointerMap(
+        num_ids=entry.num_ids,
+        codebook_hash=_universal_hash(entry.codebook_hash, entry.num_rows),
+        helper_hash=_universal_hash(entry.helper_hash, entry.num_rows),
+        stored=stored,
+        generation=entry.generation,
+        vocabulary=vocabulary,
+        unseen=entry.unseen,
+        version=version,
+    ).vouched(entry.map_digest)
+    weights, frequencies = None, None
+    if entry.weights is not None:
+        width = entry.embedding_dim // entry.num_columns
+        array = _read(folder, entry.weights, "weights", pa.list_(pa.float32(), width))
+        weights = array.values.to_numpy(zero_copy_only=True).reshape(-1, width)
+    if entry.frequencies is not None:
+        frequencies = _read(folder, entry.frequencies, "frequencies", pa.int64()).to_numpy(zero_copy_only=True)
+    return TableSnapshot(
+        pointer_map=pointer_map,
+        num_embeddings=entry.num_embeddings,
+        embedding_dim=entry.embedding_dim,
+        feature_names=entry.feature_names,
+        pooling=entry.pooling,
+        weights=weights,
+        frequencies=frequencies,
+        entropies=entry.entropies,
+        objective=entry.objective,
+    )
+
+
+def _read(folder: Path, entry: FileEntry, name: str, kind: pa.DataType) -> pa.Array:
+    return read_array(folder / entry.name, name, kind, entry.num_values)
+
+
+def _list_array(matrix: npt.NDArray[np.float32]) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).reshape(-1)), matrix.shape[1])
+
+
+def _functions(functions: UniversalHash) -> HashFunctions:
+    return HashFunctions(multipliers=tuple(functions.multipliers.tolist()), offsets=tuple(functions.offsets.tolist()))
+
+
+def _universal_hash(functions: HashFunctions, num_rows: int) -> UniversalHash:
+    return UniversalHash(
+        multipliers=np.array(functions.multipliers, np.uint64),
+        offsets=np.array(functions.offsets, np.uint64),
+        num_rows=num_rows,
+    )

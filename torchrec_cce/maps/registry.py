@@ -1,0 +1,383 @@
+"""Published versions of a model's maps and codebooks: immutable, verified, and one of them current."""
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from torchrec_cce.errors import ConfigError, MapFileError, PublishConflictError, RegistryError
+from torchrec_cce.maps.bundle import read_tables, write_bundle
+from torchrec_cce.maps.churn import Churn, churn
+from torchrec_cce.maps.journal import Action, Journal, PublishedVersion, RegistryState
+from torchrec_cce.maps.local_copy import LocalCopies, Verify
+from torchrec_cce.maps.manifest import MANIFEST, Manifest, Provenance
+from torchrec_cce.maps.snapshot import MapHolder, TableSnapshot
+from torchrec_cce.maps.storage import Storage, StoredObject
+
+_VERSIONS = "versions"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MapVersion:
+    """An opened version: verified, on this machine, memory-mapped."""
+
+    entry: PublishedVersion
+    manifest: Manifest
+    folder: Path
+    tables: Mapping[str, TableSnapshot]
+
+    @property
+    def version(self) -> int:
+        return self.entry.version
+
+    @property
+    def identity(self) -> str:
+        """For messages: `version 7 (manifest 1a2b3c4d…)`."""
+        return self.entry.identity
+
+    def attach(self, module: MapHolder) -> None:
+        """Give `module` the maps of this version together with the codebooks and helper words they point at.
+
+        The maps stay memory-mapped: all processes of a machine share one copy.
+
+        Raises:
+            MapMismatchError: the module has other CCE tables, or tables of other sizes. It has not been changed.
+        """
+        module.restore(self.tables)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What `gc` removed."""
+
+    versions: tuple[int, ...]
+    debris: tuple[str, ...]
+    """Folders and files of publishers that died."""
+    num_bytes: int
+
+
+class Registry:
+    """Versions in a folder or an object store. Any number of processes and machines may use it at once.
+
+    Publishing writes a version's files, then its manifest, then one record of the journal, which makes it current: a
+    publisher that dies on the way leaves what was current as it was, and some files for `gc`.
+
+    Args:
+        url: a local path, `file://`, `s3://bucket/prefix`, `gs://…`, `az://…`.
+        cache: where this machine keeps copies of remote versions and notes of what it verified; by default
+            `TORCHREC_CCE_CACHE`, or the user's cache folder.
+        options: for the object store, see `torchrec_cce.maps.storage.Storage`.
+
+    Example:
+        >>> registry = Registry("s3://models/ctr/maps")                 # doctest: +SKIP
+        >>> registry.publish(collection.snapshot())                     # doctest: +SKIP
+        >>> registry.open().attach(another_collection)                  # doctest: +SKIP
+    """
+
+    def __init__(self, url: str | Path, *, cache: Path | None = None, **options: Any) -> None:
+        self._storage = Storage(url, **options)
+        self._journal = Journal(self._storage)
+        self._copies = LocalCopies(self._storage, cache)
+
+    @property
+    def url(self) -> str:
+        return self._storage.url
+
+    def state(self) -> RegistryState:
+        """The versions there are, which is current, which are pinned."""
+        return self._journal.state()
+
+    def history(self) -> list[RegistryState]:
+        """The state after every step since the registry began, oldest first."""
+        return self._journal.records()
+
+    def publish(
+        self,
+        tables: Mapping[str, TableSnapshot],
+        *,
+        parent: int | None = None,
+        checkpoint: str | None = None,
+        config_digest: str | None = None,
+    ) -> PublishedVersion:
+        """Write a version and make it current.
+
+        Args:
+            tables: of all CCE tables of the model, with their weights.
+            parent: the version that they were made from. It must still be current: who clustered from an older one
+                would undo what was published since. None is whatever is current when the call begins.
+            checkpoint, config_digest: provenance, for the manifest.
+
+        Raises:
+            PublishConflictError: another publisher was first, or `parent` is not current. Nothing has changed.
+            RegistryError: the store did not answer. What was current still is, unless the message says otherwise.
+            ConfigError: no tables.
+        """
+        if not tables:
+            raise ConfigError("there are no tables to publish; the model has no CCE table")
+        before = self.state()
+        if parent is not None and parent != before.current:
+            current = "nothing" if before.current is None else before.find(None).identity
+            raise PublishConflictError(
+                f"{self.url}: the tables were made from version {parent}, but current is {current}; open it and "
+                "start from there, or roll back first"
+            )
+        number = before.next_version
+        folder = f"{_VERSIONS}/{number:08d}-{secrets.token_hex(4)}"
+        try:
+            manifest = write_bundle(
+                lambda name: self._storage.writer(f"{folder}/{name}"),
+                tables,
+                version=number,
+                parent=before.current,
+                churn=self._churn_since(before, tables),
+                provenance=Provenance.of_this_code(checkpoint=checkpoint, config_digest=config_digest),
+            )
+            self._storage.flush(folder)
+            document = manifest.to_json()
+            entry = PublishedVersion(
+                version=number,
+                folder=folder,
+                manifest_sha256=hashlib.sha256(document).hexdigest(),
+                parent=before.current,
+                created=manifest.created,
+                num_bytes=sum(one.num_bytes for one in manifest.files()) + len(document),
+            )
+            there = {one.name for one in self._storage.objects(folder)}
+            if len(there) != len(manifest.files()) + 1:
+                raise RegistryError(
+                    f"{self.url}/{folder}: files are missing that were just written; a gc with too small a debris_age "
+                    "took them. Publish again"
+                )
+        except BaseException:
+            with suppress(RegistryError):
+                self._storage.delete(folder)
+            raise
+        try:
+            self._journal.append(
+                before,
+                replace(
+                    before,
+                    action="publish",
+                    subject=number,
+                    current=number,
+                    next_version=number + 1,
+                    versions=(*before.versions, entry),
+                ),
+            )
+        except PublishConflictError:
+            with suppress(RegistryError):
+                self._storage.delete(folder)
+            raise
+        return entry
+
+    def open(self, version: int | None = None, *, verify: Verify = "changed") -> MapVersion:
+        """Open a version: fetch it if it is remote, verify it, map it into memory.
+
+        Args:
+            version: None is the current one.
+            verify: `"changed"` reads the files that have not been verified on this machine, or changed since; `"all"`
+                reads all.
+
+        Raises:
+            RegistryError: nothing was published, there is no such version, or the store did not answer.
+            MapFileError: the version is damaged; the message names the file.
+        """
+        state = self.state()
+        entry = self._find(state, version)
+        manifest = self._manifest(entry)
+        try:
+            folder = self._copies.bring(entry.folder, manifest, verify=verify)
+            tables = read_tables(folder, manifest)
+        except MapFileError as error:
+            if self._collected(entry):
+                raise RegistryError(
+                    f"{self.url}: {entry.identity} was collected while it was opened; open the current one"
+                ) from error
+            raise
+        self._copies.keep_only(one.folder for one in state.versions)
+        return MapVersion(entry=entry, manifest=manifest, folder=folder, tables=tables)
+
+    def manifest(self, version: int | None = None) -> Manifest:
+        """The manifest of a version, of the current one if None. Raises as `open`."""
+        return self._manifest(self._find(self.state(), version))
+
+    def verify(self, version: int | None = None) -> list[MapFileError]:
+        """Read every file of a version, or of all versions, from the store, and return what is damaged.
+
+        What is collected meanwhile is left out.
+
+        Raises:
+            RegistryError: there is no such version, or the store did not answer.
+        """
+        state = self.state()
+        entries = state.versions if version is None else (self._find(state, version),)
+        damage = []
+        for entry in entries:
+            found = self._damage(entry)
+            if found and not self._collected(entry):
+                damage += found
+        return damage
+
+    def diff(self, old: int, new: int) -> dict[str, Churn | None]:
+        """Table → how much its pointers changed; None for a table that only one of the two has, or of other columns."""
+        before, after = self.open(old).tables, self.open(new).tables
+        return {name: _comparable_churn(before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])}
+
+    def rollback(self, version: int) -> PublishedVersion:
+        """Make an earlier version current again. The versions since then stay, and can be rolled forward to.
+
+        Raises:
+            RegistryError: there is no such version, or it is current already.
+            PublishConflictError: somebody else changed the registry at the same time.
+            MapFileError: the version is damaged.
+        """
+        before = self.state()
+        entry = self._find(before, version)
+        if before.current == version:
+            raise RegistryError(f"{self.url}: {entry.identity} is current already")
+        damage = self.verify(version)
+        if damage:
+            raise damage[0]
+        self._journal.append(before, replace(before, action="rollback", subject=version, current=version))
+        return entry
+
+    def pin(self, version: int, *, pinned: bool = True) -> PublishedVersion:
+        """Keep a version from being collected, or (`pinned=False`) no longer. Raises as `rollback`."""
+        before = self.state()
+        entry = replace(self._find(before, version), pinned=pinned)
+        versions = tuple(entry if one.version == version else one for one in before.versions)
+        action: Action = "pin" if pinned else "unpin"
+        self._journal.append(before, replace(before, action=action, subject=version, versions=versions))
+        return entry
+
+    def gc(self, *, keep_last: int, debris_age: timedelta = timedelta(days=1), dry_run: bool = False) -> Collected:
+        """Delete versions that are neither current, nor pinned, nor among the last `keep_last`, and debris.
+
+        Debris are the files of publishers that died, once the newest of them is `debris_age` old: longer than a
+        publisher can pause between two files.
+
+        Raises:
+            ConfigError: `keep_last < 1`.
+            PublishConflictError: somebody else changed the registry at the same time; nothing has been deleted.
+        """
+        if keep_last < 1:
+            raise ConfigError(f"keep_last={keep_last} is not at least 1")
+        # In this order: what is listed here and not in the state that is read after is not a version yet.
+        found = [*self._storage.objects(_VERSIONS), *self._storage.leftovers()]
+        before = self.state()
+        last = {one.version for one in before.versions[-keep_last:]} | {before.current}
+        kept = tuple(one for one in before.versions if one.pinned or one.version in last)
+        dropped = [one for one in before.versions if one not in kept]
+        debris = _debris(found, {one.folder for one in before.versions}, datetime.now(timezone.utc) - debris_age)
+        if not dry_run:
+            if dropped:
+                self._journal.append(before, replace(before, action="collect", subject=None, versions=kept))
+            for name in (*(one.folder for one in dropped), *debris):
+                self._storage.delete(name)
+        return Collected(
+            versions=tuple(one.version for one in dropped),
+            debris=tuple(debris),
+            num_bytes=sum(one.num_bytes for one in dropped) + sum(debris.values()),
+        )
+
+    def watch(self, current: int | None = None, *, interval_s: float = 30.0) -> Iterator[MapVersion]:
+        """Open each version that becomes current, for ever; also an older one after a rollback.
+
+        A store that does not answer is asked again, with a warning in the log.
+
+        Args:
+            current: the version that the caller has; the first one yielded differs from it.
+            interval_s: seconds between two looks.
+
+        Raises:
+            MapFileError: the version that became current is damaged.
+        """
+        while True:
+            try:
+                now = self.state().current
+                opened = None if now is None or now == current else self.open(now)
+            except RegistryError as error:
+                _log.warning("%s; looking again in %g s", error, interval_s)
+                opened = None
+            if opened is not None:
+                current = opened.version
+                yield opened
+            time.sleep(interval_s)
+
+    def _find(self, state: RegistryState, version: int | None) -> PublishedVersion:
+        try:
+            return state.find(version)
+        except RegistryError as error:
+            raise RegistryError(f"{self.url}: {error}") from None
+
+    def _manifest(self, entry: PublishedVersion) -> Manifest:
+        name = f"{entry.folder}/{MANIFEST}"
+        try:
+            document = self._storage.read(name)
+        except FileNotFoundError as error:
+            raise RegistryError(
+                f"{self.url}/{name}: no such object; the version was collected. Open the current one"
+            ) from error
+        found = hashlib.sha256(document).hexdigest()
+        if found != entry.manifest_sha256:
+            raise MapFileError(
+                f"{self.url}/{name}: its SHA-256 is {found[:12]}, recorded is {entry.manifest_sha256[:12]}; the "
+                "manifest is damaged, roll back or publish again"
+            )
+        return Manifest.from_json(document, f"{self.url}/{name}")
+
+    def _damage(self, entry: PublishedVersion) -> list[MapFileError]:
+        try:
+            manifest = self._manifest(entry)
+        except MapFileError as error:
+            return [error]
+        damage = []
+        for file in manifest.files():
+            name = f"{entry.folder}/{file.name}"
+            try:
+                found = self._storage.sha256(name)
+            except FileNotFoundError:
+                found = "missing"
+            if found != file.sha256:
+                damage.append(MapFileError(f"{self.url}/{name}: SHA-256 {found[:12]}, recorded is {file.sha256[:12]}"))
+        return damage
+
+    def _collected(self, entry: PublishedVersion) -> bool:
+        """Whether `gc` took a version since its entry was read: then files that are gone are no damage."""
+        return entry.version not in {one.version for one in self.state().versions}
+
+    def _churn_since(self, state: RegistryState, tables: Mapping[str, TableSnapshot]) -> dict[str, float]:
+        """Table → share of changed pointers against the current version, as far as they can be compared."""
+        if state.current is None:
+            return {}
+        try:
+            before = self.open(state.current).tables
+        except (MapFileError, RegistryError) as error:
+            _log.warning("churn is not recorded: %s", error)  # a damaged version must not keep its successor away
+            return {}
+        compared = {name: _comparable_churn(before.get(name), table) for name, table in tables.items()}
+        return {name: one.share_changed for name, one in compared.items() if one is not None}
+
+
+def _debris(found: Iterable[StoredObject], versions: set[str], long_ago: datetime) -> dict[str, int]:
+    """Folders and files that belong to no version and were not touched since `long_ago` → their bytes."""
+    newest: dict[str, datetime] = {}
+    sizes: dict[str, int] = {}
+    for item in found:
+        name = "/".join(item.name.split("/")[:2])  # `versions/FOLDER`, or an unfinished file elsewhere
+        newest[name] = max(item.modified, newest.get(name, item.modified))
+        sizes[name] = sizes.get(name, 0) + item.num_bytes
+    return {name: sizes[name] for name, modified in newest.items() if name not in versions and modified < long_ago}
+
+
+def _comparable_churn(old: TableSnapshot | None, new: TableSnapshot | None) -> Churn | None:
+    if old is None or new is None or old.pointer_map.num_columns != new.pointer_map.num_columns:
+        return None
+    return churn(old.pointer_map, new.pointer_map)

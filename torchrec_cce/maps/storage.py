@@ -1,0 +1,171 @@
+"""Named objects on a disk or in an object store: the little that a registry asks of either. Here alone is obstore."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from torchrec_cce.atomic import flush
+from torchrec_cce.errors import CCEError, RegistryError
+from torchrec_cce.extras import require
+from torchrec_cce.maps.arrow_file import Sink
+
+_READ_BYTES = 4 << 20
+_PART_BYTES = 8 << 20
+_PARTS_AT_A_TIME = 2
+"""A writer holds at most this many parts: memory, against throughput to a far store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    name: str
+    num_bytes: int
+    modified: datetime
+
+
+class Storage:
+    """A folder of objects. Every write is of a whole object, which appears complete or not at all.
+
+    Args:
+        url: a local path, or `file://`, `s3://`, `gs://`, `az://` and whatever else obstore knows. Credentials and
+            endpoints come from the environment, as each cloud's own tools read them.
+        options: for obstore's `from_url`: `config`, `client_options`, `retry_config`, `credential_provider`.
+
+    Raises:
+        RegistryError: no store of this kind, or it cannot be set up.
+        MissingExtraError: obstore is not installed.
+    """
+
+    def __init__(self, url: str | Path, **options: Any) -> None:
+        self._obstore = require("obstore", "registry")
+        self.local_root: Path | None = None
+        """Where the objects are files; None in an object store."""
+        text = str(url)
+        if "://" not in text or text.startswith("file://"):
+            self.local_root = Path(unquote(text.removeprefix("file://")) if "://" in text else text).absolute()
+            text = self.local_root.as_uri()
+        self.url = text
+        with self._errors("set up"):
+            if self.local_root is not None:
+                store = require("obstore.store", "registry")
+                self._store = store.LocalStore(self.local_root, mkdir=True, automatic_cleanup=True)
+            else:
+                self._store = require("obstore.store", "registry").from_url(text, **options)
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError, RegistryError."""
+        with self._errors(f"read {name}"):
+            return bytes(self._obstore.get(self._store, name).bytes())
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small object durably unless there is one of that name. Returns whether it was written.
+
+        Raises:
+            RegistryError: the store did not answer; the object may or may not be there.
+        """
+        with self._errors(f"create {name}"):
+            try:
+                self._obstore.put(self._store, name, content, mode="create")
+            except self._obstore.exceptions.AlreadyExistsError:
+                return False
+        self.flush(name)
+        return True
+
+    def writer(self, name: str) -> AbstractContextManager[Sink]:
+        """Write an object of any size, front to back, in bounded memory."""
+
+        @contextmanager
+        def open_sink() -> Iterator[Sink]:
+            with (
+                self._errors(f"write {name}"),
+                self._obstore.open_writer(
+                    self._store, name, buffer_size=_PART_BYTES, max_concurrency=_PARTS_AT_A_TIME
+                ) as sink,
+            ):
+                yield sink
+
+        return open_sink()
+
+    def download(self, name: str, path: Path) -> str:
+        """Copy an object to a local file in bounded memory. Returns its SHA-256 (hex). Raises as `read`."""
+        content = hashlib.sha256()
+        with self._errors(f"read {name}"), path.open("wb") as file:
+            for part in self._obstore.get(self._store, name).stream(min_chunk_size=_READ_BYTES):
+                content.update(part)
+                file.write(part)
+        return content.hexdigest()
+
+    def objects(self, folder: str, *, after: str | None = None) -> list[StoredObject]:
+        """All objects in `folder` and below, in the order of their names; those after the name `after` only."""
+        with self._errors(f"list {folder}"):
+            found = [
+                StoredObject(name=meta["path"], num_bytes=meta["size"], modified=meta["last_modified"])
+                for page in self._obstore.list(self._store, f"{folder}/", offset=after)
+                for meta in page
+            ]
+        return sorted(found, key=lambda one: one.name)
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 (hex) of an object, read in bounded memory. Raises as `read`."""
+        content = hashlib.sha256()
+        with self._errors(f"read {name}"):
+            for part in self._obstore.get(self._store, name).stream(min_chunk_size=_READ_BYTES):
+                content.update(part)
+        return content.hexdigest()
+
+    def delete(self, name: str) -> None:
+        """Delete an object, or a folder with whatever is in it."""
+        with self._errors(f"delete {name}"):
+            if self.local_root is None:
+                self._obstore.delete(self._store, [name, *(one.name for one in self.objects(name))])
+            elif (self.local_root / name).is_dir():
+                shutil.rmtree(self.local_root / name, ignore_errors=True)
+            else:
+                (self.local_root / name).unlink(missing_ok=True)
+
+    def flush(self, name: str) -> None:
+        """Force an object, or all in a folder, to the disk. An object store has done that when a write returns."""
+        if self.local_root is None:
+            return
+        path = self.local_root / name
+        with self._errors(f"flush {name}"):
+            for item in (*path.rglob("*"), path, *path.relative_to(self.local_root).parents):
+                flush(self.local_root / item)
+
+    def leftovers(self) -> list[StoredObject]:
+        """What writers that were killed left and `objects` does not show: unfinished files and empty folders.
+
+        Only a disk shows them. An object store drops unfinished uploads by a rule of the bucket's life cycle.
+        """
+        if self.local_root is None:
+            return []
+        found = []
+        # Unlike `rglob`, `walk` passes over a folder that its publisher or another `gc` deletes meanwhile.
+        for folder, folders, files in os.walk(self.local_root):
+            paths = [Path(folder, file) for file in files if "#" in file]
+            if not folders and not files and Path(folder) != self.local_root:
+                paths.append(Path(folder))
+            for path in paths:
+                with suppress(FileNotFoundError):  # its writer may be alive, and done with it
+                    stat = path.stat()
+                    name = path.relative_to(self.local_root).as_posix()
+                    modified = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
+                    found.append(StoredObject(name=name, num_bytes=stat.st_size, modified=modified))
+        return found
+
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        """FileNotFoundError and our own errors as they are; what else a store says, as a RegistryError of one line."""
+        try:
+            yield
+        except (FileNotFoundError, CCEError):
+            raise
+        except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RegistryError(f"{self.url}: cannot {action}: {reason}") from error

@@ -1,0 +1,32 @@
+"""From a table's configuration and map to what is published of it."""
+
+import numpy as np
+import numpy.typing as npt
+from torchrec.modules.embedding_configs import PoolingType
+
+from torchrec_cce.config import CCEEmbeddingBagConfig
+from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.snapshot import TableSnapshot
+
+
+def snapshot_of(
+    config: CCEEmbeddingBagConfig,
+    pointer_map: PointerMap,
+    *,
+    weights: npt.NDArray[np.float32] | None = None,
+    frequencies: npt.NDArray[np.int64] | None = None,
+    entropies: tuple[float, ...] = (),
+    objective: float | None = None,
+) -> TableSnapshot:
+    """One table; see `TableSnapshot` for the parts that may be left out."""
+    return TableSnapshot(
+        pointer_map=pointer_map,
+        num_embeddings=config.num_embeddings,
+        embedding_dim=config.embedding_dim,
+        feature_names=tuple(config.feature_names),
+        pooling="mean" if config.pooling == PoolingType.MEAN else "sum",
+        weights=weights,
+        frequencies=frequencies,
+        entropies=entropies,
+        objective=objective,
+    )
