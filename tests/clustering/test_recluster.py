@@ -1,6 +1,7 @@
 import dataclasses
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrec_cce.clustering import column as column_module
-from torchrec_cce.clustering.column import ColumnReclusterer
+from torchrec_cce.clustering.column import ColumnAssigner
 from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.clustering.fixed_point import FixedPoint
 from torchrec_cce.clustering.loops import nearest_plain
-from torchrec_cce.clustering.recluster import ReclusterConfig, Reclustered, recluster_table
+from torchrec_cce.clustering.recluster import Reclustered, recluster_table
 from torchrec_cce.clustering.sample import training_sample
+from torchrec_cce.clustering.settings import ReclusterConfig
+from torchrec_cce.clustering.table import TableClustering
 from torchrec_cce.errors import ClusteringError, ConfigError
 
 pytest.importorskip("faiss")
@@ -55,7 +58,7 @@ class Table:
     def recluster(
         self, *, seed: int = 0, frequencies: Any = None, dtype: Any = np.uint16, **config: Any
     ) -> Reclustered:
-        return recluster_table(
+        return recluster(
             weights=self.weights,
             num_ids=self.num_ids,
             old_codes=lambda ids: self.codes[:, :, ids],
@@ -66,6 +69,10 @@ class Table:
             seed=seed,
             config=ReclusterConfig(**config),
         )
+
+
+def recluster(**arguments: Any) -> Reclustered:
+    return recluster_table(TableClustering(**arguments))
 
 
 def assert_same(left: Reclustered, right: Reclustered) -> None:
@@ -174,25 +181,25 @@ def test_any_chunk_size_on_any_table(
 def test_assigning_pairs_once_is_the_same(helper_init: str, monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table.random(n=5000, k=12)
     calls: list[int] = []
-    original = ColumnReclusterer._assign_pairs
+    original = ColumnAssigner._assign_pairs
 
-    def assign_pairs(self: ColumnReclusterer) -> Any:
+    def assign_pairs(self: ColumnAssigner) -> Any:
         calls.append(1)
         return original(self)
 
-    monkeypatch.setattr(ColumnReclusterer, "_assign_pairs", assign_pairs)
+    monkeypatch.setattr(ColumnAssigner, "_assign_pairs", assign_pairs)
     monkeypatch.setattr(column_module, "_PAIRS_AT_A_TIME", 50)
     by_pair = table.recluster(helper_init=helper_init)
     assert len(calls) == 3
-    monkeypatch.setattr(ColumnReclusterer, "_assign_pairs", lambda _: None)
+    monkeypatch.setattr(ColumnAssigner, "_assign_pairs", lambda _: None)
     assert_same(table.recluster(helper_init=helper_init), by_pair)
 
 
 def test_many_ids_a_pair_or_many_pairs_an_id_choose_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: ColumnReclusterer) -> None:
+    def fail(_: ColumnAssigner) -> None:
         raise AssertionError("assigned all pairs, though there are fewer IDs")
 
-    monkeypatch.setattr(ColumnReclusterer, "_assign_pairs", fail)
+    monkeypatch.setattr(ColumnAssigner, "_assign_pairs", fail)
     Table.random(n=100, k=10).recluster()
     with pytest.raises(AssertionError, match="assigned all pairs"):
         Table.random(n=101, k=10).recluster()
@@ -221,7 +228,7 @@ def test_codes_are_asked_for_in_chunks_from_the_calling_thread() -> None:
 
         return look_up
 
-    recluster_table(
+    recluster(
         weights=table.weights,
         num_ids=1000,
         old_codes=recorded(table.codes),
@@ -240,7 +247,7 @@ def test_new_helper_codes_are_not_asked_for_when_the_helper_is_zero() -> None:
     def fail(_: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         raise AssertionError("not needed")
 
-    done = recluster_table(
+    done = recluster(
         weights=table.weights,
         num_ids=100,
         old_codes=lambda ids: table.codes[:, :, ids],
@@ -408,11 +415,11 @@ def test_not_finite_is_an_error_before_anything_is_done(value: float) -> None:
 
     options: dict[str, Any] = {"old_codes": fail, "new_helper_codes": fail, "pointer_dtype": np.uint8, "seed": 0}
     with pytest.raises(ClusteringError, match=r"2 of 240 values of weights .* column 2, helper row 7"):
-        recluster_table(weights=table.weights, num_ids=100, **options)
+        recluster(weights=table.weights, num_ids=100, **options)
     table.row_states["sum"][0, 0, 3] = value
     table.weights[...] = 0
     with pytest.raises(ClusteringError, match=r"1 of 60 values of row_states\['sum'\] .* column 0, codebook row 3"):
-        recluster_table(weights=table.weights, num_ids=100, row_states=table.row_states, **options)
+        recluster(weights=table.weights, num_ids=100, row_states=table.row_states, **options)
 
 
 @pytest.mark.parametrize(
@@ -459,7 +466,7 @@ def test_every_pointer_dtype() -> None:
 def test_codes_that_cannot_be(codes: npt.NDArray[np.int64], message: str) -> None:
     table = Table.random(n=10)
     with pytest.raises(ConfigError, match=f"old_codes returned .*{message}"):
-        recluster_table(
+        recluster(
             weights=table.weights,
             num_ids=10,
             old_codes=lambda _: codes,
@@ -488,7 +495,7 @@ def test_tables_that_cannot_be(change: dict[str, Any], message: str) -> None:
         "seed": 0,
     }
     with pytest.raises(ConfigError, match=message):
-        recluster_table(**(arguments | change))
+        recluster(**(arguments | change))
 
 
 @pytest.mark.parametrize("name", ["points_per_centroid", "num_iterations", "chunk_size", "num_threads"])
@@ -560,3 +567,48 @@ def test_fixed_point_does_not_overflow_at_its_bound(largest: float) -> None:
 def test_fixed_point_refuses_sums_that_are_not_finite() -> None:
     with pytest.raises(ClusteringError, match="may reach inf"):
         FixedPoint(float("inf"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 300),
+    k=st.integers(1, 15),
+    cuts=st.lists(st.integers(0, 300), max_size=4),
+    residual=st.booleans(),
+    weighted=st.booleans(),
+)
+def test_workers_may_share_columns_and_ranges_as_they_like(
+    seed: int, n: int, k: int, cuts: list[int], residual: bool, weighted: bool
+) -> None:
+    """Each range and each column done by a worker of its own gives the bits of one worker."""
+    table = Table.random(n=n, k=k, seed=seed)
+    frequencies = np.random.default_rng(seed).integers(1, 9, n) if weighted else None
+    config = ReclusterConfig(
+        helper_init="residual" if residual else "zero", points_per_centroid=4, num_iterations=3, num_threads=2
+    )
+
+    def worker() -> TableClustering:
+        return TableClustering(
+            weights=table.weights,
+            num_ids=n,
+            old_codes=lambda ids: table.codes[:, :, ids],
+            new_helper_codes=lambda ids: table.helper_codes[:, ids],
+            row_states=table.row_states,
+            frequencies=frequencies,
+            pointer_dtype=np.uint8,
+            seed=seed,
+            config=config,
+        )
+
+    centroids = [worker().train([column])[0] for column in range(3)]
+    bounds = sorted({0, n, *(cut for cut in cuts if cut < n)})
+    pointers = np.empty((n, 3), np.uint8)
+    shares = [worker().assign(centroids, start, stop, pointers[start:stop]) for start, stop in pairwise(bounds)]
+    done = worker().finish(centroids, np.sum(shares, axis=0))
+    expected = table.recluster(dtype=np.uint8, seed=seed, frequencies=frequencies, **dataclasses.asdict(config))
+    np.testing.assert_array_equal(pointers, expected.pointers)
+    np.testing.assert_array_equal(done.weights, expected.weights)
+    for name, state in done.row_states.items():
+        np.testing.assert_array_equal(state, expected.row_states[name])
+    assert (done.objective, done.share_changed) == (expected.objective, expected.share_changed)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tests.training import runs
 from tests.training.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
-from torchrec_cce.clustering.recluster import ReclusterConfig
+from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import CCEError
 from torchrec_cce.sharding.recluster import collections_of, recluster_sharded
 from torchrec_cce.training.config import RunConfig

@@ -1,4 +1,4 @@
-"""Reclustering one column: train its centroids, take in every ID, hand out the new tables."""
+"""Reclustering one column: train its centroids, give every ID the nearest, make the new tables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,57 +28,77 @@ class ColumnResult:
     """How many IDs got another codebook row."""
 
 
-class ColumnReclusterer:
-    """One column of one table. IDs may come in any portions and any order: every sum over them is of integers."""
+def train_column(
+    weights: npt.NDArray[np.float32],
+    *,
+    sample_codes: npt.NDArray[np.unsignedinteger],
+    sample_weights: npt.NDArray[np.float64],
+    num_iterations: int,
+    seed: int,
+    num_threads: int,
+) -> npt.NDArray[np.float32]:
+    """The centroids of one column, [k', w] float32 with k' ≤ k; see `kmeans`.
+
+    Args:
+        weights: [2, k, w] float32, finite.
+        sample_codes: [2, m], the old codes of the IDs that train.
+        sample_weights: [m], positive.
+        num_iterations: of k-means.
+        seed: of k-means.
+        num_threads: of k-means.
+    """
+    # IDs with both codes in common are one point: k-means gets it once, with their weight.
+    num_rows = weights.shape[1]
+    old, helper = sample_codes.astype(np.int64)
+    pairs, inverse = np.unique(_pair(old, helper, num_rows), return_inverse=True)
+    pair_weights = np.bincount(inverse.ravel(), sample_weights)
+    return kmeans(
+        _embed(weights, pairs // num_rows, pairs % num_rows),
+        num_rows,
+        seed=seed,
+        weights=(pair_weights / pair_weights.mean()).astype(np.float32),  # any unit fits float32 so
+        num_iterations=num_iterations,
+        num_threads=num_threads,
+    )
+
+
+class ColumnAssigner:
+    """Gives IDs of one column their nearest centroids, and sums up what the new tables are made of.
+
+    IDs may come in any portions, in any order and to any number of assigners: every sum over them is of integers, and
+    the `totals` of several assigners add up.
+    """
 
     def __init__(
         self,
         weights: npt.NDArray[np.float32],
         row_states: Mapping[str, npt.NDArray[np.float32]],
+        centroids: npt.NDArray[np.float32],
         *,
-        sample_codes: npt.NDArray[np.unsignedinteger],
-        sample_weights: npt.NDArray[np.float64],
         num_ids: int,
+        num_here: int,
         total_importance: float,
         residual_helper: bool,
-        num_iterations: int,
-        seed: int,
-        num_threads: int,
     ) -> None:
-        """Train the centroids.
+        """Prepare.
 
         Args:
             weights: [2, k, w] float32, finite.
             row_states: each [2, k, …] float32, finite.
-            sample_codes: [2, m], the old codes of the IDs that train.
-            sample_weights: [m], positive.
-            num_ids: how many IDs will be taken in.
-            total_importance: the sum of their importances.
+            centroids: [k', w] float32, from `train_column`.
+            num_ids: IDs of the table.
+            num_here: how many of them come to this assigner. Never changes the result.
+            total_importance: the sum of the importances of all IDs of the table.
             residual_helper: whether the new helper rows start at mean residuals, not at zero.
-            num_iterations: of k-means.
-            seed: of k-means.
-            num_threads: of k-means.
         """
         self._old = weights
         self._num_rows = weights.shape[1]
         self._residual_helper = residual_helper
-        # IDs with both codes in common are one point: k-means gets it once, with their weight.
-        pairs, inverse = np.unique(self._pair(*sample_codes.astype(np.int64)), return_inverse=True)
-        pair_weights = np.bincount(inverse.ravel(), sample_weights)
-        points = self._embed(pairs // self._num_rows, pairs % self._num_rows)
-        centroids = kmeans(
-            points,
-            self._num_rows,
-            seed=seed,
-            weights=(pair_weights / pair_weights.mean()).astype(np.float32),  # any unit fits float32 so
-            num_iterations=num_iterations,
-            num_threads=num_threads,
-        )
         self._nearest = NearestCentroid(centroids)
         self._codebook = np.zeros_like(weights[0])
         self._codebook[: len(centroids)] = centroids
         # At most k² embeddings exist. With more IDs than that, each pair is assigned once, and IDs look theirs up.
-        self._by_pair = self._assign_pairs() if num_ids > self._num_rows**2 else None
+        self._by_pair = self._assign_pairs() if num_here > self._num_rows**2 else None
 
         self._members = np.zeros(self._num_rows, np.int64)
         self._num_changed = 0
@@ -103,7 +123,7 @@ class ColumnReclusterer:
         helper_codes: npt.NDArray[np.int64] | None,
         importances: npt.NDArray[np.float64] | None,
     ) -> npt.NDArray[np.int64]:
-        """Take in N IDs that were not taken in before.
+        """Take in N IDs that no assigner of this column was given before.
 
         Args:
             codes: [2, N] int64, their old codebook and helper rows.
@@ -131,27 +151,35 @@ class ColumnReclusterer:
             self._helper_members += np.bincount(helper_codes, minlength=self._num_rows)
         return pointers
 
-    def result(self) -> ColumnResult:
-        """The new tables, once every ID was taken in."""
-        new_helper = self._residuals.mean(self._helper_members)  # all zero unless residuals were added
+    def totals(self) -> npt.NDArray[np.int64]:
+        """[t] int64: all sums over the IDs taken in. `t` is the same for all assigners of a column."""
+        sums = [self._members, self._helper_members, self._residuals.totals]
+        sums += [state.totals for state in self._states.values()]
+        return np.concatenate([[self._num_changed, self._distance_sum], *(part.reshape(-1) for part in sums)])
+
+    def result(self, totals: npt.NDArray[np.int64]) -> ColumnResult:
+        """The new tables from the `totals` of every ID of the table."""
+        k = self._num_rows
+        (num_changed, distance_sum), members, helper_members, rest = np.split(totals, [2, 2 + k, 2 + 2 * k])
+        residuals, rest = np.split(rest, [self._residuals.totals.size])
+        new_helper = self._residuals.mean(residuals, helper_members)  # all zero unless residuals were added
         row_states = {}
         for name, state in self._states.items():
-            codebook = state.mean(2 * self._members)  # 2: each member adds the states of two rows
+            sums, rest = np.split(rest, [state.totals.size])
+            codebook = state.mean(sums, 2 * members)  # 2: each member adds the states of two rows
             row_states[name] = np.stack([codebook, np.zeros_like(codebook)]).reshape(self._state_shapes[name])
         return ColumnResult(
             weights=np.stack([self._codebook, new_helper]),
             row_states=row_states,
-            distance_sum=float(self._distance_unit.decode(np.asarray(self._distance_sum))),
-            num_changed=self._num_changed,
+            distance_sum=float(self._distance_unit.decode(distance_sum)),
+            num_changed=int(num_changed),
         )
 
     def _pair(self, old: npt.NDArray[np.int64], helper: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        pairs: npt.NDArray[np.int64] = old * self._num_rows + helper
-        return pairs
+        return _pair(old, helper, self._num_rows)
 
     def _embed(self, old: npt.NDArray[np.int64], helper: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        embeddings: npt.NDArray[np.float32] = self._old[0, old] + self._old[1, helper]
-        return embeddings
+        return _embed(self._old, old, helper)
 
     def _assign_pairs(self) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.float32]]:
         num_pairs = self._num_rows**2
@@ -161,6 +189,18 @@ class ColumnReclusterer:
             pairs = np.arange(start, min(start + _PAIRS_AT_A_TIME, num_pairs))
             codes[pairs], distances[pairs] = self._nearest(self._embed(pairs // self._num_rows, pairs % self._num_rows))
         return codes, distances
+
+
+def _pair(old: npt.NDArray[np.int64], helper: npt.NDArray[np.int64], num_rows: int) -> npt.NDArray[np.int64]:
+    pairs: npt.NDArray[np.int64] = old * num_rows + helper
+    return pairs
+
+
+def _embed(
+    weights: npt.NDArray[np.float32], old: npt.NDArray[np.int64], helper: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    embeddings: npt.NDArray[np.float32] = weights[0, old] + weights[1, helper]
+    return embeddings
 
 
 class _TableSum:
@@ -175,16 +215,16 @@ class _TableSum:
         rest = tables - self._coarse.decode(coarse)
         self._fine = FixedPoint(num_ids * _largest_sum(rest))
         self._tables = np.concatenate([coarse, self._fine.encode(rest)], axis=2)
-        self._totals = np.zeros(self._tables.shape[1:], np.int64)
+        self.totals = np.zeros(self._tables.shape[1:], np.int64)
 
     def add(self, targets: npt.NDArray[np.int64], *codes: npt.NDArray[np.int64]) -> None:
         """`targets: [N]` gain the rows `codes`, one [N] for each table."""
         for table, rows in zip(self._tables, codes, strict=True):
-            add_rows(self._totals, targets, table, rows)
+            add_rows(self.totals, targets, table, rows)
 
-    def mean(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """[k, s]: totals over `counts: [k]`; zero where nothing was counted."""
-        coarse, fine = np.split(self._totals, 2, axis=1)
+    def mean(self, totals: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """[k, s]: `totals` over `counts: [k]`; zero where nothing was counted."""
+        coarse, fine = np.split(totals.reshape(self.totals.shape), 2, axis=1)
         sums = self._coarse.decode(coarse) + self._fine.decode(fine)
         return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
 

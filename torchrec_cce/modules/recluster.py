@@ -4,18 +4,22 @@
 hides where a table is: a parameter, or shards on several ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from torchrec_cce.clustering.recluster import ReclusterConfig, Reclustered, recluster_table
+from torchrec_cce.clustering.recluster import recluster_table
+from torchrec_cce.clustering.settings import ReclusterConfig
+from torchrec_cce.clustering.table import ClusteredTable, TableClustering
 from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import CCEError, ConfigError
-from torchrec_cce.hashing import derive_seed
+from torchrec_cce.hashing import UniversalHash, derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
 
 Array = npt.NDArray[np.float32]
@@ -95,6 +99,63 @@ class TableReport:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class TableTask:
+    """One table to cluster. Equal tasks give equal bits, whoever works on them.
+
+    The seed is derived from `seed`, the table's name and the generation it makes, so that neither two tables nor two
+    clusterings repeat one.
+    """
+
+    config: CCEEmbeddingBagConfig
+    pointer_map: PointerMap
+    rows: TableRows
+    seed: int
+    frequencies: npt.NDArray[np.integer] | None
+    settings: ReclusterConfig
+
+    @cached_property
+    def clustering(self) -> TableClustering:
+        """The clustering of the table's arrays. Raises what it raises, with the table's name."""
+        shape = (self.config.num_columns, 2, self.config.num_rows)
+        with self.named_errors():
+            return TableClustering(
+                weights=self.rows.weights.reshape(*shape, -1),
+                num_ids=self.pointer_map.num_ids,
+                old_codes=self.pointer_map.codes,
+                new_helper_codes=lambda rows: self.helper_hash.numpy(self.pointer_map.raw_ids(rows)).T,
+                row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in self.rows.states.items()},
+                frequencies=self.frequencies,
+                pointer_dtype=self.config.pointer_dtype,
+                seed=self._seed,
+                config=self.settings,
+            )
+
+    @cached_property
+    def helper_hash(self) -> UniversalHash:
+        """Of the map that is made."""
+        return self.pointer_map.next_helper_hash(self._seed)
+
+    def new_rows(self, done: ClusteredTable) -> TableRows:
+        """The physical table and its state, in the shapes that they had."""
+        return TableRows(
+            weights=done.weights.reshape(self.rows.weights.shape),
+            states={name: state.reshape(self.rows.states[name].shape) for name, state in done.row_states.items()},
+        )
+
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Put the table's name before the message of an error."""
+        try:
+            yield
+        except CCEError as error:
+            raise type(error)(f"table {self.config.name!r}: {error}") from error
+
+    @property
+    def _seed(self) -> int:
+        return derive_seed(self.seed, self.config.name, self.pointer_map.generation + 1)
+
+
 def recluster_rows(
     config: CCEEmbeddingBagConfig,
     pointer_map: PointerMap,
@@ -104,42 +165,25 @@ def recluster_rows(
     frequencies: npt.NDArray[np.integer] | None,
     settings: ReclusterConfig,
 ) -> tuple[PointerMap, TableRows, TableReport]:
-    """Cluster one table. Pure: nothing is written, and equal arguments give equal bits.
-
-    The seed of this clustering is derived from `seed`, the table's name and the generation it makes, so that neither
-    two tables nor two clusterings repeat one.
-    """
-    c, k = config.num_columns, config.num_rows
-    seed = derive_seed(seed, config.name, pointer_map.generation + 1)
-    helper_hash = pointer_map.next_helper_hash(seed)
-    shape = (c, 2, k)
-    try:
-        done = recluster_table(
-            weights=rows.weights.reshape(*shape, -1),
-            num_ids=pointer_map.num_ids,
-            old_codes=pointer_map.codes,
-            new_helper_codes=lambda map_rows: helper_hash.numpy(pointer_map.raw_ids(map_rows)).T,
-            row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in rows.states.items()},
-            frequencies=frequencies,
-            pointer_dtype=config.pointer_dtype,
-            seed=seed,
-            config=settings,
-        )
-    except CCEError as error:
-        raise type(error)(f"table {config.name!r}: {error}") from error
-    new_map = pointer_map.clustered(done.pointers, helper_hash)
-    new_rows = TableRows(
-        weights=done.weights.reshape(rows.weights.shape),
-        states={name: state.reshape(rows.states[name].shape) for name, state in done.row_states.items()},
+    """Cluster one table in this process. Pure: nothing is written."""
+    task = TableTask(
+        config=config, pointer_map=pointer_map, rows=rows, seed=seed, frequencies=frequencies, settings=settings
     )
-    return new_map, new_rows, _report(new_map, done)
+    clustering = task.clustering
+    with task.named_errors():
+        done = recluster_table(clustering)
+    new_map = task.pointer_map.clustered(done.pointers, task.helper_hash)
+    return new_map, task.new_rows(done), report_of(new_map, done, entropies=done.entropies, seconds=done.seconds)
 
 
-def _report(new_map: PointerMap, done: Reclustered) -> TableReport:
+def report_of(
+    new_map: PointerMap, done: ClusteredTable, *, entropies: tuple[float, ...], seconds: float
+) -> TableReport:
+    """What is told of a clustering."""
     return TableReport(
         generation=new_map.generation,
-        entropies=done.entropies,
+        entropies=entropies,
         share_changed=done.share_changed,
         objective=done.objective,
-        seconds=done.seconds,
+        seconds=seconds,
     )

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
-from torchrec_cce.clustering.recluster import ReclusterConfig
+from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.maps.pointer_map import PointerMap

@@ -18,7 +18,7 @@ from torch import nn
 from torchrec import EmbeddingBagConfig, PoolingType
 
 from torchrec_cce.budget import Method, tables_under_cap
-from torchrec_cce.clustering.recluster import ReclusterConfig
+from torchrec_cce.clustering.settings import ReclusterConfig
 
 _STRICT = ConfigDict(extra="forbid")
 

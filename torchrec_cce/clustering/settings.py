@@ -1,0 +1,32 @@
+"""How a table is clustered again."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from torchrec_cce.errors import ConfigError
+
+HelperInit = Literal["zero", "residual"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReclusterConfig:
+    """How a table is clustered again."""
+
+    points_per_centroid: int = 256
+    """k-means trains on at most this many IDs a centroid."""
+    num_iterations: int = 50
+    """Lloyd iterations of k-means."""
+    helper_init: HelperInit = "zero"
+    """New helper rows: `"zero"`, or `"residual"`: what the codebook misses, in the mean over the IDs of a row."""
+    chunk_size: int = 65536
+    """IDs handled at a time: memory and speed. Never changes the result."""
+    num_threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Threads, over the columns of a table. Never changes the result."""
+
+    def __post_init__(self) -> None:
+        for name in ("points_per_centroid", "num_iterations", "chunk_size", "num_threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is not at least 1")
+        if self.helper_init not in get_args(HelperInit):
+            raise ConfigError(f"helper_init={self.helper_init!r} is not one of {get_args(HelperInit)}")
