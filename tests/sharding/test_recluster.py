@@ -1,5 +1,7 @@
 """Reclustering under sharding gives the bits that `CCEEmbeddingBagCollection.recluster` gives on one process."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,13 +10,16 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.training import runs
 from tests.training.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import CCEError
-from torchrec_cce.sharding.recluster import collections_of, recluster_sharded
+from torchrec_cce.sharding.maps import collections_of
+from torchrec_cce.sharding.recluster import _balanced, recluster_sharded
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense, read_batches
 from torchrec_cce.training.model import build_model
@@ -43,6 +48,10 @@ def whole(value: Any) -> Array:
     return np.concatenate([part for _, part in sorted((p for each in parts for p in each), key=lambda pair: pair[0])])
 
 
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def tables_of(model: Any, optimizer: Any) -> dict[str, Table]:
     ((path, collection),) = collections_of(model).items()
     weights, states = model.state_dict(), optimizer.state_dict()["state"]
@@ -58,9 +67,21 @@ def tables_of(model: Any, optimizer: Any) -> dict[str, Table]:
 
 
 def recluster_on_a_rank(
-    config: RunConfig, frequencies: dict[str, npt.NDArray[np.int64]], poison: str | None
+    config: RunConfig,
+    frequencies: dict[str, npt.NDArray[np.int64]],
+    poison: str | None,
+    folders: tuple[str, ...] = ("",),
+    full_disk: bool = False,
 ) -> tuple[dict[str, Table], dict[str, Table], str]:
-    """The tables before and after a clustering in the middle of training, and the error, if any."""
+    """The tables before and after a clustering in the middle of training, and the error, if any.
+
+    Ranks with different `folders`, in turn, are as if on different hosts.
+    """
+    folder = folders[int(os.environ["RANK"]) % len(folders)]
+    if folder:
+        os.environ["TORCHREC_CCE_CACHE"] = folder
+    if full_disk and os.environ["RANK"] == "1":
+        os.posix_fallocate = no_space
     with process_group() as ranks:
         model, optimizer = shard(
             build_model(config, num_dense=num_dense(config), device=ranks.device), config.optimizer, ranks
@@ -81,7 +102,7 @@ def recluster_on_a_rank(
         message = ""
         try:
             recluster_sharded(model, optimizer, seed=5, frequencies=frequencies, settings=SETTINGS)
-        except CCEError as error:
+        except (CCEError, OSError) as error:
             message = f"{type(error).__name__}: {error}"
         return before, tables_of(model, optimizer), message
 
@@ -92,7 +113,15 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    folder: Path, log: Path, *, world_size: int = 2, poison: str | None = None, weighed: bool = False, **changes: Any
+    folder: Path,
+    log: Path,
+    *,
+    world_size: int = 2,
+    poison: str | None = None,
+    weighed: bool = False,
+    hosts: int = 1,
+    full_disk: bool = False,
+    **changes: Any,
 ) -> tuple[RunConfig, dict[str, npt.NDArray[np.int64]], list[tuple[dict[str, Table], dict[str, Table], str]]]:
     config = runs.criteo_config(
         log, data={"train": {"path": str(log), "max_rows": 200}}, training={"batch_size": 50}, **changes
@@ -100,9 +129,11 @@ def run(
     rng = np.random.default_rng(0)
     sizes = {"C1": 1000, "C2": 800}
     frequencies = {name: rng.integers(0, 9, n) for name, n in sizes.items()} if weighed else {}
-    finished = on_ranks(folder, world_size, recluster_on_a_rank, config, frequencies, poison)
+    folders = tuple(str(folder / f"host-{host}") for host in range(hosts))
+    finished = on_ranks(folder, world_size, recluster_on_a_rank, config, frequencies, poison, folders, full_disk)
     for rank in finished:
         assert rank.code == 0, rank.stderr
+    assert not [path for path in folder.rglob("live/*") if path.is_file()], "no file outlives the clustering"
     return config, frequencies, [rank.value for rank in finished]
 
 
@@ -116,21 +147,28 @@ def assert_same_bits(one: Table, other: Table) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "num_columns", "num_states", "weighed"),
+    ("optimizer", "num_columns", "num_states", "weighed", "world_size", "hosts"),
     [
-        ("rowwise_adagrad", 4, 1, False),
-        ("rowwise_adagrad", 4, 1, True),
-        ("rowwise_adagrad", 8, 1, False),
-        ("adagrad", 4, 1, False),
-        ("sgd", 4, 0, False),
-        ("adamw", 4, 2, True),
+        ("rowwise_adagrad", 4, 1, False, 2, 1),
+        ("rowwise_adagrad", 4, 1, True, 3, 2),  # ranks 0 and 2 on one host
+        ("rowwise_adagrad", 8, 1, False, 2, 2),
+        ("adagrad", 4, 1, False, 1, 1),
+        ("sgd", 4, 0, False, 2, 1),
+        ("adamw", 4, 2, True, 2, 1),
     ],
 )
-def test_two_ranks_give_the_bits_of_one_process(
-    log: Path, tmp_path: Path, optimizer: str, num_columns: int, num_states: int, weighed: bool
+def test_ranks_give_the_bits_of_one_process(
+    log: Path,
+    tmp_path: Path,
+    optimizer: str,
+    num_columns: int,
+    num_states: int,
+    weighed: bool,
+    world_size: int,
+    hosts: int,
 ) -> None:
     changes = {"optimizer": {"embedding": optimizer}, "embedding": {"num_columns": num_columns}}
-    config, frequencies, ranks = run(tmp_path, log, weighed=weighed, **changes)
+    config, frequencies, ranks = run(tmp_path, log, weighed=weighed, world_size=world_size, hosts=hosts, **changes)
     before, _, message = ranks[0]
     assert message == ""
 
@@ -162,6 +200,24 @@ def test_an_error_reaches_both_ranks_and_changes_nothing(log: Path, tmp_path: Pa
     for before, after, _ in ranks:
         for name in TABLES:
             assert_same_bits(after[name], before[name])
+
+
+def test_a_full_disk_on_one_host_changes_nothing_on_any(log: Path, tmp_path: Path) -> None:
+    _, _, ranks = run(tmp_path, log, hosts=2, full_disk=True)
+    for before, after, message in ranks:
+        assert message == "OSError: [Errno 28] No space left on device"
+        for name in TABLES:
+            assert_same_bits(after[name], before[name])
+
+
+@given(costs=st.lists(st.integers(1, 100), max_size=30), num_workers=st.integers(1, 5))
+def test_columns_are_balanced_by_cost(costs: list[int], num_workers: int) -> None:
+    columns = [(i // 4, i % 4) for i in range(len(costs))]
+    shares = _balanced(columns, costs, num_workers)
+    assert sorted(column for share in shares for column in share) == columns
+    loads = [sum(costs[columns.index(column)] for column in share) for share in shares]
+    # Graham's bound for the longest task first: 4/3 of the best, which is no less than the mean and the largest task.
+    assert max(loads) <= 4 / 3 * max(sum(costs) / num_workers, max(costs, default=0)) + max(costs, default=0) / 3
 
 
 def test_frequencies_of_an_unknown_table(log: Path, tmp_path: Path) -> None:

@@ -227,6 +227,10 @@ class PointerMap:
         self.__dict__["digest"] = digest  # where `cached_property` keeps it
         return self
 
+    def published_as(self, version: int) -> "PointerMap":
+        """The same map, of which the registry's version is known."""
+        return replace(self, version=version).vouched(self.digest)
+
     @property
     def identity(self) -> str:
         """For messages: `version 7, generation 3 (digest 1a2b3c4d…)`."""

@@ -1,4 +1,4 @@
-"""One rank acts, all ranks hear what came of it."""
+"""All ranks act, or all hear why not."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,19 +8,38 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def on_first_rank(action: Callable[[], T]) -> T:
-    """Call `action` on rank 0 and return its result on every rank, which all call this.
+def on_first_rank(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Call `action` on rank 0 of `group` (all, if None) and return its result on every rank, which all call this.
 
     An exception is raised on every rank too: if only rank 0 knew of it, the others would wait for ever.
     """
     outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
-    if dist.get_rank() == 0:
+    if dist.get_rank(group) == 0:
         try:
             outcome[0] = (action(), None)
         except Exception as error:  # noqa: BLE001  raised again below, everywhere
             outcome[0] = (None, error)
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, group=group, group_src=0)
     result, failure = outcome[0]
     if failure is not None:
         raise failure
+    return result  # type: ignore[return-value]
+
+
+def on_all_ranks(action: Callable[[], T]) -> T:
+    """Call `action` on every rank, without collectives in it, and return each rank's own result.
+
+    If it fails on some ranks, the exception of the first of them is raised on every one.
+    """
+    result: T | None = None
+    failure: Exception | None = None
+    try:
+        result = action()
+    except Exception as error:  # noqa: BLE001  raised again below, everywhere
+        failure = error
+    failures: list[Exception | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    first = next((one for one in failures if one is not None), None)
+    if first is not None:
+        raise failure or first  # with this rank's own traceback, if it is one of those
     return result  # type: ignore[return-value]

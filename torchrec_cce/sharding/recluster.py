@@ -1,30 +1,42 @@
-"""Reclustering in the middle of distributed training."""
+"""Reclustering in the middle of distributed training, its work spread over the ranks."""
 
-from collections.abc import Mapping
-from functools import partial
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
+from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.clustering.settings import ReclusterConfig
+from torchrec_cce.clustering.table import ClusteredTable
 from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
-from torchrec_cce.modules.recluster import TableReport, TableRows, recluster_rows
-from torchrec_cce.sharding.agreement import on_first_rank
+from torchrec_cce.modules.recluster import TableReport, TableTask, report_of
+from torchrec_cce.sharding.agreement import on_all_ranks
+from torchrec_cce.sharding.host_file import HostFile, host_files
+from torchrec_cce.sharding.maps import collections_of
 from torchrec_cce.sharding.store import ShardedStore
 
-Result = tuple[PointerMap, TableRows, TableReport]
+Centroids = list[npt.NDArray[np.float32]]
 
 
-def collections_of(model: DistributedModelParallel) -> dict[str, CCEEmbeddingBagCollection]:
-    """The CCE collections of a sharded model, by the path that their parameters' names start with."""
-    return {
-        path: module for path, module in model.module.named_modules() if isinstance(module, CCEEmbeddingBagCollection)
-    }
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A table to cluster, and where the result goes."""
+
+    collection: CCEEmbeddingBagCollection
+    store: ShardedStore
+    task: TableTask
 
 
 def recluster_sharded(
@@ -37,42 +49,134 @@ def recluster_sharded(
 ) -> dict[str, TableReport]:
     """`CCEEmbeddingBagCollection.recluster` for a sharded model: the same arguments, policy and bits.
 
-    Every rank calls it between two steps, with no batch in flight. Rank 0 computes; weights, optimizer state and maps
-    then change on all ranks, or, if the clustering fails, the error is raised on all and nothing has changed.
+    Every rank calls it between two steps, with no batch in flight. Columns are trained on the ranks in parallel,
+    balanced by their cost, and each rank assigns an equal share of the IDs of every table. The maps are written to and
+    mapped from one file a host; beyond it a rank holds the physical tables and chunks. Weights, optimizer state and
+    maps then change on all ranks; or, if anything fails on any, the error is raised on all and nothing has changed.
+
+    Args:
+        settings: `num_threads` is for each host: its ranks share them.
 
     Raises:
         ClusteringError: a table holds NaN or infinite values.
         ConfigError: `frequencies` of an unknown table or of a wrong length.
+        OSError: the cache folder (`TORCHREC_CCE_CACHE`) has no room for the new maps.
     """
-    settings = settings or ReclusterConfig()
-    frequencies = frequencies or {}
+    started = time.perf_counter()
+    jobs = _jobs(model, optimizer, seed, frequencies or {}, settings or ReclusterConfig())
+    on_all_ranks(lambda: [job.task.clustering for job in jobs])
+    centroids = _train(jobs)
+    sizes = [((c.num_ids, c.num_columns), c.pointer_dtype) for c in (job.task.clustering for job in jobs)]
+    with host_files(sizes) as files:
+        done = [_assign(job.task, its, file) for job, its, file in zip(jobs, centroids, files, strict=True)]
+        new_maps = [_new_map(job.task, file) for job, file in zip(jobs, files, strict=True)]
+    facts = _facts(new_maps)
+    reports = {}
+    for job, tables, new_map, (digest, entropies) in zip(jobs, done, new_maps, facts, strict=True):
+        name = job.task.config.name
+        job.store.write(job.task.new_rows(tables))
+        job.collection.attach_pointer_map(name, new_map.vouched(digest))
+        reports[name] = report_of(new_map, tables, entropies=entropies, seconds=time.perf_counter() - started)
+    return reports
+
+
+def _jobs(
+    model: DistributedModelParallel,
+    optimizer: KeyedOptimizer,
+    seed: int,
+    frequencies: Mapping[str, npt.NDArray[np.integer]],
+    settings: ReclusterConfig,
+) -> list[_Job]:
+    """All CCE tables of the model, read from their shards."""
     collections = collections_of(model)
     unknown = set(frequencies) - {table for collection in collections.values() for table in collection.cce_tables()}
     if unknown:
         raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this model")
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    settings = replace(settings, num_threads=max(1, settings.num_threads // ranks_here))
     weights, states = model.state_dict(), optimizer.state_dict()["state"]
-    stores: dict[tuple[str, str], ShardedStore] = {}
-    results: dict[tuple[str, str], Result] = {}
+    jobs = []
     for path, collection in collections.items():
         for table in collection.embedding_bag_configs():
             if not isinstance(table, CCEEmbeddingBagConfig):
                 continue
             name = f"{path}.ebc.embedding_bags.{table.name}.weight"
             store = ShardedStore(weights[name], states.get(name, {}))
-            rows = store.read()
-            stores[path, table.name] = store
-            results[path, table.name] = on_first_rank(
-                partial(
-                    recluster_rows,
-                    table,
-                    collection.pointer_map(table.name),
-                    rows,
-                    seed=seed,
-                    frequencies=frequencies.get(table.name),
-                    settings=settings,
-                )
+            task = TableTask(
+                config=table,
+                pointer_map=collection.pointer_map(table.name),
+                rows=store.read(),
+                seed=seed,
+                frequencies=frequencies.get(table.name),
+                settings=settings,
             )
-    for (path, name), (new_map, rows, _) in results.items():
-        stores[path, name].write(rows)
-        collections[path].attach_pointer_map(name, new_map)
-    return {name: report for (_, name), (_, _, report) in results.items()}
+            jobs.append(_Job(collection=collection, store=store, task=task))
+    return jobs
+
+
+def _train(jobs: Sequence[_Job]) -> list[Centroids]:
+    """The centroids of every column of every table, on every rank."""
+    clusterings = [job.task.clustering for job in jobs]
+    columns = [(t, column) for t, clustering in enumerate(clusterings) for column in range(clustering.num_columns)]
+    mine = _balanced(columns, [clusterings[t].training_cost for t, _ in columns], dist.get_world_size())[
+        dist.get_rank()
+    ]
+
+    def train() -> dict[tuple[int, int], npt.NDArray[np.float32]]:
+        trained = {}
+        for t, group in groupby(mine, itemgetter(0)):
+            its_columns = [column for _, column in group]
+            with jobs[t].task.named_errors():
+                found = clusterings[t].train(its_columns)
+            trained.update({(t, column): one for column, one in zip(its_columns, found, strict=True)})
+        return trained
+
+    everyones: list[dict[tuple[int, int], npt.NDArray[np.float32]]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyones, on_all_ranks(train))
+    together = {key: one for part in everyones for key, one in part.items()}
+    return [[together[t, column] for column in range(c.num_columns)] for t, c in enumerate(clusterings)]
+
+
+def _balanced(columns: list[tuple[int, int]], costs: list[int], num_workers: int) -> list[list[tuple[int, int]]]:
+    """Columns for each worker, in order: the most expensive first, each to whoever has the least to do."""
+    shares: list[list[tuple[int, int]]] = [[] for _ in range(num_workers)]
+    loads = [0] * num_workers
+    for cost, column in sorted(zip(costs, columns, strict=True), key=lambda pair: (-pair[0], pair[1])):
+        worker = loads.index(min(loads))
+        shares[worker].append(column)
+        loads[worker] += cost
+    return [sorted(share) for share in shares]
+
+
+def _assign(task: TableTask, centroids: Centroids, file: HostFile) -> ClusteredTable:
+    """Write this rank's share of the pointers; the new tables from the sums over all ranks."""
+    start, stop, share = file.mine()
+
+    def assign() -> npt.NDArray[np.int64]:
+        with task.named_errors():
+            return task.clustering.assign(centroids, start, stop, share)
+
+    totals = torch.from_numpy(on_all_ranks(assign))
+    dist.all_reduce(totals)  # of integers: exact, in any order
+    return task.clustering.finish(centroids, totals.numpy())
+
+
+def _new_map(task: TableTask, file: HostFile) -> PointerMap:
+    return task.pointer_map.clustered(file.everything(), task.helper_hash)
+
+
+def _facts(maps: Sequence[PointerMap]) -> list[tuple[str, tuple[float, ...]]]:
+    """Digest and entropies of each map: a pass over all its pointers, which one rank makes for all."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+
+    def mine() -> dict[int, tuple[str, tuple[float, ...]]]:
+        return {
+            t: (one.digest, pointer_entropies(one.stored_view, one.num_rows))
+            for t, one in enumerate(maps)
+            if t % world_size == rank
+        }
+
+    everyones: list[dict[int, tuple[str, tuple[float, ...]]]] = [{}] * world_size
+    dist.all_gather_object(everyones, on_all_ranks(mine))
+    together = {t: facts for part in everyones for t, facts in part.items()}
+    return [together[t] for t in range(len(maps))]

@@ -20,7 +20,7 @@ from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.modules.snapshot import snapshot_of
-from torchrec_cce.sharding.recluster import collections_of
+from torchrec_cce.sharding.maps import collections_of
 from torchrec_cce.training.position import Position
 
 _PREFIX = "step-"

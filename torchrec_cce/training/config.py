@@ -1,5 +1,6 @@
 """The configuration of a training run, checked before anything is read or built."""
 
+import hashlib
 import json
 from dataclasses import field
 from typing import Annotated, Any, Literal
@@ -152,6 +153,14 @@ class ReclusterSection:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RegistrySection:
+    """Where maps and codebooks are published."""
+
+    url: str | None = None
+    """A folder, `s3://bucket/prefix` or the like: a version after every clustering. None: nothing is published."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainingConfig:
     """How long to train, and what is done in between."""
 
@@ -177,6 +186,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     recluster: ReclusterSection = ReclusterSection()
+    registry: RegistrySection = RegistrySection()
     training: TrainingConfig = TrainingConfig()
     seed: int = 0
     """Of weights, hash functions and clusterings."""
@@ -229,6 +239,11 @@ class RunConfig:
 
 
 _ADAPTER = TypeAdapter(RunConfig)
+
+
+def config_digest(config: RunConfig) -> str:
+    """SHA-256 (hex) of a configuration."""
+    return hashlib.sha256(json.dumps(config.as_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:

@@ -1,6 +1,7 @@
 """The training loop, for one process and for every rank of many."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +18,16 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.atomic import atomic_path
 from torchrec_cce.config import CCEEmbeddingBagConfig
-from torchrec_cce.errors import ConfigError
+from torchrec_cce.errors import ConfigError, RegistryError
 from torchrec_cce.evaluation.compression import Sizes, sizes_of
 from torchrec_cce.evaluation.metrics import Quality, quality
+from torchrec_cce.maps.registry import Registry
+from torchrec_cce.modules.recluster import TableReport
 from torchrec_cce.sharding.agreement import on_first_rank
-from torchrec_cce.sharding.recluster import collections_of, recluster_sharded
+from torchrec_cce.sharding.maps import ShardedMaps, collections_of
+from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.training import checkpoint
-from torchrec_cce.training.config import RunConfig, SplitConfig
+from torchrec_cce.training.config import RunConfig, SplitConfig, config_digest
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 from torchrec_cce.training.input import RankBatch, num_dense, read_batches
 from torchrec_cce.training.interrupt import StopRequest
@@ -34,6 +38,7 @@ from torchrec_cce.training.position import Position
 from torchrec_cce.training.progress import ProgressLine
 from torchrec_cce.training.schedule import Schedule
 
+_log = logging.getLogger(__name__)
 _LOG_EVERY = 50
 """Batches between two records of the training loss."""
 
@@ -130,7 +135,7 @@ class _Run:
         self.loss = torch.zeros(2, dtype=torch.float64)  # sum and rows since the last record, on this rank
         self.rows = 0
         self.started = time.perf_counter()
-        self.seconds = {"evaluating": 0.0, "clustering": 0.0, "saving": 0.0}
+        self.seconds = {"evaluating": 0.0, "clustering": 0.0, "publishing": 0.0, "saving": 0.0}
 
     def load(self) -> None:
         """Go back to the newest checkpoint."""
@@ -249,6 +254,29 @@ class _Run:
         for table, report in reports.items():
             self.position.entropies[table] = report.entropies
             log.write("recluster", self.position.step, table=table, **asdict(report))
+        if self.config.registry.url is not None:
+            with self.activity("publishing", line):
+                self.publish(reports, log)
+
+    def publish(self, reports: dict[str, TableReport], log: MetricsLog) -> None:
+        """Publish the tables as they are now. A registry that does not answer stops no training."""
+        registry = self.config.registry.url
+        assert registry is not None
+        tables = ShardedMaps(self.model).snapshot(reports, frequencies=self.total_frequencies())
+        digest = config_digest(self.config)
+        try:
+            published = on_first_rank(
+                lambda: Registry(registry).publish(tables, checkpoint=str(self.run_dir), config_digest=digest)
+            )
+        except RegistryError as error:
+            log.write("publish", self.position.step, error=str(error))
+            if self.ranks.is_first:
+                _log.warning("not published after batch %d: %s", self.position.step, error)
+            return
+        log.write("publish", self.position.step, version=published.version)
+        for collection in self.collections:
+            for name in collection.cce_tables():
+                collection.attach_pointer_map(name, collection.pointer_map(name).published_as(published.version))
 
     def validate(self, log: MetricsLog, line: ProgressLine) -> None:
         """Evaluate on the validation split and, where that is the best so far, on the test split."""

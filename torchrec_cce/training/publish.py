@@ -1,7 +1,5 @@
 """What a training run has come to, as a version to publish: the maps and weights of its newest checkpoint."""
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.training import checkpoint
+from torchrec_cce.training.config import config_digest
 from torchrec_cce.training.config_file import read_run_config
 
 
@@ -51,10 +50,7 @@ def snapshot_of_run(run_dir: Path) -> RunSnapshot:
             )
     if not tables:
         raise ConfigError(f"{run_dir}: embedding.method={config.embedding.method!r} has no map to publish; cce has")
-    content = json.dumps(config.as_dict(), sort_keys=True)
-    return RunSnapshot(
-        tables=tables, checkpoint=str(folder), config_digest=hashlib.sha256(content.encode()).hexdigest()
-    )
+    return RunSnapshot(tables=tables, checkpoint=str(folder), config_digest=config_digest(config))
 
 
 def _weights(folder: Path, names: dict[str, str]) -> dict[str, npt.NDArray[np.float32]]:

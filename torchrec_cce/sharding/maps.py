@@ -1,0 +1,89 @@
+"""Maps and weights of a sharded model, to be published from and attached to all ranks together."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from torchrec_cce.config import CCEEmbeddingBagConfig
+from torchrec_cce.errors import MapMismatchError
+from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.modules.recluster import TableReport, TableRows
+from torchrec_cce.modules.snapshot import snapshot_of
+from torchrec_cce.sharding.agreement import on_all_ranks
+from torchrec_cce.sharding.store import ShardedStore
+
+
+def collections_of(model: DistributedModelParallel) -> dict[str, CCEEmbeddingBagCollection]:
+    """The CCE collections of a sharded model, by the path that their parameters' names start with."""
+    return {
+        path: module for path, module in model.module.named_modules() if isinstance(module, CCEEmbeddingBagCollection)
+    }
+
+
+class ShardedMaps:
+    """The CCE tables of all collections in a `DistributedModelParallel` model. Every rank calls every method.
+
+    Example:
+        >>> registry.open().attach(ShardedMaps(model))  # doctest: +SKIP
+    """
+
+    def __init__(self, model: DistributedModelParallel) -> None:
+        self._model = model
+
+    def snapshot(
+        self,
+        reports: Mapping[str, TableReport] | None = None,
+        frequencies: Mapping[str, npt.NDArray[np.int64]] | None = None,
+    ) -> dict[str, TableSnapshot]:
+        """As `CCEEmbeddingBagCollection.snapshot`: whole tables, on every rank."""
+        reports, frequencies = reports or {}, frequencies or {}
+        tables = {}
+        for name, (collection, config, store) in self._tables().items():
+            report = reports.get(name)
+            tables[name] = snapshot_of(
+                config,
+                collection.pointer_map(name),
+                weights=store.read().weights,
+                frequencies=frequencies.get(name),
+                entropies=() if report is None else report.entropies,
+                objective=None if report is None else report.objective,
+            )
+        return tables
+
+    def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
+        """As `CCEEmbeddingBagCollection.restore`. If it fails on any rank, it does on all, and nothing has changed."""
+        mine = self._tables()
+
+        def check() -> None:
+            if mine.keys() != tables.keys():
+                raise MapMismatchError(f"the maps are of tables {sorted(tables)}, the model has {sorted(mine)}")
+            for name, (collection, config, _) in mine.items():
+                collection.remap.check_pointer_map(name, tables[name].pointer_map)
+                if tables[name].embedding_dim != config.embedding_dim:
+                    raise MapMismatchError(
+                        f"table {name!r} has embedding_dim={config.embedding_dim}; the map, "
+                        f"{tables[name].pointer_map.identity}, comes with words for {tables[name].embedding_dim}"
+                    )
+
+        on_all_ranks(check)
+        for name, (collection, _, store) in mine.items():
+            weights = tables[name].weights
+            if weights is not None:
+                store.write(TableRows(weights=np.array(weights), states={}))
+            collection.attach_pointer_map(name, tables[name].pointer_map)
+
+    def _tables(self) -> dict[str, tuple[CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, ShardedStore]]:
+        weights = self._model.state_dict()
+        return {
+            config.name: (
+                collection,
+                config,
+                ShardedStore(weights[f"{path}.ebc.embedding_bags.{config.name}.weight"], {}),
+            )
+            for path, collection in collections_of(self._model).items()
+            for config in collection.embedding_bag_configs()
+            if isinstance(config, CCEEmbeddingBagConfig)
+        }
