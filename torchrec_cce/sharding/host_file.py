@@ -3,10 +3,9 @@
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,29 +21,39 @@ Array = npt.NDArray[np.unsignedinteger]
 
 
 class HostFile:
-    """A `[n, c]` array that is in the making. Rank `r` writes rows `bounds[r]` to `bounds[r + 1] − 1`.
+    """A `[n, c]` array in the making. Rank `r` of `R` writes the rows from `n·r/R` to `n·(r + 1)/R`.
 
-    The ranks of a host are those that see the same folder: this machine's cache folder, or in it what containers share.
+    The ranks of a host are those that see the same folder. The file has a name only until all of them have opened it:
+    its space is free again when nobody maps it any more, also when they are killed. Every rank calls every method.
+
+    Args:
+        folder: on a disk with room for the array; by default in the cache folder (`TORCHREC_CCE_CACHE`).
+
+    Raises:
+        OSError: on all ranks, if one of them cannot create or open its host's file, for example because a disk is full.
     """
 
-    def __init__(self, path: Path, *, shape: tuple[int, int], dtype: np.dtype[np.unsignedinteger]) -> None:
-        self._path = path
+    def __init__(
+        self, shape: tuple[int, int], dtype: np.dtype[np.unsignedinteger], folder: Path | None = None
+    ) -> None:
         self._shape, self._dtype = shape, dtype
         world_size, rank = dist.get_world_size(), dist.get_rank()
         self._bounds = [shape[0] * r // world_size for r in range(world_size + 1)]
-        folder = path.parent.stat()
+        folder = folder or default_cache() / "live"
+        on_all_ranks(lambda: folder.mkdir(parents=True, exist_ok=True))
+        seen = folder.stat()
         hosts: list[object] = [None] * world_size
-        dist.all_gather_object(hosts, (socket.gethostname(), folder.st_dev, folder.st_ino))
+        dist.all_gather_object(hosts, (socket.gethostname(), seen.st_dev, seen.st_ino))
         self._num_hosts = len(set(hosts))
         self._is_leader = hosts.index(hosts[rank]) == rank
-        self._beyond = [host != hosts[rank] for host in hosts]
-
-        def create() -> None:
+        self._elsewhere = [host != hosts[rank] for host in hosts]
+        path = folder / on_first_rank(lambda: secrets.token_hex(8))
+        try:
+            on_all_ranks(lambda: self._create(path))
+            self._file: BinaryIO = on_all_ranks(lambda: path.open("r+b"))
+        finally:
             if self._is_leader:
-                with path.open("xb") as file:
-                    os.posix_fallocate(file.fileno(), 0, max(1, shape[0] * shape[1] * dtype.itemsize))
-
-        on_all_ranks(create)  # now, and not by a signal in the middle of writing, a full disk is an error
+                path.unlink(missing_ok=True)
 
     def mine(self) -> tuple[int, int, Array]:
         """The first row of this rank's share, the row after its last, and the share `[m, c]` to write to."""
@@ -52,15 +61,19 @@ class HostFile:
         return start, stop, self._rows(start, stop, "r+")
 
     def everything(self) -> Array:
-        """Exchange the shares between hosts, and map the whole array for reading. Every rank calls it, once.
-
-        When it returns, it has returned on every rank, or raised the same error on all.
-        """
-        for owner, (start, stop) in enumerate(pairwise(self._bounds)):
-            if self._num_hosts > 1:
-                self._send(owner, start, stop)
+        """Exchange the shares between hosts, once all are written, and map the whole array for reading."""
         dist.barrier()
-        return on_all_ranks(lambda: self._rows(0, self._shape[0], "r"))
+        if self._num_hosts > 1:
+            for owner, (start, stop) in enumerate(pairwise(self._bounds)):
+                self._send(owner, start, stop)
+            dist.barrier()
+        return self._rows(0, self._shape[0], "r")
+
+    def _create(self, path: Path) -> None:
+        if self._is_leader:
+            with path.open("xb") as file:
+                # A full disk is an error now, and not a SIGBUS in the middle of writing.
+                os.posix_fallocate(file.fileno(), 0, max(1, self._shape[0] * self._shape[1] * self._dtype.itemsize))
 
     def _send(self, owner: int, start: int, stop: int) -> None:
         """From the owner to the leaders of other hosts, a chunk at a time."""
@@ -71,7 +84,7 @@ class HostFile:
             else:
                 chunk = np.empty((last - first, self._shape[1]), self._dtype)
             dist.broadcast(torch.from_numpy(chunk.reshape(-1).view(np.uint8)), src=owner)
-            if self._is_leader and self._beyond[owner]:
+            if self._is_leader and self._elsewhere[owner]:
                 self._rows(first, last, "r+")[:] = chunk
 
     def _rows(self, start: int, stop: int, mode: str) -> Array:
@@ -79,26 +92,4 @@ class HostFile:
         if start == stop:
             return np.empty(shape, self._dtype)
         offset = start * self._shape[1] * self._dtype.itemsize
-        return np.memmap(self._path, self._dtype, mode, offset, shape)  # type: ignore[call-overload,no-any-return]
-
-
-@contextmanager
-def host_files(
-    sizes: Sequence[tuple[tuple[int, int], np.dtype[np.unsignedinteger]]], folder: Path | None = None
-) -> Iterator[list[HostFile]]:
-    """A file for each `(shape, dtype)`, whose names are gone when the block ends, however it does. All ranks enter it.
-
-    What is mapped by then stays until nobody maps it any more: a process that is killed later leaves nothing behind.
-
-    Args:
-        folder: on a disk with room for all of them; by default in the cache folder (`TORCHREC_CCE_CACHE`).
-    """
-    folder = folder or default_cache() / "live"
-    on_all_ranks(lambda: folder.mkdir(parents=True, exist_ok=True))
-    token = on_first_rank(lambda: secrets.token_hex(8))
-    paths = [folder / f"{token}.{number}" for number in range(len(sizes))]
-    try:
-        yield [HostFile(path, shape=shape, dtype=dtype) for path, (shape, dtype) in zip(paths, sizes, strict=True)]
-    finally:
-        for path in paths:
-            path.unlink(missing_ok=True)
+        return np.memmap(self._file, self._dtype, mode, offset, shape)  # type: ignore[call-overload,no-any-return]

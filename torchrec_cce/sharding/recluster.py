@@ -23,7 +23,7 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.modules.recluster import TableReport, TableTask, report_of
 from torchrec_cce.sharding.agreement import on_all_ranks
-from torchrec_cce.sharding.host_file import HostFile, host_files
+from torchrec_cce.sharding.host_file import HostFile
 from torchrec_cce.sharding.maps import collections_of
 from torchrec_cce.sharding.store import ShardedStore
 
@@ -66,10 +66,12 @@ def recluster_sharded(
     jobs = _jobs(model, optimizer, seed, frequencies or {}, settings or ReclusterConfig())
     on_all_ranks(lambda: [job.task.clustering for job in jobs])
     centroids = _train(jobs)
-    sizes = [((c.num_ids, c.num_columns), c.pointer_dtype) for c in (job.task.clustering for job in jobs)]
-    with host_files(sizes) as files:
-        done = [_assign(job.task, its, file) for job, its, file in zip(jobs, centroids, files, strict=True)]
-        new_maps = [_new_map(job.task, file) for job, file in zip(jobs, files, strict=True)]
+    files = [HostFile((c.num_ids, c.num_columns), c.pointer_dtype) for c in (job.task.clustering for job in jobs)]
+    done = [_assign(job.task, its, file) for job, its, file in zip(jobs, centroids, files, strict=True)]
+    new_maps = [
+        job.task.pointer_map.clustered(file.everything(), job.task.helper_hash)
+        for job, file in zip(jobs, files, strict=True)
+    ]
     facts = _facts(new_maps)
     reports = {}
     for job, tables, new_map, (digest, entropies) in zip(jobs, done, new_maps, facts, strict=True):
@@ -159,10 +161,6 @@ def _assign(task: TableTask, centroids: Centroids, file: HostFile) -> ClusteredT
     totals = torch.from_numpy(on_all_ranks(assign))
     dist.all_reduce(totals)  # of integers: exact, in any order
     return task.clustering.finish(centroids, totals.numpy())
-
-
-def _new_map(task: TableTask, file: HostFile) -> PointerMap:
-    return task.pointer_map.clustered(file.everything(), task.helper_hash)
 
 
 def _facts(maps: Sequence[PointerMap]) -> list[tuple[str, tuple[float, ...]]]:

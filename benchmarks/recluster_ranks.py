@@ -1,0 +1,100 @@
+"""Reclustering on one rank and on two: wall time, CPU time, and memory beyond what is shared."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.figure import report
+from tests.training.launch import on_ranks
+from torchrec_cce.clustering.settings import ReclusterConfig
+from torchrec_cce.config import CCEEmbeddingBagConfig
+from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.sharding.recluster import recluster_sharded
+from torchrec_cce.training.config import OptimizerConfig
+from torchrec_cce.training.parallel import process_group, shard
+
+NUM_TABLES, NUM_IDS, NUM_ROWS, DIM = 4, 10_000_000, 1024, 16
+SETTINGS = ReclusterConfig(num_threads=1, points_per_centroid=64, num_iterations=20)
+
+
+def private_bytes() -> int:
+    """Memory of this process that no file backs."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon in /proc/self/status")
+
+
+def recluster_once(folder: str) -> tuple[float, float, int, str]:
+    """(wall seconds, CPU seconds of this rank, bytes beyond the start, digest of the first map)."""
+    os.environ["TORCHREC_CCE_CACHE"] = folder
+    os.environ["LOCAL_WORLD_SIZE"] = "1"  # one thread each, however many ranks
+    torch.manual_seed(0)
+    with process_group() as ranks:
+        tables = [
+            CCEEmbeddingBagConfig(
+                name=f"t{i}", num_embeddings=NUM_IDS, embedding_dim=DIM, feature_names=[f"f{i}"], num_rows=NUM_ROWS
+            )
+            for i in range(NUM_TABLES)
+        ]
+        collection = CCEEmbeddingBagCollection(tables=tables)
+        model, optimizer = shard(
+            torch.nn.ModuleDict({"sparse": collection, "dense": torch.nn.Linear(1, 1)}),
+            OptimizerConfig(embedding="sgd"),
+            ranks,
+        )
+        before = private_bytes()
+        wall, cpu = time.perf_counter(), time.process_time()
+        recluster_sharded(model, optimizer, seed=0, settings=SETTINGS)
+        seconds = time.perf_counter() - wall, time.process_time() - cpu
+        (found,) = [m for m in model.module.modules() if isinstance(m, CCEEmbeddingBagCollection)]
+        return *seconds, private_bytes() - before, found.pointer_map("t0").digest
+
+
+def recluster_figures() -> None:
+    what = f"{NUM_TABLES} tables × {NUM_IDS:,} IDs, k = {NUM_ROWS}, 4 columns, d = {DIM}, one thread a rank"
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for world_size in (1, 2):
+            finished = on_ranks(Path(folder) / str(world_size), world_size, recluster_once, folder)
+            assert all(rank.code == 0 for rank in finished), finished[0].stderr
+            results[world_size] = [rank.value for rank in finished]
+    digests = {digest for ranks in results.values() for *_, digest in ranks}
+    report(
+        "recluster, different maps made by 1 and 2 ranks",
+        len(digests) - 1,
+        target="0",
+        holds=len(digests) == 1,
+        against=what,
+    )
+    walls, cpus = ([max(rank[i] for rank in results[n]) for n in (1, 2)] for i in (0, 1))
+    report("recluster, seconds on 1 rank", walls[0], against=what)
+    report(
+        "recluster, times as fast on 2 ranks",
+        walls[0] / walls[1],
+        target="≥ 1.6",
+        holds=walls[0] / walls[1] >= 1.6,
+        against=f"1 rank; {what}",
+    )
+    report(
+        "recluster, CPU seconds of a rank, share on 2 ranks",
+        cpus[1] / cpus[0],
+        target="≤ 0.625",
+        holds=cpus[1] / cpus[0] <= 0.625,
+        against=f"1 rank's {cpus[0]:.1f} s; {what}",
+    )
+    grown = max(rank[2] for rank in results[2])
+    share = NUM_TABLES * NUM_IDS * 4 * np.dtype(np.uint16).itemsize // 2
+    report(
+        "recluster, MB of private memory a rank keeps",
+        grown / 1e6,
+        against=f"its share of the new maps is {share / 1e6:.0f} MB; {what}",
+    )
+
+
+if __name__ == "__main__":
+    recluster_figures()
