@@ -36,7 +36,7 @@ PARQUET: dict[str, dict[str, Any]] = {
 
 def train_and_log_every_batch(config: RunConfig, run_dir: Path, resume: bool = False) -> loop.RunResult:
     loop._LOG_EVERY = 1
-    return loop.train(config, run_dir, resume=resume, show_progress=False)
+    return loop.train(config, run_dir, start="resume" if resume else "new", show_progress=False)
 
 
 def train_until(config: RunConfig, run_dir: Path, step: int) -> loop.RunResult:

@@ -33,7 +33,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(config: RunConfig, run_dir: Path, *, resume: bool = False) -> loop.RunResult:
-    return loop.train(config, run_dir, resume=resume, show_progress=False)
+    return loop.train(config, run_dir, start="resume" if resume else "new", show_progress=False)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int | None) -> None:

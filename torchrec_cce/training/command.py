@@ -13,6 +13,7 @@ import typer
 from torchrec_cce.errors import CCEError, ConfigError
 from torchrec_cce.training.config import SplitConfig
 from torchrec_cce.training.config_file import read_config, read_run_config
+from torchrec_cce.training.loop import Start
 from torchrec_cce.training.loop import evaluate as run_evaluation
 from torchrec_cce.training.loop import train as run_training
 from torchrec_cce.training.quiet import quiet_libraries
@@ -46,12 +47,17 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in the folder.")
     ] = False,
+    restartable: Annotated[
+        bool,
+        typer.Option("--restartable", help="Resume if the folder holds this run, else start: for torchrun's restarts."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress line.")] = False,
 ) -> None:
     """Train a model with compressed embedding tables."""
     quiet_libraries()
     with one_line_errors():
-        result = run_training(read_config(config), run_dir, resume=resume, show_progress=not quiet)
+        start: Start = "either" if restartable else "resume" if resume else "new"
+        result = run_training(read_config(config), run_dir, start=start, show_progress=not quiet)
     state = "interrupted" if result.interrupted else "finished"
     figures = "".join(f", {name} {value:.5g}" for name, value in (result.best or {}).items())
     say(f"{state} after {result.steps:,} batches{figures}; checkpoint {result.checkpoint}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -61,21 +62,25 @@ class RunResult:
     checkpoint: str
 
 
-def train(config: RunConfig, run_dir: Path, *, resume: bool = False, show_progress: bool = True) -> RunResult:
+Start = Literal["new", "resume", "either"]
+"""A new run; one to go on with from its newest checkpoint; or the second if there is one, else the first."""
+
+
+def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progress: bool = True) -> RunResult:
     """Train as `config` says and leave checkpoint, maps, metrics, result and configuration in `run_dir`.
 
     Call it in one process, or in every rank that `torchrun` starts; both compute the same losses. The first Ctrl-C or
     SIGTERM ends training after the batch at hand, with a checkpoint to resume from.
 
     Args:
-        run_dir: must not hold a run, unless `resume`.
-        resume: continue from the newest checkpoint, with the configuration that the run was started with.
+        run_dir: must not hold a run, if it is to be `"new"`.
+        start: `"resume"` and `"either"` want the configuration that the run was started with.
 
     Raises:
         ConfigError, MapMismatchError, DataFileError: before the first batch, or at the row that is at fault.
     """
     with process_group() as ranks, StopRequest() as stop:
-        on_first_rank(lambda: _claim(run_dir, config, resume=resume))
+        resume = on_first_rank(lambda: _claim(run_dir, config, start))
         run = _Run(config, run_dir, ranks)
         if resume:
             run.load()
@@ -97,18 +102,19 @@ def evaluate(config: RunConfig, run_dir: Path, split: SplitConfig) -> Quality:
         return run.quality_on(split)
 
 
-def _claim(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
-    """Make `run_dir` the folder of this configuration, or check that it is."""
-    if not resume:
-        if has_measured(run_dir) or checkpoint.exists(run_dir):  # a start that failed before that is no run
-            raise ConfigError(f"{run_dir} holds a run already; resume it or choose another folder")
+def _claim(run_dir: Path, config: RunConfig, start: Start) -> bool:
+    """Make `run_dir` the folder of this configuration, or check that it is. Returns whether to resume."""
+    if start == "new" and (has_measured(run_dir) or checkpoint.exists(run_dir)):  # a start that failed is no run
+        raise ConfigError(f"{run_dir} holds a run already; resume it or choose another folder")
+    if start == "new" or (start == "either" and not (run_dir / RUN_CONFIG).exists()):
         with atomic_path(run_dir / RUN_CONFIG) as temporary:
             temporary.write_text(json.dumps(config.as_dict(), indent=2))
-        return
+        return False
     asked, started = config.as_dict(), read_run_config(run_dir).as_dict()
     changed = [name for name in asked if asked[name] != started[name]]
     if changed:
         raise ConfigError(f"{run_dir} was started with other values in {changed}; resume with the same configuration")
+    return start == "resume" or checkpoint.exists(run_dir)
 
 
 class _Run:

@@ -55,8 +55,9 @@ def process_group() -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if "WORLD_SIZE" in os.environ:
         store, rank, world_size = next(dist.rendezvous("env://"))
-        # Torchrun's store outlives a group. A second group must not find the addresses of the first one there.
-        store = dist.PrefixStore(f"torchrec_cce/{next(_GROUPS)}", store)
+        # Torchrun's store outlives a group, and ranks that are restarted. None may find an older one's addresses there.
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"torchrec_cce/{restarts}/{next(_GROUPS)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -1,0 +1,181 @@
+"""Ranks killed by SIGKILL under torchrun: training restarts from its checkpoint and ends as if nothing happened."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.training import runs
+from tests.training.launch import Job
+from tests.training.test_ranks import assert_equal_metrics
+from torchrec_cce.maps.bundle import read_folder
+from torchrec_cce.maps.registry import Registry
+from torchrec_cce.training import loop
+from torchrec_cce.training.config import RunConfig
+
+Moment = Callable[[Path, list[int]], bool]
+"""Whether it has come, from the test's folder and the pids of the ranks."""
+
+
+def saving(folder: Path, _: list[int]) -> bool:
+    """A checkpoint is being written."""
+    return any((folder / "run" / "checkpoints").glob(".step-*"))
+
+
+def publishing(folder: Path, _: list[int]) -> bool:
+    """A version is being written that no record names yet."""
+    versions, records = (list((folder / "registry").glob(pattern)) for pattern in ("versions/*", "log/*.json"))
+    return len(versions) > len(records)
+
+
+def reclustering(_: Path, pids: list[int]) -> bool:
+    """New pointers are being written: a file without a name is mapped."""
+    for pid in pids:
+        with suppress(OSError):
+            if any(
+                "/live/" in line and " rw-s " in line for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
+            ):
+                return True
+    return False
+
+
+class Torchrun:
+    """A run on two ranks that torchrun restarts whenever one of them dies."""
+
+    def __init__(self, folder: Path, config: RunConfig, *, max_restarts: int) -> None:
+        self.folder = folder
+        toml = runs.write_toml(folder / "run.toml", config)
+        arguments = ["--standalone", "--nproc_per_node", "2", "--max-restarts", str(max_restarts)]
+        arguments += ["--monitor-interval", "0.05", "-m", "torchrec_cce.training", str(toml)]
+        arguments += ["--run-dir", str(folder / "run"), "--restartable", "--quiet"]
+        environment = {**os.environ, "TORCHREC_CCE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+        with (folder / "output").open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *arguments],
+                stdout=output,
+                stderr=output,
+                env=environment,
+            )
+
+    def ranks(self) -> list[int]:
+        """Pids of the ranks that run now."""
+        try:
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        except FileNotFoundError:
+            return []
+        return [int(pid) for pid in children]
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 120) -> bool:
+        """Whether it came true before the run ended."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, (self.folder / "output").read_text()[-3000:]
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.0005)
+        return True
+
+    def kill_a_rank(self, choose: random.Random) -> None:
+        pids = self.ranks()
+        if pids:
+            with suppress(ProcessLookupError):
+                os.kill(choose.choice(pids), signal.SIGKILL)
+            # Torchrun ends the other one and starts two new ones.
+            self.wait_for(lambda: len(self.ranks()) == 2 and not set(self.ranks()) & set(pids))
+
+    def measured(self) -> int:
+        """Bytes of metrics; a restart takes back what is after its checkpoint."""
+        with suppress(FileNotFoundError):
+            return (self.folder / "run" / "metrics.jsonl").stat().st_size
+        return 0
+
+
+@contextmanager
+def torchrun(folder: Path, config: RunConfig, *, max_restarts: int) -> Iterator[Torchrun]:
+    run = Torchrun(folder, config, max_restarts=max_restarts)
+    try:
+        yield run
+        assert run.process.wait(timeout=300) == 0, (folder / "output").read_text()[-3000:]
+    finally:
+        for pid in (*run.ranks(), run.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        run.process.wait()
+
+
+def assert_undisturbed(folder: Path, expected: Path) -> None:
+    """The metrics of a run that nobody killed, and a checkpoint and a registry whose parts belong together."""
+    kinds = {"train", "validation", "test", "recluster"}
+    found, wanted = ([r for r in runs.metrics(one) if r["kind"] in kinds] for one in (folder / "run", expected))
+    assert_equal_metrics(wanted, found, 1e-6)
+    (maps,) = runs.checkpoints(folder / "run")[-1].glob("maps/*")
+    _, tables = read_folder(maps)
+    registry = Registry(folder / "registry", cache=folder / "cache")
+    assert registry.verify() == []
+    current = registry.open().tables
+    assert {name: table.pointer_map.digest for name, table in tables.items()} == {
+        name: table.pointer_map.digest for name, table in current.items()
+    }
+    assert not any((folder / "cache" / "live").iterdir())
+    assert not list((folder / "run" / "checkpoints").glob(".step-*"))
+
+
+def config_of(folder: Path, log: Path, **training: int) -> RunConfig:
+    return runs.criteo_config(
+        log,
+        registry={"url": str(folder / "registry")},
+        training={"batch_size": runs.BATCH_SIZE, "evaluate_every": 50, "checkpoint_every": 10, **training},
+        recluster={"ct": 3, "cf": 8},
+    )
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
+
+
+def undisturbed(folder: Path, config: RunConfig) -> Path:
+    finished = Job(folder / "job", loop.train, config, folder / "undisturbed").wait()
+    assert finished.code == 0, finished.stderr
+    return folder / "undisturbed"
+
+
+@pytest.mark.timeout(300)
+def test_killed_while_saving_while_publishing_and_while_reclustering(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "killed").mkdir()
+    choose = random.Random(0)
+    moments: list[Moment] = [reclustering, publishing, saving]
+    reached = 0
+    with torchrun(tmp_path / "killed", config_of(tmp_path / "killed", log), max_restarts=10) as run:
+        for moment in moments:
+            reached += run.wait_for(lambda now=moment: now(run.folder, run.ranks()))  # type: ignore[misc]
+            run.kill_a_rank(choose)
+    assert reached == len(moments)
+    assert_undisturbed(tmp_path / "killed", undisturbed(tmp_path, config_of(tmp_path, log)))
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_killed_thirty_times_at_random_moments(tmp_path: Path) -> None:
+    log = runs.write_criteo_log(tmp_path / "log.tsv")
+    (tmp_path / "killed").mkdir()
+    choose = random.Random(1)
+    kills = 0
+    with torchrun(tmp_path / "killed", config_of(tmp_path / "killed", log, epochs=60), max_restarts=60) as run:
+        while kills < 30:
+            before = run.measured()
+            started = run.wait_for(lambda start=before: run.measured() not in (0, start))  # type: ignore[misc]
+            time.sleep(choose.uniform(0, 2))
+            if not started or run.process.poll() is not None:
+                break
+            run.kill_a_rank(choose)
+            kills += 1
+    assert kills == 30, "the run ended before; give it more epochs"
+    assert_undisturbed(tmp_path / "killed", undisturbed(tmp_path, config_of(tmp_path, log, epochs=60)))
