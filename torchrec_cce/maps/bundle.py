@@ -16,6 +16,7 @@ import pyarrow as pa
 from torchrec_cce.errors import ConfigError, MapFileError
 from torchrec_cce.hashing import UniversalHash
 from torchrec_cce.maps.arrow_file import Sink, read_array, write_array
+from torchrec_cce.maps.file_hash import sha256_of
 from torchrec_cce.maps.manifest import (
     MANIFEST,
     FileEntry,
@@ -107,17 +108,6 @@ def check_file(path: Path, entry: FileEntry) -> None:
             f"{path}: {num_bytes} bytes with SHA-256 {found[:12]}, recorded are {entry.num_bytes} with "
             f"{entry.sha256[:12]}; the file is damaged, copy or publish it again"
         )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file, read in pieces: a mapping would count as this process's memory."""
-    content = hashlib.sha256()
-    buffer = bytearray(1 << 20)
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        while length := file.readinto(view):
-            content.update(view[:length])
-    return content.hexdigest()
 
 
 class _Hashed:

@@ -37,9 +37,8 @@ def churn(old: PointerMap, new: PointerMap) -> Churn:
         rows = np.arange(start, min(start + _CHUNK, new.num_ids))
         old_rows = old.rows(new.raw_ids(rows))
         both = old_rows >= 0
-        before, after = old.codes(old_rows[both])[:, 0], new.codes(rows[both])[:, 0]
         num_common += int(np.count_nonzero(both))
-        num_changed += int(np.count_nonzero(before != after))
+        num_changed += int(np.count_nonzero(old.codebook_codes(old_rows[both]) != new.codebook_codes(rows[both])))
     return Churn(
         share_changed=num_changed / max(1, num_common * new.num_columns),
         num_common=num_common,

@@ -139,8 +139,13 @@ class Journal:
             try:
                 if self._storage.create(name, record):
                     return after
-                # It is there. Not always somebody else's: a store may take a record, and its answer be lost.
+            except RegistryError as error:
+                failure = error
+            # Not always somebody else's: a store may take a record, and its answer be lost.
+            try:
                 found = self._storage.read(name)
+            except FileNotFoundError:
+                continue
             except RegistryError as error:
                 failure = error
                 continue

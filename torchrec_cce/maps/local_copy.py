@@ -17,7 +17,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from torchrec_cce.atomic import atomic_path
-from torchrec_cce.errors import MapFileError, RegistryError
+from torchrec_cce.errors import MapFileError
 from torchrec_cce.maps.bundle import check_file
 from torchrec_cce.maps.manifest import FileEntry, Manifest
 from torchrec_cce.maps.storage import Storage
@@ -85,9 +85,9 @@ class LocalCopies:
             try:
                 found = self._storage.download(f"{folder}/{entry.name}", temporary)
             except FileNotFoundError as error:
-                raise RegistryError(
-                    f"{self._storage.url}/{folder}/{entry.name}: no such object; the version was collected, or "
-                    "somebody deleted it. Open the current version"
+                raise MapFileError(
+                    f"{self._storage.url}/{folder}/{entry.name}: no such object, but the manifest names it; roll back "
+                    "or publish again"
                 ) from error
             if found != entry.sha256:
                 raise MapFileError(

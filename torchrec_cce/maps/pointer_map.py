@@ -210,9 +210,17 @@ class PointerMap:
 
     def codes(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Codebook and helper codes of valid `rows: [N] int64`, as `[c, 2, N] int64`."""
-        ids = self.raw_ids(rows)
-        codebook = self.codebook_hash.numpy(ids) if self.stored is None else self.stored_view[rows].astype(np.int64)
-        return np.stack([codebook.T, self.helper_hash.numpy(ids).T], axis=1)
+        codebook = self.codebook_codes(rows).astype(np.int64)
+        return np.stack([codebook.T, self.helper_hash.numpy(self.raw_ids(rows)).T], axis=1)
+
+    def codebook_codes(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.integer]:
+        """Codebook codes of valid `rows: [N] int64`, as `[N, c]` of any integer type."""
+        if self.stored is None:
+            return self.codebook_hash.numpy(self.raw_ids(rows))
+        words = self.words
+        out = np.empty((len(rows), *words.shape[1:]), words.dtype)
+        (gather_words if words.ndim == 1 else gather_rows)(words, rows, out)
+        return out.view(self.stored_view.dtype).reshape(len(rows), self.num_columns)
 
     @cached_property
     def digest(self) -> str:

@@ -218,12 +218,7 @@ class Registry:
         """
         state = self.state()
         entries = state.versions if version is None else (self._find(state, version),)
-        damage = []
-        for entry in entries:
-            found = self._damage(entry)
-            if found and not self._collected(entry):
-                damage += found
-        return damage
+        return [one for entry in entries for one in self._damage(entry)]
 
     def diff(self, old: int, new: int) -> dict[str, Churn | None]:
         """Table → how much its pointers changed; None for a table that only one of the two has, or of other columns."""
@@ -322,8 +317,12 @@ class Registry:
         try:
             document = self._storage.read(name)
         except FileNotFoundError as error:
-            raise RegistryError(
-                f"{self.url}/{name}: no such object; the version was collected. Open the current one"
+            if self._collected(entry):
+                raise RegistryError(
+                    f"{self.url}/{name}: no such object; the version was collected. Open the current one"
+                ) from error
+            raise MapFileError(
+                f"{self.url}/{name}: no such object, but the journal names it; roll back or publish again"
             ) from error
         found = hashlib.sha256(document).hexdigest()
         if found != entry.manifest_sha256:
@@ -334,10 +333,15 @@ class Registry:
         return Manifest.from_json(document, f"{self.url}/{name}")
 
     def _damage(self, entry: PublishedVersion) -> list[MapFileError]:
+        """What is damaged in a version; nothing if it is collected meanwhile."""
         try:
             manifest = self._manifest(entry)
         except MapFileError as error:
             return [error]
+        except RegistryError:
+            if self._collected(entry):
+                return []
+            raise
         damage = []
         for file in manifest.files():
             name = f"{entry.folder}/{file.name}"
@@ -347,7 +351,7 @@ class Registry:
                 found = "missing"
             if found != file.sha256:
                 damage.append(MapFileError(f"{self.url}/{name}: SHA-256 {found[:12]}, recorded is {file.sha256[:12]}"))
-        return damage
+        return [] if damage and self._collected(entry) else damage
 
     def _collected(self, entry: PublishedVersion) -> bool:
         """Whether `gc` took a version since its entry was read: then files that are gone are no damage."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -15,6 +16,7 @@ from torchrec_cce.atomic import flush
 from torchrec_cce.errors import CCEError, RegistryError
 from torchrec_cce.extras import require
 from torchrec_cce.maps.arrow_file import Sink
+from torchrec_cce.maps.file_hash import sha256_of
 
 _READ_BYTES = 4 << 20
 _PART_BYTES = 8 << 20
@@ -70,12 +72,13 @@ class Storage:
             RegistryError: the store did not answer; the object may or may not be there.
         """
         with self._errors(f"create {name}"):
+            if self.local_root is not None:
+                return _create_file(self.local_root / name, content)
             try:
                 self._obstore.put(self._store, name, content, mode="create")
             except self._obstore.exceptions.AlreadyExistsError:
                 return False
-        self.flush(name)
-        return True
+            return True
 
     def writer(self, name: str) -> AbstractContextManager[Sink]:
         """Write an object of any size, front to back, in bounded memory."""
@@ -115,6 +118,8 @@ class Storage:
         """SHA-256 (hex) of an object, read in bounded memory. Raises as `read`."""
         content = hashlib.sha256()
         with self._errors(f"read {name}"):
+            if self.local_root is not None:
+                return sha256_of(self.local_root / name)
             for part in self._obstore.get(self._store, name).stream(min_chunk_size=_READ_BYTES):
                 content.update(part)
         return content.hexdigest()
@@ -169,3 +174,19 @@ class Storage:
         except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RegistryError(f"{self.url}: cannot {action}: {reason}") from error
+
+
+def _create_file(path: Path, content: bytes) -> bool:
+    """On the disk before it has its name: no power cut leaves a named file that is empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unnamed = path.with_name(f"{path.name}#{secrets.token_hex(4)}")
+    try:
+        unnamed.write_bytes(content)
+        flush(unnamed)
+        os.link(unnamed, path)
+    except FileExistsError:
+        return False
+    finally:
+        unnamed.unlink(missing_ok=True)
+    flush(path.parent)
+    return True
