@@ -20,7 +20,8 @@ from torchrec_cce.errors import CCEError, ConfigError, MapFileError, MapMismatch
 from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.training import loop
+from torchrec_cce.training import checkpoint_writer, loop
+from torchrec_cce.training.checkpoint_writer import CheckpointWriter
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import read_run_config
 
@@ -109,6 +110,72 @@ def test_stopped_where_something_else_happens(
         assert train(config, tmp_path / "run", resume=i > 0).interrupted
     stop_after(monkeypatch, None)
     assert not train(config, tmp_path / "run", resume=True).interrupted
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adamw"])
+def test_checkpoints_written_in_the_background(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """Each holds the moment it was taken at, whatever was trained and clustered while it was written."""
+    training = {"batch_size": runs.BATCH_SIZE, "checkpoint_every": 7, "checkpoint_in_background": True}
+    config = runs.criteo_config(
+        log,
+        optimizer={"embedding": optimizer},
+        training=training,
+        recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True},
+    )
+    finish = CheckpointWriter.finish
+    taken = []
+
+    def late(writer: CheckpointWriter) -> None:
+        if writer._pending is not None:
+            taken.append(len(runs.checkpoints(tmp_path / "run")))
+            time.sleep(0.2)
+        finish(writer)
+
+    monkeypatch.setattr(CheckpointWriter, "finish", late)
+    stop_after(monkeypatch, None)
+    train(config, tmp_path / "run")
+    assert taken == [0, 1, 1, 1], "while one is written, the one before is there"
+    stop_after(monkeypatch, 16)
+    assert train(config, tmp_path / "interrupted").interrupted
+    stop_after(monkeypatch, None)
+    train(config, tmp_path / "interrupted", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "interrupted")
+    in_front = {**training, "checkpoint_in_background": False}
+    train(
+        runs.criteo_config(
+            log,
+            optimizer={"embedding": optimizer},
+            training=in_front,
+            recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True},
+        ),
+        tmp_path / "front",
+    )
+    assert_same_run(tmp_path / "run", tmp_path / "front")
+
+
+def test_a_background_checkpoint_that_fails_is_an_error_and_leaves_the_last_one(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"batch_size": runs.BATCH_SIZE, "checkpoint_every": 7, "checkpoint_in_background": True}
+    config = runs.criteo_config(log, training=training)
+    write, calls = checkpoint_writer.write_folder, itertools.count(1)
+
+    def full(*arguments: Any, **options: Any) -> None:
+        if next(calls) == 2:
+            raise OSError(28, "No space left on device")
+        write(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint_writer, "write_folder", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(config, tmp_path / "run")
+    (left,) = runs.checkpoints(tmp_path / "run")
+    assert left.name.endswith("07")
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    train(config, tmp_path / "undisturbed")
+    train(config, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
 

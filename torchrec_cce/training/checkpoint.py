@@ -1,22 +1,17 @@
-"""Checkpoints of a run: weights, optimizer state, maps and position in one folder that is there whole or not at all."""
+"""Checkpoints of a run: weights, optimizer state, maps and position in one folder; what is in it and how it is read."""
 
-import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
-from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from torchrec_cce.atomic import atomic_path
 from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError, MapFileError
-from torchrec_cce.maps.bundle import read_folder, write_folder
-from torchrec_cce.maps.manifest import Provenance
+from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.modules.snapshot import snapshot_of
@@ -25,43 +20,7 @@ from torchrec_cce.training.position import Position
 
 _PREFIX = "step-"
 _POSITION = "position.json"
-
-
-def save(
-    run_dir: Path,
-    model: DistributedModelParallel,
-    optimizer: CombinedOptimizer,
-    position: Position,
-    frequencies: dict[str, npt.NDArray[np.int64]],
-) -> Path:
-    """Write a checkpoint and remove the one before. Every rank calls it; rank 0 gives `frequencies` of all ranks.
-
-    The folder gets its name by a rename when all ranks have written, so that a kill at any moment leaves a whole one.
-    """
-    first = dist.get_rank() == 0
-    folder = run_dir / "checkpoints" / f"{_PREFIX}{position.step:010d}"
-    if folder.exists():  # nothing was trained since, but an epoch may have ended and its evaluation been the best
-        if first:
-            with atomic_path(folder / _POSITION) as temporary:
-                temporary.write_text(position.to_json())
-        return folder
-    with atomic_path(folder) if first else nullcontext(folder) as temporary:
-        shared = [str(temporary)]
-        dist.broadcast_object_list(shared, src=0)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        save_distributed(state, checkpoint_id=shared[0])
-        if first:
-            for path, collection in collections_of(model).items():
-                write_folder(_maps(temporary, path), _snapshots(collection), provenance=Provenance.of_this_code())
-            if frequencies:
-                np.savez(temporary / "frequencies.npz", **frequencies)  # type: ignore[arg-type]
-            (temporary / _POSITION).write_text(position.to_json())
-    if first:
-        left_by_kills = (run_dir / "checkpoints").glob(f".{_PREFIX}*")
-        for old in (*_all(run_dir)[:-1], *left_by_kills):
-            shutil.rmtree(old)
-    dist.barrier()
-    return folder
+FREQUENCIES = "frequencies.npz"
 
 
 def load(
@@ -99,6 +58,21 @@ def newest(run_dir: Path) -> Path:
     return checkpoints[-1]
 
 
+def folder_of(run_dir: Path, step: int) -> Path:
+    """The folder of the checkpoint after so many batches."""
+    return run_dir / "checkpoints" / f"{_PREFIX}{step:010d}"
+
+
+def superseded(run_dir: Path) -> list[Path]:
+    """All checkpoints but the newest, and what kills have left of others."""
+    return [*_all(run_dir)[:-1], *(run_dir / "checkpoints").glob(f".{_PREFIX}*")]
+
+
+def write_position(folder: Path, position: Position) -> None:
+    with atomic_path(folder / _POSITION) as temporary:
+        temporary.write_text(position.to_json())
+
+
 def read_position(folder: Path) -> Position:
     """The position that the checkpoint `folder` was written at."""
     return Position.from_json((folder / _POSITION).read_text())
@@ -106,7 +80,7 @@ def read_position(folder: Path) -> Position:
 
 def read_frequencies(folder: Path) -> dict[str, npt.NDArray[np.int64]]:
     """Table → how often each ID was trained on; empty if that was not counted."""
-    counts = folder / "frequencies.npz"
+    counts = folder / FREQUENCIES
     return dict(np.load(counts)) if counts.exists() else {}
 
 
@@ -117,7 +91,7 @@ def read_maps(folder: Path, collection: str) -> dict[str, TableSnapshot]:
         MapFileError: they are missing or damaged.
     """
     try:
-        _, tables = read_folder(_maps(folder, collection))
+        _, tables = read_folder(maps_folder(folder, collection))
     except FileNotFoundError as error:
         raise MapFileError(f"{error.filename}: no such file; copy the checkpoint again, with its maps") from error
     return tables
@@ -133,11 +107,12 @@ def _all(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
 
 
-def _maps(folder: Path, collection: str) -> Path:
+def maps_folder(folder: Path, collection: str) -> Path:
+    """Where the checkpoint `folder` has the maps of one collection."""
     return folder / "maps" / collection
 
 
-def _snapshots(collection: CCEEmbeddingBagCollection) -> dict[str, TableSnapshot]:
+def map_snapshots(collection: CCEEmbeddingBagCollection) -> dict[str, TableSnapshot]:
     """The maps alone: the weights are in the distributed checkpoint."""
     return {
         table.name: snapshot_of(table, collection.pointer_map(table.name))

@@ -171,6 +171,9 @@ class TrainingConfig:
     """Batches between two evaluations on the validation split; once an epoch if not given."""
     checkpoint_every: PositiveInt | None = None
     """Batches between two checkpoints; if not given, there is one at the end and one when a run is interrupted."""
+    checkpoint_in_background: bool = False
+    """Train on while a checkpoint is written, from a copy of weights and optimizer state. It counts when it is whole,
+    which is found out when the next one is due."""
     early_stopping: bool = False
     """Stop after an epoch whose best validation BCE is not below that of the epoch before, once clustering is over."""
 

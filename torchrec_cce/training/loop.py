@@ -28,6 +28,7 @@ from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.maps import ShardedMaps, collections_of
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.training import checkpoint
+from torchrec_cce.training.checkpoint_writer import CheckpointWriter
 from torchrec_cce.training.config import RunConfig, SplitConfig, config_digest
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 from torchrec_cce.training.input import RankBatch, num_dense, read_batches
@@ -138,6 +139,7 @@ class _Run:
             self.frequencies = {table.name: np.zeros(table.num_embeddings, np.int64) for table in self.tables}
         self.schedule = Schedule(ct=config.recluster.ct, cf=config.recluster.cf, rest=config.recluster.rest)
         self.position = Position()
+        self.writer = CheckpointWriter(run_dir, in_background=config.training.checkpoint_in_background)
         self.loss = torch.zeros(2, dtype=torch.float64)  # sum and rows since the last record, on this rank
         self.rows = 0
         self.started = time.perf_counter()
@@ -154,7 +156,7 @@ class _Run:
         with self.activity("saving", line):
             self.position.loss = tuple(self.total_loss().tolist())
             self.position.metrics_bytes = log.size()
-            return checkpoint.save(self.run_dir, self.model, self.optimizer, self.position, self.total_frequencies())
+            return self.writer.save(self.model, self.optimizer, self.position, self.total_frequencies())
 
     def to_the_end(self, stop: StopRequest, log: MetricsLog, line: ProgressLine) -> RunResult:
         position, training = self.position, self.config.training
@@ -173,6 +175,8 @@ class _Run:
         if not interrupted:
             self.validate(log, line)
         saved = self.save(log, line)
+        with self.activity("saving", line):
+            self.writer.finish()
         line.note(f"{position.step:,} batches, {self.rows_per_second():,.0f} rows/s")
         return RunResult(
             best=position.best,
