@@ -1,13 +1,15 @@
-"""Table configurations: what a user writes instead of `torchrec.EmbeddingBagConfig`.
+"""Table configurations: what a user writes instead of `torchrec.EmbeddingBagConfig` and `torchrec.EmbeddingConfig`.
 
 They are dataclasses like TorchRec's own (and therefore not frozen), keyword-only in what they add, and checked where
 they are built.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, EmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import MAX_ROWS
@@ -16,7 +18,7 @@ MAX_COLUMNS = 32
 
 
 @dataclass(kw_only=True)
-class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
+class CompositionalConfig(BaseEmbeddingConfig, ABC):
     """A table of `num_embeddings` raw IDs, each the concatenation of `c` columns of `t` summed words chosen by hashes.
 
     `c = t = 1` is the hashing trick, `t = 1` CE concat, `c = 1` CE sum (Bloom embeddings), `t = 2` CE hybrid. Words are
@@ -66,26 +68,28 @@ class CompositionalEmbeddingBagConfig(EmbeddingBagConfig):
         """The features of the physical table: `f#table#j`, the columns of a feature side by side."""
         return [f"{feature}#{self.name}#{j}" for feature in self.feature_names for j in range(self.num_columns)]
 
-    def physical(self) -> EmbeddingBagConfig:
+    @abstractmethod
+    def physical(self) -> BaseEmbeddingConfig:
         """The stock TorchRec table that is trained: `c·t·k` rows of `d/c` floats, shared by all column features.
 
         Row `(t·j + p)·k + code` is word `code` of term `p` of column `j`.
         """
-        return EmbeddingBagConfig(
-            name=self.name,
-            num_embeddings=self.num_columns * self.num_terms * self.num_rows,
-            embedding_dim=self.embedding_dim // self.num_columns,
-            feature_names=self.column_feature_names(),
-            pooling=self.pooling,
-            data_type=self.data_type,
-            weight_init_min=self.weight_init_min,
-            weight_init_max=self.weight_init_max,
-            init_fn=self.init_fn,
-        )
+
+    def _physical_fields(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "num_embeddings": self.num_columns * self.num_terms * self.num_rows,
+            "embedding_dim": self.embedding_dim // self.num_columns,
+            "feature_names": self.column_feature_names(),
+            "data_type": self.data_type,
+            "weight_init_min": self.weight_init_min,
+            "weight_init_max": self.weight_init_max,
+            "init_fn": self.init_fn,
+        }
 
 
 @dataclass(kw_only=True)
-class CCEEmbeddingBagConfig(CompositionalEmbeddingBagConfig):
+class CCEConfig(CompositionalConfig):
     """A Clustered Compositional Embedding table: in each column a codebook word, learned by clustering, plus a helper
     word, hashed (Tsang and Ahle, NeurIPS 2023). Trained parameters: `2·k·d`.
     """
@@ -105,6 +109,32 @@ class CCEEmbeddingBagConfig(CompositionalEmbeddingBagConfig):
     def pointer_dtype(self) -> np.dtype[np.unsignedinteger]:
         """The width that `num_rows` needs: uint8 up to 256 rows, uint16 up to 65536, else uint32."""
         return pointer_dtype(self.num_rows)
+
+
+@dataclass(kw_only=True)
+class CompositionalEmbeddingBagConfig(CompositionalConfig, EmbeddingBagConfig):
+    """A hashed table whose IDs come in bags that are pooled. Sizes and errors: `CompositionalConfig`."""
+
+    def physical(self) -> EmbeddingBagConfig:
+        return EmbeddingBagConfig(**self._physical_fields(), pooling=self.pooling)
+
+
+@dataclass(kw_only=True)
+class CCEEmbeddingBagConfig(CCEConfig, CompositionalEmbeddingBagConfig):
+    """A clustered table whose IDs come in bags that are pooled. Sizes and errors: `CCEConfig`."""
+
+
+@dataclass(kw_only=True)
+class CompositionalEmbeddingConfig(CompositionalConfig, EmbeddingConfig):
+    """A hashed table that gives every ID of a sequence an embedding. Sizes and errors: `CompositionalConfig`."""
+
+    def physical(self) -> EmbeddingConfig:
+        return EmbeddingConfig(**self._physical_fields())
+
+
+@dataclass(kw_only=True)
+class CCEEmbeddingConfig(CCEConfig, CompositionalEmbeddingConfig):
+    """A clustered table that gives every ID of a sequence an embedding. Sizes and errors: `CCEConfig`."""
 
 
 def pointer_dtype(num_rows: int) -> np.dtype[np.unsignedinteger]:

@@ -3,20 +3,20 @@
 from itertools import pairwise
 
 import torch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
+from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingCollection
+from torchrec_cce.config import CCEConfig, CompositionalConfig
 from torchrec_cce.hashing import derive_seed, term_hash
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.modules.collection import CCECollection
 
 
-def codes_of(
-    collection: CCEEmbeddingBagCollection, config: CompositionalEmbeddingBagConfig, raw_id: int
-) -> list[list[int]]:
+def codes_of(collection: CCECollection, config: CompositionalConfig, raw_id: int) -> list[list[int]]:
     """[c][t] codes of one ID, from the definitions."""
     ids = torch.tensor([raw_id]).numpy()
-    if isinstance(config, CCEEmbeddingBagConfig):
+    if isinstance(config, CCEConfig):
         return cce_codes(collection.pointer_map(config.name), raw_id)
     seed = derive_seed(config.seed, config.name)
     terms = [
@@ -43,10 +43,10 @@ def cce_codes(pointer_map: PointerMap, raw_id: int) -> list[list[int]]:
 
 
 def embedding(
-    collection: CCEEmbeddingBagCollection, config: EmbeddingBagConfig, weight: torch.Tensor, raw_id: int
+    collection: CCECollection, config: BaseEmbeddingConfig, weight: torch.Tensor, raw_id: int
 ) -> torch.Tensor:
     """[d]: the concatenation over columns of the sum over terms."""
-    if not isinstance(config, CompositionalEmbeddingBagConfig):
+    if not isinstance(config, CompositionalConfig):
         return weight[raw_id]
     k, t = config.num_rows, config.num_terms
     columns = codes_of(collection, config, raw_id)
@@ -77,9 +77,25 @@ def forward(
     return torch.cat(columns, dim=1)
 
 
-def leaf_weights(collection: CCEEmbeddingBagCollection) -> dict[str, torch.Tensor]:
+def sequences(
+    collection: CCEEmbeddingCollection, weights: dict[str, torch.Tensor], features: KeyedJaggedTensor
+) -> dict[str, torch.Tensor]:
+    """Output → [N, d]: what the unpooled collection must return."""
+    inputs = features.to_dict()
+    outputs = {}
+    for config, names in zip(collection.embedding_configs(), collection.embedding_names_by_table(), strict=True):
+        for name, feature in zip(names, config.feature_names, strict=True):
+            ids = inputs[feature].values().tolist()
+            rows = [embedding(collection, config, weights[config.name], raw_id) for raw_id in ids]
+            outputs[name] = torch.stack(rows) if rows else torch.zeros(0, config.embedding_dim)
+    return outputs
+
+
+def leaf_weights(collection: CCECollection) -> dict[str, torch.Tensor]:
     """Copies of the physical tables that collect gradients of their own."""
+    unpooled = isinstance(collection, CCEEmbeddingCollection)
+    configs = collection.embedding_configs() if unpooled else collection.embedding_bag_configs()
     return {
-        config.name: collection.ebc.embedding_bags[config.name].weight.detach().clone().requires_grad_()
-        for config in collection.embedding_bag_configs()
+        config.name: collection.get_parameter(collection.weight_name(config.name)).detach().clone().requires_grad_()
+        for config in configs
     }

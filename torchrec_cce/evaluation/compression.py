@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 
-from torchrec_cce.config import CompositionalEmbeddingBagConfig
-from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.config import CompositionalConfig
+from torchrec_cce.modules.collection import CCECollection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +39,15 @@ class Sizes:
         return self.full_bytes / (self.table_bytes + self.pointer_bytes)
 
 
-def sizes_of(collections: Iterable[CCEEmbeddingBagCollection]) -> Sizes:
+def sizes_of(collections: Iterable[CCECollection]) -> Sizes:
     """The sizes of all tables in `collections`, with the maps that are attached now."""
     full: dict[str, int] = {}
     trained: dict[str, int] = {}
     full_bytes = table_bytes = pointer_bytes = 0
     for collection in collections:
         pointer_bytes += sum(collection.pointer_map(table).nbytes for table in collection.cce_tables())
-        for table in collection.embedding_bag_configs():
-            physical = table.physical() if isinstance(table, CompositionalEmbeddingBagConfig) else table
+        for table in collection.configs():
+            physical = table.physical() if isinstance(table, CompositionalConfig) else table
             bytes_per_value = DATA_TYPE_NUM_BITS[table.data_type] // 8
             full[table.name] = table.num_embeddings * table.embedding_dim
             trained[table.name] = physical.num_embeddings * physical.embedding_dim

@@ -17,7 +17,7 @@ import torch
 from torchrec_cce.clustering.recluster import recluster_table
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import ClusteredTable, TableClustering
-from torchrec_cce.config import CCEEmbeddingBagConfig
+from torchrec_cce.config import CCEConfig
 from torchrec_cce.errors import CCEError, ConfigError
 from torchrec_cce.hashing import UniversalHash, derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
@@ -107,7 +107,7 @@ class TableTask:
     clusterings repeat one.
     """
 
-    config: CCEEmbeddingBagConfig
+    config: CCEConfig
     pointer_map: PointerMap
     rows: TableRows
     seed: int
@@ -157,7 +157,7 @@ class TableTask:
 
 
 def recluster_rows(
-    config: CCEEmbeddingBagConfig,
+    config: CCEConfig,
     pointer_map: PointerMap,
     rows: TableRows,
     *,

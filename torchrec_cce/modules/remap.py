@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_cce.config import CompositionalEmbeddingBagConfig
+from torchrec_cce.config import CompositionalConfig
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, identity
 from torchrec_cce.modules.schemes import CCEScheme, PointerScheme, scheme_of
@@ -28,7 +28,7 @@ class Remap(nn.Module):
         is_weighted: whether per-sample weights are carried along.
     """
 
-    def __init__(self, tables: Sequence[EmbeddingBagConfig], *, is_weighted: bool) -> None:
+    def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
         super().__init__()
         self._is_weighted = is_weighted
         self._configs = {table.name: table for table in tables}
@@ -36,7 +36,7 @@ class Remap(nn.Module):
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
         self._slots = [(table.name, feature) for table in tables for feature in table.feature_names]
         self.row_keys = [key for table in tables for key in _row_keys(table)]
-        self._changes_keys = any(isinstance(table, CompositionalEmbeddingBagConfig) for table in tables)
+        self._changes_keys = any(isinstance(table, CompositionalConfig) for table in tables)
 
     def pointer_map(self, table: str) -> PointerMap:
         scheme = self._schemes.get(table)
@@ -53,7 +53,7 @@ class Remap(nn.Module):
         """Raise MapMismatchError unless `pointer_map` can be attached to `table`."""
         self.pointer_map(table)
         config = self._configs[table]
-        assert isinstance(config, CompositionalEmbeddingBagConfig)
+        assert isinstance(config, CompositionalConfig)
         pointer_map.check_sizes(
             table=table,
             num_ids=config.num_embeddings,
@@ -161,8 +161,8 @@ class Remap(nn.Module):
                 )
 
 
-def _row_keys(table: EmbeddingBagConfig) -> list[str]:
-    compositional = isinstance(table, CompositionalEmbeddingBagConfig)
+def _row_keys(table: BaseEmbeddingConfig) -> list[str]:
+    compositional = isinstance(table, CompositionalConfig)
     return table.column_feature_names() if compositional else list(table.feature_names)
 
 

@@ -1,7 +1,7 @@
 """Pointer schemes: how each method turns a raw ID into rows of its physical table.
 
 A method of the paper that is "pointers into a small table" is one class here and nothing else: the remap, the trained
-`EmbeddingBagCollection` and the combination of columns are the same for all.
+collection and the combination of columns are the same for all.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
-from torchrec_cce.config import CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
+from torchrec_cce.config import CCEConfig, CompositionalConfig
 from torchrec_cce.hashing import UniversalHash, derive_seed, term_hash
 from torchrec_cce.kernels.rows import clustered_rows, hashed_rows, identity_rows, partly_clustered_rows
 from torchrec_cce.maps.pointer_map import PointerMap
@@ -140,13 +140,13 @@ class CCEScheme:
         return Looked(unseen=num_unseen)
 
 
-def scheme_of(config: EmbeddingBagConfig) -> PointerScheme:
+def scheme_of(config: BaseEmbeddingConfig) -> PointerScheme:
     """The scheme that a table starts with."""
-    if not isinstance(config, CompositionalEmbeddingBagConfig):
+    if not isinstance(config, CompositionalConfig):
         return FullScheme(num_ids=config.num_embeddings)
     seed = derive_seed(config.seed, config.name)
     c, k = config.num_columns, config.num_rows
-    if isinstance(config, CCEEmbeddingBagConfig):
+    if isinstance(config, CCEConfig):
         start = PointerMap.hashed(num_ids=config.num_embeddings, num_columns=c, num_rows=k, seed=seed)
         return CCEScheme(pointer_map=start)
     terms = tuple(term_hash(seed, term, num_columns=c, num_rows=k) for term in range(config.num_terms))

@@ -2,15 +2,15 @@
 
 import numpy as np
 import numpy.typing as npt
-from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
-from torchrec_cce.config import CCEEmbeddingBagConfig
+from torchrec_cce.config import CCEConfig
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.snapshot import TableSnapshot
 
 
 def snapshot_of(
-    config: CCEEmbeddingBagConfig,
+    config: CCEConfig,
     pointer_map: PointerMap,
     *,
     weights: npt.NDArray[np.float32] | None = None,
@@ -24,7 +24,8 @@ def snapshot_of(
         num_embeddings=config.num_embeddings,
         embedding_dim=config.embedding_dim,
         feature_names=tuple(config.feature_names),
-        pooling="mean" if config.pooling == PoolingType.MEAN else "sum",
+        # Unpooled embeddings are those of bags of one ID.
+        pooling="mean" if isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN else "sum",
         weights=weights,
         frequencies=frequencies,
         entropies=entropies,

@@ -6,21 +6,19 @@ import numpy as np
 import numpy.typing as npt
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from torchrec_cce.config import CCEEmbeddingBagConfig
+from torchrec_cce.config import CCEConfig
 from torchrec_cce.errors import MapMismatchError
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.recluster import TableReport, TableRows
 from torchrec_cce.modules.snapshot import snapshot_of
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.store import ShardedStore
 
 
-def collections_of(model: DistributedModelParallel) -> dict[str, CCEEmbeddingBagCollection]:
+def collections_of(model: DistributedModelParallel) -> dict[str, CCECollection]:
     """The CCE collections of a sharded model, by the path that their parameters' names start with."""
-    return {
-        path: module for path, module in model.module.named_modules() if isinstance(module, CCEEmbeddingBagCollection)
-    }
+    return {path: module for path, module in model.module.named_modules() if isinstance(module, CCECollection)}
 
 
 class ShardedMaps:
@@ -38,7 +36,7 @@ class ShardedMaps:
         reports: Mapping[str, TableReport] | None = None,
         frequencies: Mapping[str, npt.NDArray[np.int64]] | None = None,
     ) -> dict[str, TableSnapshot]:
-        """As `CCEEmbeddingBagCollection.snapshot`: whole tables, on every rank."""
+        """As `CCECollection.snapshot`: whole tables, on every rank."""
         reports, frequencies = reports or {}, frequencies or {}
         tables = {}
         for name, (collection, config, store) in self._tables().items():
@@ -54,36 +52,31 @@ class ShardedMaps:
         return tables
 
     def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
-        """As `CCEEmbeddingBagCollection.restore`. If it fails on any rank, it does on all, and nothing has changed."""
-        mine = self._tables()
+        """As `CCECollection.restore`. If it fails on any rank, it does on all, and nothing has changed."""
+        collections = collections_of(self._model).values()
+        theirs = {name for collection in collections for name in collection.cce_tables()}
 
         def check() -> None:
-            if mine.keys() != tables.keys():
-                raise MapMismatchError(f"the maps are of tables {sorted(tables)}, the model has {sorted(mine)}")
-            for name, (collection, config, _) in mine.items():
-                collection.remap.check_pointer_map(name, tables[name].pointer_map)
-                if tables[name].embedding_dim != config.embedding_dim:
-                    raise MapMismatchError(
-                        f"table {name!r} has embedding_dim={config.embedding_dim}; the map, "
-                        f"{tables[name].pointer_map.identity}, comes with words for {tables[name].embedding_dim}"
-                    )
+            if theirs != tables.keys():
+                raise MapMismatchError(f"the maps are of tables {sorted(tables)}, the model has {sorted(theirs)}")
+            for collection in collections:
+                collection.check_tables({name: tables[name] for name in collection.cce_tables()})
 
         on_all_ranks(check)
-        for name, (collection, _, store) in mine.items():
+        for name, (collection, _, store) in self._tables().items():
             weights = tables[name].weights
             if weights is not None:
                 store.write(TableRows(weights=np.array(weights), states={}))
             collection.attach_pointer_map(name, tables[name].pointer_map)
 
-    def _tables(self) -> dict[str, tuple[CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, ShardedStore]]:
+    def _tables(self) -> dict[str, tuple[CCECollection, CCEConfig, ShardedStore]]:
         weights = self._model.state_dict()
         return {
             config.name: (
                 collection,
                 config,
-                ShardedStore(weights[f"{path}.ebc.embedding_bags.{config.name}.weight"], {}),
+                ShardedStore(weights[f"{path}.{collection.weight_name(config.name)}"], {}),
             )
             for path, collection in collections_of(self._model).items()
-            for config in collection.embedding_bag_configs()
-            if isinstance(config, CCEEmbeddingBagConfig)
+            for config in collection.cce_configs()
         }

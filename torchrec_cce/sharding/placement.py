@@ -2,29 +2,19 @@
 
 from torch import nn
 from torchrec import EmbeddingBagCollection
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, data_parallel, row_wise, table_wise
-from torchrec.distributed.types import ShardingPlan, ShardingType
+from torchrec.distributed.types import ShardingPlan
 
-_FUSED_WIDTH = 4
-"""FBGEMM's fused kernels read rows of a multiple of 4 floats."""
-
-
-class CPUEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
-    """The stock sharder, which on a CPU does not list row-wise sharding although gloo carries it out."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        types: list[str] = super().sharding_types(compute_device_type)
-        return [*types, *({ShardingType.ROW_WISE.value} - set(types))]
+from torchrec_cce.sharding.sharder import CCEEmbeddingBagCollectionSharder, has_fused_kernel
 
 
 def is_fused(width: int, *, in_backward: bool) -> bool:
     """Whether a table of `width` floats a row is trained by a fused kernel, which updates rows in the backward pass."""
-    return in_backward and width % _FUSED_WIDTH == 0
+    return in_backward and has_fused_kernel(width)
 
 
 def placement_plan(
-    model: nn.Module, sharder: CPUEmbeddingBagCollectionSharder, *, world_size: int, device_type: str, in_backward: bool
+    model: nn.Module, sharder: CCEEmbeddingBagCollectionSharder, *, world_size: int, device_type: str, in_backward: bool
 ) -> ShardingPlan:
     """A plan for every `EmbeddingBagCollection` in `model`.
 

@@ -17,10 +17,9 @@ from torchrec.optim.keyed import KeyedOptimizer
 from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import ClusteredTable
-from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.maps.pointer_map import PointerMap
-from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.recluster import TableReport, TableTask, report_of
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.host_file import HostFile
@@ -34,7 +33,7 @@ Centroids = list[npt.NDArray[np.float32]]
 class _Job:
     """A table to cluster, and where the result goes."""
 
-    collection: CCEEmbeddingBagCollection
+    collection: CCECollection
     store: ShardedStore
     task: TableTask
 
@@ -47,7 +46,7 @@ def recluster_sharded(
     frequencies: Mapping[str, npt.NDArray[np.integer]] | None = None,
     settings: ReclusterConfig | None = None,
 ) -> dict[str, TableReport]:
-    """`CCEEmbeddingBagCollection.recluster` for a sharded model: the same arguments, policy and bits.
+    """`CCECollection.recluster` for a sharded model: the same arguments, policy and bits.
 
     Every rank calls it between two steps, with no batch in flight. Columns are trained on the ranks in parallel,
     balanced by their cost, and each rank assigns an equal share of the IDs of every table. The maps are written to and
@@ -99,10 +98,8 @@ def _jobs(
     weights, states = model.state_dict(), optimizer.state_dict()["state"]
     jobs = []
     for path, collection in collections.items():
-        for table in collection.embedding_bag_configs():
-            if not isinstance(table, CCEEmbeddingBagConfig):
-                continue
-            name = f"{path}.ebc.embedding_bags.{table.name}.weight"
+        for table in collection.cce_configs():
+            name = f"{path}.{collection.weight_name(table.name)}"
             store = ShardedStore(weights[name], states.get(name, {}))
             task = TableTask(
                 config=table,

@@ -9,11 +9,10 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from torchrec_cce.atomic import atomic_path
-from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError, MapFileError
 from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.snapshot import snapshot_of
 from torchrec_cce.sharding.maps import collections_of
 from torchrec_cce.training.position import Position
@@ -112,10 +111,6 @@ def maps_folder(folder: Path, collection: str) -> Path:
     return folder / "maps" / collection
 
 
-def map_snapshots(collection: CCEEmbeddingBagCollection) -> dict[str, TableSnapshot]:
+def map_snapshots(collection: CCECollection) -> dict[str, TableSnapshot]:
     """The maps alone: the weights are in the distributed checkpoint."""
-    return {
-        table.name: snapshot_of(table, collection.pointer_map(table.name))
-        for table in collection.embedding_bag_configs()
-        if isinstance(table, CCEEmbeddingBagConfig)
-    }
+    return {table.name: snapshot_of(table, collection.pointer_map(table.name)) for table in collection.cce_configs()}

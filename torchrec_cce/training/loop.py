@@ -18,7 +18,6 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.atomic import atomic_path
-from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError, RegistryError
 from torchrec_cce.evaluation.compression import Sizes, sizes_of
 from torchrec_cce.evaluation.metrics import Quality, quality
@@ -128,12 +127,7 @@ class _Run:
         self.optimizer: CombinedOptimizer
         self.model, self.optimizer = shard(model, config.optimizer, ranks)
         self.collections = list(collections_of(self.model).values())
-        self.tables = [
-            table
-            for collection in self.collections
-            for table in collection.embedding_bag_configs()
-            if isinstance(table, CCEEmbeddingBagConfig)
-        ]
+        self.tables = [table for collection in self.collections for table in collection.cce_configs()]
         self.frequencies: dict[str, npt.NDArray[np.int64]] = {}  # of the IDs on this rank
         if config.recluster.weigh_by_frequency:
             self.frequencies = {table.name: np.zeros(table.num_embeddings, np.int64) for table in self.tables}

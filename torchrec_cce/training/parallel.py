@@ -17,17 +17,18 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from torchrec_cce.sharding.placement import CPUEmbeddingBagCollectionSharder, is_fused, placement_plan
+from torchrec_cce.sharding.placement import is_fused, placement_plan
+from torchrec_cce.sharding.sharder import CCEEmbeddingBagCollectionSharder
 from torchrec_cce.training.config import OptimizerConfig
 
-_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "rowwise_adagrad": RowWiseAdagrad,
     "adagrad": torch.optim.Adagrad,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
-_IN_BACKWARD = ("sgd", "rowwise_adagrad", "adagrad")
+IN_BACKWARD = ("sgd", "rowwise_adagrad", "adagrad")
 """The optimizers that FBGEMM fuses into the backward pass on the CPU and on CUDA alike."""
 
 _GROUPS = itertools.count()
@@ -75,7 +76,7 @@ def shard(
     The weights stay those that `model` came with, whatever the number of ranks.
     """
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    in_backward = config.embedding in _IN_BACKWARD
+    in_backward = config.embedding in IN_BACKWARD
     tables = {
         id(collection.embedding_bags[table.name].weight): is_fused(table.embedding_dim, in_backward=in_backward)
         for collection in model.modules()
@@ -88,8 +89,8 @@ def shard(
     if config.embedding_weight_decay is not None:
         arguments["weight_decay"] = config.embedding_weight_decay
     if fused:
-        apply_optimizer_in_backward(_OPTIMIZERS[config.embedding], fused, arguments)
-    sharder = CPUEmbeddingBagCollectionSharder()
+        apply_optimizer_in_backward(OPTIMIZERS[config.embedding], fused, dict(arguments))  # it adds to what it is given
+    sharder = CCEEmbeddingBagCollectionSharder()
     plan = placement_plan(
         model, sharder, world_size=ranks.world_size, device_type=ranks.device.type, in_backward=in_backward
     )
@@ -98,9 +99,9 @@ def shard(
 
     rest = dict(in_backward_optimizer_filter(sharded.named_parameters()))
     groups = [
-        (_OPTIMIZERS[config.embedding], arguments, {n: p for n, p in rest.items() if n in replicated}),
+        (OPTIMIZERS[config.embedding], arguments, {n: p for n, p in rest.items() if n in replicated}),
         (
-            _OPTIMIZERS[config.dense],
+            OPTIMIZERS[config.dense],
             {"lr": config.dense_learning_rate},
             {n: p for n, p in rest.items() if n not in replicated},
         ),

@@ -1,0 +1,220 @@
+"""What pooled and unpooled collections have in common: tables with their maps, published, restored and reclustered."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+
+from torchrec_cce.clustering.settings import ReclusterConfig
+from torchrec_cce.config import CCEConfig, CompositionalConfig
+from torchrec_cce.errors import ConfigError, MapMismatchError
+from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.modules.recluster import ParameterStore, TableReport, TableRows, recluster_rows
+from torchrec_cce.modules.remap import Remap
+from torchrec_cce.modules.snapshot import snapshot_of
+
+
+class CCECollection(ABC, nn.Module):
+    """Tables that may be full, hashed or clustered, in stock modules that a subclass makes, and their maps in `remap`.
+
+    Args:
+        tables: one configuration per table. One without features gets a feature of its own name, as TorchRec does.
+        kind: what each configuration must be.
+        is_weighted: whether per-sample weights go to the trained tables.
+
+    Raises:
+        ConfigError: a table of another kind, or two tables of one name.
+    """
+
+    def __init__(
+        self, tables: list[BaseEmbeddingConfig], *, kind: type[BaseEmbeddingConfig], is_weighted: bool
+    ) -> None:
+        super().__init__()
+        names = [table.name for table in tables]
+        for table in tables:
+            if not isinstance(table, kind):
+                raise ConfigError(
+                    f"table {table.name!r} is described by a {type(table).__name__}; {type(self).__name__} takes "
+                    f"{kind.__name__} and what derives from it"
+                )
+            if names.count(table.name) > 1:
+                raise ConfigError(f"there are {names.count(table.name)} tables of the name {table.name!r}")
+            if not table.feature_names:
+                table.feature_names = [table.name]
+        self._tables = tables
+        self._physical = [t.physical() if isinstance(t, CompositionalConfig) else t for t in tables]
+        # The order matters: `load_state_dict` checks the maps in `remap` before it overwrites a weight, and a subclass
+        # adds its trained tables after.
+        self.remap = Remap(tables, is_weighted=is_weighted)
+
+    @abstractmethod
+    def weight_name(self, table: str) -> str:
+        """The name of a table's weights in `state_dict`, sharded or not."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trained tables are."""
+        return next(self.parameters()).device
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew from each table's `init_fn`; the maps stay."""
+        for table in self._physical:
+            weight = self._parameter(table.name)
+            if not weight.is_meta:
+                table.init_fn(weight)
+
+    def configs(self) -> list[BaseEmbeddingConfig]:
+        """All tables, as they were described."""
+        return list(self._tables)
+
+    def cce_configs(self) -> list[CCEConfig]:
+        """The tables that have a map."""
+        return [table for table in self._tables if isinstance(table, CCEConfig)]
+
+    def cce_tables(self) -> list[str]:
+        """The names of the tables that have a map."""
+        return self.remap.cce_tables()
+
+    def pointer_map(self, table: str) -> PointerMap:
+        """The index-pointer map of a CCE table: Arrow pointers, hash functions, generation, digest.
+
+        Raises:
+            ConfigError: `table` is not a CCE table; the message lists those that are.
+        """
+        return self.remap.pointer_map(table)
+
+    def attach_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
+        """Use `pointer_map`, e.g. one read from a file, for `table`. Weights trained with it are then loaded next.
+
+        Raises:
+            MapMismatchError: the map is of other sizes than the table.
+        """
+        self.remap.attach_pointer_map(table, pointer_map)
+
+    def unseen_ids(self) -> dict[str, int]:
+        """CCE table → how many raw IDs were looked up, since its map was attached, that the map does not know."""
+        return self.remap.unseen_ids()
+
+    def snapshot(
+        self,
+        reports: Mapping[str, TableReport] | None = None,
+        frequencies: Mapping[str, npt.NDArray[np.int64]] | None = None,
+    ) -> dict[str, TableSnapshot]:
+        """Maps and weights of all CCE tables, to be published. The weights are copied.
+
+        Args:
+            reports: of the clustering that made the maps, whose entropies and objective are kept with them.
+            frequencies: table → [num_ids] int64, how often the raw ID of each row of the map was seen.
+
+        Raises:
+            ConfigError: the tables are sharded or on the meta device, or `frequencies` has another shape.
+        """
+        reports, frequencies = reports or {}, frequencies or {}
+        tables = {}
+        for table in self.cce_configs():
+            report = reports.get(table.name)
+            tables[table.name] = snapshot_of(
+                table,
+                self.pointer_map(table.name),
+                weights=self._store(table.name).read().weights,
+                frequencies=frequencies.get(table.name),
+                entropies=() if report is None else report.entropies,
+                objective=None if report is None else report.objective,
+            )
+        return tables
+
+    def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
+        """Take over the maps of `tables` together with the weights they come with; without weights, the maps alone.
+
+        Raises:
+            MapMismatchError: `tables` are not those of the CCE tables here, or have other sizes. Nothing has changed.
+            ConfigError: there are weights, and the tables are sharded or on the meta device.
+        """
+        self.check_tables(tables)
+        weighted = {name: table.weights for name, table in tables.items() if table.weights is not None}
+        stores = {name: self._store(name) for name in weighted}
+        for name, weights in weighted.items():
+            stores[name].write(TableRows(weights=np.array(weights), states={}))
+        for name, table in tables.items():
+            self.attach_pointer_map(name, table.pointer_map)
+
+    def check_tables(self, tables: Mapping[str, TableSnapshot]) -> None:
+        """Raise MapMismatchError unless `tables` can be restored here."""
+        mine = {table.name: table for table in self.cce_configs()}
+        if mine.keys() != tables.keys():
+            raise MapMismatchError(f"the maps are of tables {sorted(tables)}, the module has {sorted(mine)}")
+        for name, table in tables.items():
+            self.remap.check_pointer_map(name, table.pointer_map)
+            if table.embedding_dim != mine[name].embedding_dim:
+                raise MapMismatchError(
+                    f"table {name!r} has embedding_dim={mine[name].embedding_dim}; the map, "
+                    f"{table.pointer_map.identity}, comes with words for {table.embedding_dim}"
+                )
+
+    def recluster(
+        self,
+        *,
+        seed: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        frequencies: Mapping[str, npt.NDArray[np.integer]] | None = None,
+        settings: ReclusterConfig | None = None,
+    ) -> dict[str, TableReport]:
+        """Cluster the current embeddings of every CCE table: new codebooks, pointers and helper hashes (Algorithm 3).
+
+        All tables are computed before the first is changed, so that an error leaves the collection as it was.
+
+        Args:
+            seed: of sampling, k-means and the fresh helper hash. Every clustering derives its own from it, so that the
+                same `seed` may be passed each time.
+            optimizer: the one that trains these weights. Its per-row state (moments, accumulators) is carried over: a
+                codebook row gets the mean over its member IDs of the mean of their two old rows, a helper row zero.
+            frequencies: table → [num_ids] counts, one a row of its map; k-means weighs IDs by them. IDs that never
+                occurred do not move centroids, but get pointers all the same.
+            settings: of k-means and of the helper's new start.
+
+        Returns:
+            One report a CCE table.
+
+        Raises:
+            ClusteringError: a table holds NaN or infinite values.
+            ConfigError: `frequencies` of an unknown table or of a wrong length; an optimizer that does not train the
+                tables; tables on the meta device, or sharded (use `torchrec_cce.sharding.recluster` there).
+        """
+        frequencies = frequencies or {}
+        tables = self.cce_configs()
+        unknown = set(frequencies) - {table.name for table in tables}
+        if unknown:
+            raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this collection")
+        stores = {table.name: self._store(table.name, optimizer) for table in tables}
+        results = {
+            table.name: recluster_rows(
+                table,
+                self.pointer_map(table.name),
+                stores[table.name].read(),
+                seed=seed,
+                frequencies=frequencies.get(table.name),
+                settings=settings or ReclusterConfig(),
+            )
+            for table in tables
+        }
+        for name, (new_map, rows, _) in results.items():
+            stores[name].write(rows)
+            self.attach_pointer_map(name, new_map)
+        return {name: report for name, (_, _, report) in results.items()}
+
+    def _store(self, table: str, optimizer: torch.optim.Optimizer | None = None) -> ParameterStore:
+        return ParameterStore(self._parameter(table), optimizer, table=table)
+
+    def _parameter(self, table: str) -> nn.Parameter:
+        """The physical table, as long as no wrapper has spread it over ranks: then its module is not PyTorch's."""
+        owner = self.get_submodule(self.weight_name(table).rpartition(".")[0])
+        if not isinstance(owner, nn.Embedding | nn.EmbeddingBag):
+            raise ConfigError("the tables are sharded; use torchrec_cce.sharding, which gathers them from all ranks")
+        weight = owner.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight

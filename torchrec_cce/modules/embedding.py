@@ -1,0 +1,93 @@
+"""`CCEEmbeddingCollection`: TorchRec's `EmbeddingCollection`, for sequences, with compressed tables."""
+
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import (
+    EmbeddingCollection,
+    EmbeddingCollectionInterface,
+    get_embedding_names_by_table,
+)
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.modules.collection import CCECollection
+from torchrec_cce.modules.sequences import CombineSequences
+
+
+class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
+    """An embedding for every raw ID of a sequence, from tables that may be full, hashed or clustered.
+
+    Three steps: `remap` (raw IDs → rows, on the CPU, no parameters), `ecs` (stock `EmbeddingCollection`s, which
+    TorchRec shards, fuses and checkpoints like any other) and `combine` (words → embeddings). A stock collection holds
+    tables of one width, so that `ecs` has one for each width `d/c`, with the width as its name.
+
+    Args:
+        tables: `EmbeddingConfig` for a full table, `CompositionalEmbeddingConfig` for a hashed one,
+            `CCEEmbeddingConfig` for a clustered one, in any mixture; all of one `embedding_dim`.
+        device: of the trained tables. From the meta device they are materialised by `to_empty(device=…)` and
+            `reset_parameters()`.
+        need_indices: whether the outputs carry the raw IDs as their weights.
+
+    Raises:
+        ConfigError: no tables, or tables of different `embedding_dim`; a pooled table; two tables of one name.
+
+    Example:
+        >>> ec = CCEEmbeddingCollection(tables=[CCEEmbeddingConfig(
+        ...     name="t_item", num_embeddings=1000, embedding_dim=16, feature_names=["history"], num_rows=50)])
+        >>> histories = KeyedJaggedTensor.from_lengths_sync(
+        ...     keys=["history"], values=torch.tensor([3, 999, 3]), lengths=torch.tensor([2, 0, 1]))
+        >>> ec(histories)["history"].values().shape
+        torch.Size([3, 16])
+    """
+
+    def __init__(
+        self, tables: list[EmbeddingConfig], device: torch.device | None = None, need_indices: bool = False
+    ) -> None:
+        super().__init__(tables, kind=EmbeddingConfig, is_weighted=False)
+        dims = {table.name: table.embedding_dim for table in tables}
+        if len(set(dims.values())) != 1:
+            raise ConfigError(f"an EmbeddingCollection has one embedding_dim for all its tables; these have {dims}")
+        self._need_indices = need_indices
+        groups: dict[int, list[EmbeddingConfig]] = {}
+        for table in self._physical:
+            groups.setdefault(table.embedding_dim, []).append(table)
+        self._widths = {table.name: table.embedding_dim for table in self._physical}
+        self.ecs = nn.ModuleDict(
+            {str(width): EmbeddingCollection(tables=group, device=device) for width, group in groups.items()}
+        )
+        self.combine = CombineSequences(tables, list(groups.values()), need_indices=need_indices)
+
+    def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """One JaggedTensor a feature: `[N, d]` float32 embeddings of its N raw IDs, and the lengths of its bags.
+
+        Its weights are the raw IDs with `need_indices`, else the sample weights of `features`, if there are any. An
+        input that was remapped before has neither.
+
+        Raises:
+            InvalidIDError: a raw ID outside its table's universe, or not an integer; names feature and value.
+            ConfigError: `need_indices` with an input that was remapped before; raw IDs or weights with
+                `inverse_indices` (a variable batch per feature), by which sharded tables repeat embeddings alone.
+        """
+        rows = self.remap(features)
+        # All lookups are under way before the first is waited for.
+        embeddings: dict[str, JaggedTensor] = self.combine(features, [ec(rows) for ec in self.ecs.values()])
+        return embeddings
+
+    def embedding_configs(self) -> list[EmbeddingConfig]:
+        return self._tables
+
+    def need_indices(self) -> bool:
+        return self._need_indices
+
+    def embedding_dim(self) -> int:
+        dim: int = self._tables[0].embedding_dim
+        return dim
+
+    def embedding_names_by_table(self) -> list[list[str]]:
+        """The keys of the output: a feature's name, or `feature@table` if several tables have it."""
+        names: list[list[str]] = get_embedding_names_by_table(self._tables)
+        return names
+
+    def weight_name(self, table: str) -> str:
+        return f"ecs.{self._widths[table]}.embeddings.{table}.weight"

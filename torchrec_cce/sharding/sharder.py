@@ -1,0 +1,112 @@
+"""What TorchRec may do with the tables inside a `CCEEmbeddingBagCollection`."""
+
+from typing import Any
+
+import torch
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ParameterSharding, QuantizedCommCodecs, ShardingEnv, ShardingType
+
+from torchrec_cce.errors import ConfigError
+
+FUSED_WIDTH = 4
+"""FBGEMM's fused kernels read rows of a multiple of 4 floats."""
+SHARDING_TYPES: tuple[str, ...] = tuple(
+    kind.value
+    for kind in (
+        ShardingType.DATA_PARALLEL,
+        ShardingType.TABLE_WISE,
+        ShardingType.ROW_WISE,
+        ShardingType.TABLE_ROW_WISE,
+    )
+)
+_BY_ROWS = (ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value)
+
+
+class CCEEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
+    """The stock sharder with the placements that train any table as one process would.
+
+    On the CPU, too, tables may be split by rows, which gloo carries out and TorchRec does not list. On no device are
+    they split by columns: rowwise Adagrad keeps one momentum a row, and would keep one a row of every shard.
+    """
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002  the same on all
+        return list(SHARDING_TYPES)
+
+    def shard(
+        self,
+        module: EmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedEmbeddingBagCollection:
+        """Shard `module` as the plan says.
+
+        Raises:
+            ConfigError: the plan wants a fused kernel for a table whose rows it cannot read, or pools a feature in two
+                ways that TorchRec confuses.
+        """
+        tables = module.embedding_bag_configs()
+        for table in tables:
+            kernel = params[table.name].compute_kernel
+            if kernel != EmbeddingComputeKernel.DENSE.value and not has_fused_kernel(table.embedding_dim):
+                raise ConfigError(
+                    f"table {table.name!r}: the plan has kernel {kernel!r} for rows of {table.embedding_dim} floats; "
+                    f"FBGEMM's fused kernels need a multiple of {FUSED_WIDTH}. Replicate the table (data_parallel, "
+                    "kernel 'dense'), as CCEShardingPlanner does, or give it fewer columns"
+                )
+        sharded = super().shard(module, params, env, device, module_fqn)
+        _divide_only_means(sharded, tables, params)
+        return sharded
+
+
+def _divide_only_means(
+    sharded: ShardedEmbeddingBagCollection, tables: list[EmbeddingBagConfig], params: dict[str, ParameterSharding]
+) -> None:
+    """Note the features of tables that are not split by rows among those that TorchRec must not divide.
+
+    Means of a table that is split by rows are sums over ranks, divided by the bags' lengths afterwards. TorchRec then
+    divides all features of the collection, save the sums that it has noted, which are of tables split by rows, too.
+    """
+    divided = {
+        feature
+        for table in tables
+        if table.pooling == PoolingType.MEAN and params[table.name].sharding_type in _BY_ROWS
+        for feature in table.feature_names
+    }
+    for table in tables:
+        if params[table.name].sharding_type in _BY_ROWS and table.pooling == PoolingType.MEAN:
+            continue
+        confused = divided.intersection(table.feature_names)
+        if confused:
+            raise ConfigError(
+                f"features {sorted(confused)} of table {table.name!r} are also mean-pooled by a table that is split by "
+                "rows; TorchRec cannot do both. Replicate that table, or place it on a rank (table_wise)"
+            )
+        if params[table.name].sharding_type not in _BY_ROWS:
+            sharded._pooling_type_to_rs_features[PoolingType.SUM.value].extend(table.feature_names)
+
+
+def has_fused_kernel(width: int) -> bool:
+    """Whether FBGEMM has a fused kernel for rows of `width` floats. All sharding but data-parallel needs one."""
+    return width % FUSED_WIDTH == 0
+
+
+def get_cce_sharders(
+    *,
+    fused_params: dict[str, Any] | None = None,
+    qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
+) -> list[EmbeddingBagCollectionSharder]:
+    """The sharders for a planner and a `DistributedModelParallel` of a model with CCE collections, on CPU or CUDA.
+
+    Tables of plain `EmbeddingBagCollection`s in the same model are sharded by them, too.
+
+    Args:
+        fused_params: arguments of FBGEMM's fused kernels, as of the stock sharder.
+        qcomm_codecs_registry: quantised communication, as of the stock sharder.
+    """
+    return [
+        CCEEmbeddingBagCollectionSharder(fused_params=fused_params, qcomm_codecs_registry=qcomm_codecs_registry),
+    ]
