@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from torchrec_cce.cli import maps
+from torchrec_cce.cli.plan import plan
 from torchrec_cce.evaluation.report import TABLE_WIDTH, to_table
 from torchrec_cce.training.command import evaluate, one_line_errors, train
 from torchrec_cce.training.demo import run_demo
@@ -16,6 +17,7 @@ from torchrec_cce.training.quiet import quiet_libraries
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="Clustered Compositional Embeddings.")
 app.command()(train)
 app.command()(evaluate)
+app.command()(plan)
 app.add_typer(maps.app, name="maps")
 
 

@@ -33,9 +33,7 @@ class HostFile:
         OSError: on all ranks, if one of them cannot create or open its host's file, for example because a disk is full.
     """
 
-    def __init__(
-        self, shape: tuple[int, int], dtype: np.dtype[np.unsignedinteger], folder: Path | None = None
-    ) -> None:
+    def __init__(self, shape: tuple[int, int], dtype: np.dtype[np.unsignedinteger], folder: Path | None = None) -> None:
         self._shape, self._dtype = shape, dtype
         world_size, rank = dist.get_world_size(), dist.get_rank()
         self._bounds = [shape[0] * r // world_size for r in range(world_size + 1)]

@@ -7,18 +7,30 @@ import numpy.typing as npt
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from torchrec_cce.config import CCEConfig
-from torchrec_cce.errors import MapMismatchError
+from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.recluster import TableReport, TableRows
+from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.snapshot import snapshot_of
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.store import ShardedStore
 
 
 def collections_of(model: DistributedModelParallel) -> dict[str, CCECollection]:
-    """The CCE collections of a sharded model, by the path that their parameters' names start with."""
-    return {path: module for path, module in model.module.named_modules() if isinstance(module, CCECollection)}
+    """The CCE collections of a sharded model, by the path that their parameters' names start with.
+
+    Raises:
+        ConfigError: a training pipeline has batches in flight that were remapped by the maps there are.
+    """
+    found = {path: module for path, module in model.module.named_modules() if isinstance(module, CCECollection)}
+    for path, collection in found.items():
+        if not isinstance(collection.remap, Remap):
+            raise ConfigError(
+                f"{path!r} is in a training pipeline that has batches in flight; call "
+                "torchrec_cce.sharding.pipeline.drain first"
+            )
+    return found
 
 
 class ShardedMaps:

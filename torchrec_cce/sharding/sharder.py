@@ -1,12 +1,10 @@
 """What TorchRec may do with the tables inside a `CCEEmbeddingBagCollection`."""
 
-from typing import Any
-
 import torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
-from torchrec.distributed.types import ParameterSharding, QuantizedCommCodecs, ShardingEnv, ShardingType
+from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
 
 from torchrec_cce.errors import ConfigError
 
@@ -92,21 +90,3 @@ def _divide_only_means(
 def has_fused_kernel(width: int) -> bool:
     """Whether FBGEMM has a fused kernel for rows of `width` floats. All sharding but data-parallel needs one."""
     return width % FUSED_WIDTH == 0
-
-
-def get_cce_sharders(
-    *,
-    fused_params: dict[str, Any] | None = None,
-    qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
-) -> list[EmbeddingBagCollectionSharder]:
-    """The sharders for a planner and a `DistributedModelParallel` of a model with CCE collections, on CPU or CUDA.
-
-    Tables of plain `EmbeddingBagCollection`s in the same model are sharded by them, too.
-
-    Args:
-        fused_params: arguments of FBGEMM's fused kernels, as of the stock sharder.
-        qcomm_codecs_registry: quantised communication, as of the stock sharder.
-    """
-    return [
-        CCEEmbeddingBagCollectionSharder(fused_params=fused_params, qcomm_codecs_registry=qcomm_codecs_registry),
-    ]

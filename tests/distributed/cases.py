@@ -1,0 +1,167 @@
+"""Small models with tables of every kind, how their tables are placed, and batches for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
+from torchrec.datasets.utils import Batch
+
+from torchrec_cce import CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
+
+STEPS = 20
+BATCH_SIZE = 16
+"""Over all ranks; 2 and 4 divide it."""
+DIM = 16
+
+Optimizer = Literal["sgd", "rowwise_adagrad"]
+Pooling = Literal["sum", "mean", "weighted", "sum and mean"]
+Form = Literal["int64", "int32", "variable", "variable, even"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model on one plan."""
+
+    placement: Mapping[str, str]
+    """Table → sharding type; these are the tables of the model."""
+    optimizer: Optimizer = "rowwise_adagrad"
+    pooling: Pooling = "sum"
+    form: Form = "int64"
+    """Of the IDs. `variable` is a batch size of its own for each feature and rank; `even`, the same on all ranks."""
+
+    def tables(self) -> list[EmbeddingBagConfig]:
+        shared: dict[str, Any] = {"embedding_dim": DIM}
+        clustered = {"num_embeddings": 400, **shared}
+        every = [
+            CCEEmbeddingBagConfig(name="user", feature_names=["user", "friend"], num_rows=13, **clustered),
+            CCEEmbeddingBagConfig(name="item", feature_names=["item"], num_rows=10, num_columns=2, **clustered),
+            CCEEmbeddingBagConfig(name="narrow", feature_names=["word"], num_rows=6, num_columns=DIM, **clustered),
+            CompositionalEmbeddingBagConfig(
+                name="tag", feature_names=["tag"], num_embeddings=90, num_rows=11, **shared
+            ),
+            EmbeddingBagConfig(name="day", feature_names=["day"], num_embeddings=7, **shared),
+        ]
+        means = {"mean": {*self.placement}, "sum and mean": {"user", "day"}}.get(self.pooling, set())
+        for table in every:
+            table.pooling = PoolingType.MEAN if table.name in means else PoolingType.SUM
+        return [table for table in every if table.name in self.placement]
+
+
+TABLES = ("user", "item", "tag", "day")
+MIXED = {
+    "user": "row_wise",
+    "item": "table_wise",
+    "tag": "table_row_wise",
+    "day": "data_parallel",
+    "narrow": "data_parallel",  # columns of 1 float, for which FBGEMM has no fused kernel
+}
+_OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "rowwise_adagrad")
+_POOLINGS: tuple[Pooling, ...] = ("sum", "mean", "weighted")  # TorchRec has no weighted mean
+
+
+def _all_as(sharding_type: str) -> dict[str, str]:
+    return dict.fromkeys(TABLES, sharding_type)
+
+
+UNIFORM = {
+    f"{kind}, {optimizer}, {pooling}": Case(placement=_all_as(kind), optimizer=optimizer, pooling=pooling)
+    for kind, optimizer, pooling in product(
+        ("data_parallel", "table_wise", "row_wise", "table_row_wise"), _OPTIMIZERS, _POOLINGS
+    )
+}
+MIXTURES = {
+    f"mixed, {optimizer}, {pooling}": Case(placement=MIXED, optimizer=optimizer, pooling=pooling)
+    for optimizer, pooling in product(_OPTIMIZERS, (*_POOLINGS, "sum and mean"))
+}
+FORMS = {
+    "mixed, int32": Case(placement=MIXED, form="int32"),
+    "table_wise, variable": Case(placement=_all_as("table_wise"), form="variable"),
+    "row_wise, variable, even": Case(placement=_all_as("row_wise"), form="variable, even"),
+    "row_wise, mean, variable, even": Case(placement=_all_as("row_wise"), form="variable, even", pooling="mean"),
+    "table_row_wise, variable, even": Case(placement=_all_as("table_row_wise"), form="variable, even"),
+}
+
+
+def global_batches(case: Case, steps: int = STEPS) -> list[Batch]:
+    """Bags of 0 to 3 IDs. In batch 3 the last feature is empty in the second half, in batch 4 all features are."""
+    rng = np.random.default_rng(0)
+    return [_global_batch(case, rng, empty=0 if step == 4 else -1 if step == 3 else None) for step in range(steps)]
+
+
+def _global_batch(case: Case, rng: np.random.Generator, *, empty: int | None) -> Batch:
+    sizes = {feature: table.num_embeddings for table in case.tables() for feature in table.feature_names}
+    lengths = rng.integers(0, 4, (len(sizes), BATCH_SIZE)).astype(np.int32)
+    if empty is not None:
+        lengths[empty:, BATCH_SIZE // 2 :] = 0
+    # Few distinct bags, so that a variable batch size has something to leave out.
+    seeds = rng.integers(0, 2**31, (len(sizes), 5))
+    bags = []
+    for (_, num_ids), row, pool in zip(sizes.items(), lengths, seeds, strict=True):
+        for length, seed in zip(row, rng.choice(pool, BATCH_SIZE), strict=True):
+            bags.append(np.random.default_rng(seed).integers(0, num_ids, length))
+    values = torch.from_numpy(np.concatenate(bags)).to(torch.int32 if case.form == "int32" else torch.int64)
+    weights = torch.from_numpy(rng.random(len(values), dtype=np.float32)) if case.pooling == "weighted" else None
+    features = KeyedJaggedTensor(
+        keys=list(sizes), values=values, lengths=torch.from_numpy(lengths.reshape(-1)), weights=weights
+    )
+    labels = torch.from_numpy(rng.integers(0, 2, BATCH_SIZE).astype(np.float32))
+    return Batch(torch.from_numpy(rng.random((BATCH_SIZE, 3), dtype=np.float32)), features, labels)
+
+
+def part_of(batch: Batch, *, rank: int, world_size: int) -> Batch:
+    """The rows of a global batch that a rank trains on."""
+    rows = slice(rank * BATCH_SIZE // world_size, (rank + 1) * BATCH_SIZE // world_size)
+    bags = [batch.sparse_features[key] for key in batch.sparse_features.keys()]  # noqa: SIM118  not a mapping
+    spans = [slice(int(bag.offsets()[rows.start]), int(bag.offsets()[rows.stop])) for bag in bags]
+    weights = None
+    if batch.sparse_features.weights_or_none() is not None:
+        weights = torch.cat([bag.weights()[span] for bag, span in zip(bags, spans, strict=True)])
+    features = KeyedJaggedTensor(
+        keys=batch.sparse_features.keys(),
+        values=torch.cat([bag.values()[span] for bag, span in zip(bags, spans, strict=True)]),
+        lengths=torch.cat([bag.lengths()[rows] for bag in bags]),
+        weights=weights,
+    )
+    return Batch(batch.dense_features[rows], features, batch.labels[rows])
+
+
+def with_variable_batch(features: KeyedJaggedTensor, *, even: bool) -> KeyedJaggedTensor:
+    """The same features with each distinct bag once, and the indices that expand them again.
+
+    Args:
+        even: with empty bags, which no index names, up to the largest number of bags that a rank has of a feature.
+    """
+    values, lengths, strides, inverse = [], [], [], []
+    for key in features.keys():  # noqa: SIM118  not a mapping
+        bags = features[key].to_dense()
+        distinct = {tuple(bag.tolist()): bag for bag in bags}
+        position = {bag: i for i, bag in enumerate(distinct)}
+        stride = torch.tensor(len(distinct))
+        if even:
+            dist.all_reduce(stride, dist.ReduceOp.MAX)
+        values += list(distinct.values())
+        lengths += [len(bag) for bag in distinct] + [0] * (int(stride) - len(distinct))
+        strides.append([int(stride)])
+        inverse.append([position[tuple(bag.tolist())] for bag in bags])
+    return KeyedJaggedTensor(
+        keys=features.keys(),
+        values=torch.cat(values),
+        lengths=torch.tensor(lengths, dtype=torch.int32),
+        stride_per_key_per_rank=strides,
+        inverse_indices=(features.keys(), torch.tensor(inverse)),
+    )
+
+
+def rank_batches(case: Case, steps: int = STEPS) -> list[Batch]:
+    """This rank's parts of the global batches."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    parts = [part_of(batch, rank=rank, world_size=world_size) for batch in global_batches(case, steps)]
+    if case.form.startswith("variable"):
+        for part in parts:
+            part.sparse_features = with_variable_batch(part.sparse_features, even=case.form.endswith("even"))
+    return parts

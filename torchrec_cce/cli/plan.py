@@ -1,0 +1,163 @@
+"""`torchrec-cce plan RUN.toml`: what TorchRec's planner makes of a run's tables, before there are any machines."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from torchrec import EmbeddingBagConfig
+from torchrec.distributed.planner import ParameterConstraints, Topology
+from torchrec.distributed.types import ShardingType
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+from torchrec_cce.budget import Method, tables_under_cap
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
+from torchrec_cce.sharding.sharders import get_cce_sharders
+from torchrec_cce.sharding.summary import PlanSummary, TableSummary
+from torchrec_cce.training.command import one_line_errors
+from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.config_file import read_config
+from torchrec_cce.training.parallel import IN_BACKWARD, OPTIMIZERS
+from torchrec_cce.training.quiet import quiet_libraries
+
+_GIB = 2**30
+_COLUMNS = ("table", "method", "placement", "device", "host", "all-to-all", "all-reduce", "ms")
+_WIDTH = 120
+_NOTE = (
+    "Estimates of TorchRec's planner. device, host: bytes on the fullest GPU and host, a batch and maps included; "
+    "all-to-all, all-reduce: bytes that a rank sends in a step; ms: lookup, update and communication of a step."
+)
+_COMPARED: tuple[Method, ...] = ("full", "hashing_trick", "cce")
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="The run's TOML file; its data is not read.")],
+    world_size: Annotated[int, typer.Option(min=1, help="Ranks.")],
+    local_world_size: Annotated[
+        int | None, typer.Option(min=1, help="Ranks of a host; at most 8 if not given.")
+    ] = None,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="Where tables are trained.")] = "cuda",
+    hbm_gb: Annotated[float, typer.Option(min=0, help="Memory of a GPU, GiB.")] = 80.0,
+    ddr_gb: Annotated[float, typer.Option(min=0, help="Memory of a host, GiB.")] = 1024.0,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows of one rank's batch; the run's, shared by the ranks, if not given.")
+    ] = None,
+    pooling_factor: Annotated[
+        list[str] | None,
+        typer.Option(help="Raw IDs in a bag, on average: 20 for all features or user=20 for one; may be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
+) -> None:
+    """Plan where tables go on many ranks, for full tables, the hashing trick and CCE; nothing is built or trained."""
+    quiet_libraries()
+    with one_line_errors():
+        run = read_config(config)
+        topology = planning_topology(
+            device,
+            world_size=world_size,
+            local_world_size=local_world_size or min(8, world_size),
+            device_bytes=round(hbm_gb * _GIB),
+            host_bytes=round(ddr_gb * _GIB),
+        )
+        rows = batch_size or -(-run.training.batch_size // world_size)
+        lengths = _lengths(run, pooling_factor or [])
+        plans = {method: _planned(run, method, topology, rows, lengths) for method in _methods(run)}
+    if as_json:
+        ranks = {"world_size": world_size, "local_world_size": topology.local_world_size, "batch_size": rows}
+        values = {
+            method: asdict(plan) if isinstance(plan, PlanSummary) else {"error": plan} for method, plan in plans.items()
+        }
+        typer.echo(json.dumps({**ranks, "plans": values}))
+        return
+    _print(run, plans)
+
+
+def _methods(run: RunConfig) -> Sequence[Method]:
+    """Those that are compared; without a cap there is nothing to compress to."""
+    return _COMPARED if run.embedding.max_parameters else _COMPARED[:1]
+
+
+def _lengths(run: RunConfig, given: Sequence[str]) -> dict[str, float]:
+    """Feature → raw IDs in a bag."""
+    lengths = dict.fromkeys(run.universes(), 1.0)
+    for one in given:
+        feature, _, number = one.rpartition("=")
+        try:
+            length = float(number)
+        except ValueError:
+            length = -1.0
+        if length <= 0 or (feature and feature not in lengths):
+            raise ConfigError(
+                f"--pooling-factor {one}: neither a positive number nor feature=number for a feature of the run, "
+                f"{', '.join(lengths)}"
+            )
+        lengths.update({feature: length} if feature else dict.fromkeys(lengths, length))
+    return lengths
+
+
+def _planned(
+    run: RunConfig, method: Method, topology: Topology, batch_size: int, lengths: dict[str, float]
+) -> PlanSummary | str:
+    """The plan of one method, or why there is none."""
+    embedding, optimizer = run.embedding, run.optimizer
+    tables = tables_under_cap(
+        run.full_tables(),
+        method=method,
+        max_parameters=embedding.max_parameters or 0,
+        num_columns=embedding.num_columns,
+        seed=run.seed,
+    )
+    collection = CCEEmbeddingBagCollection(tables, device=torch.device("meta"))
+    # The planner reads the optimizer, whose state takes memory, off the parameters.
+    apply_optimizer_in_backward(
+        OPTIMIZERS[optimizer.embedding], collection.parameters(), {"lr": optimizer.embedding_learning_rate}
+    )
+    planner = CCEShardingPlanner(
+        topology=topology,
+        batch_size=batch_size,
+        constraints={table.name: _constraints(table, optimizer.embedding, lengths) for table in tables},
+    )
+    try:
+        planner.plan(collection, get_cce_sharders())
+    except ConfigError as error:
+        return str(error)
+    return planner.summary
+
+
+def _constraints(table: EmbeddingBagConfig, optimizer: str, lengths: dict[str, float]) -> ParameterConstraints:
+    return ParameterConstraints(
+        pooling_factors=[lengths[feature] for feature in table.feature_names],
+        sharding_types=None if optimizer in IN_BACKWARD else [ShardingType.DATA_PARALLEL.value],
+    )
+
+
+def _print(run: RunConfig, plans: dict[Method, PlanSummary | str]) -> None:
+    printed = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
+    made = {method: plan for method, plan in plans.items() if isinstance(plan, PlanSummary)}
+    for name in run.tables:
+        for method, plan in made.items():
+            (one,) = (table for table in plan.tables if table.table.rpartition(".")[2] == name)
+            placement = f"{one.sharding_type}, {one.compute_kernel}, on {one.num_ranks}"
+            printed.add_row(name, method, placement, *_figures(one))
+    for method, plan in made.items():
+        printed.add_row("all", method, "", *_figures(plan))
+    # A pipe has no width, and a table that is cut to 80 columns tells a program nothing.
+    Console(width=max(shutil.get_terminal_size().columns, _WIDTH), highlight=False).print(printed)
+    for method, reason in plans.items():
+        if isinstance(reason, str):
+            typer.echo(f"{method}: {reason}")
+    typer.echo(_NOTE)
+
+
+def _figures(one: TableSummary | PlanSummary) -> tuple[str, ...]:
+    sizes = (one.device_bytes, one.host_bytes, one.all_to_all_bytes, one.all_reduce_bytes)
+    return (*(decimal(size) if size else "–" for size in sizes), f"{one.milliseconds:.3f}")

@@ -1,0 +1,95 @@
+"""What TorchRec's planner must be told of a compressed table: it sees columns, where the user described features."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.planner import ParameterConstraints
+from torchrec.distributed.types import ShardingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+
+from torchrec_cce.config import CompositionalConfig
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.sharding.sharder import FUSED_WIDTH, SHARDING_TYPES, has_fused_kernel
+
+T = TypeVar("T")
+
+
+def column_constraints(
+    tables: Sequence[BaseEmbeddingConfig], given: Mapping[str, ParameterConstraints] | None = None
+) -> dict[str, ParameterConstraints]:
+    """The constraints of the physical tables of `tables`, one of each name.
+
+    A feature of `l` raw IDs a row is `c` column features of `t·l` rows, of which the planner would expect one of one.
+    A table whose columns no fused kernel can read is replicated; every other one may be replicated, placed on a rank,
+    or split by rows over all ranks or those of a host.
+
+    Args:
+        given: table → what the user knows and wants, in TorchRec's terms: values a feature, one for each of
+            `feature_names` or one for all, e.g. `ParameterConstraints(pooling_factors=[20.0])` for bags of 20 raw IDs.
+
+    Raises:
+        ConfigError: constraints of an unknown table, of another number of features than it has, or that leave no
+            placement.
+    """
+    given = given or {}
+    unknown = set(given) - {table.name for table in tables}
+    if unknown:
+        raise ConfigError(
+            f"constraints of {sorted(unknown)}; the tables are {', '.join(sorted(table.name for table in tables))}"
+        )
+    return {table.name: _constraints_of(table, given.get(table.name, ParameterConstraints())) for table in tables}
+
+
+def _constraints_of(table: BaseEmbeddingConfig, given: ParameterConstraints) -> ParameterConstraints:
+    compositional = isinstance(table, CompositionalConfig)
+    c, t = (table.num_columns, table.num_terms) if compositional else (1, 1)
+    lengths = _by_column(table, "pooling_factors", given.pooling_factors, c)
+    poolings = given.num_poolings
+    batches = given.batch_sizes
+    return replace(
+        given,
+        sharding_types=_sharding_types(table, c, given),
+        compute_kernels=_compute_kernels(table, c, given),
+        pooling_factors=[t * length for length in lengths],
+        num_poolings=None if poolings is None else _by_column(table, "num_poolings", poolings, c),
+        batch_sizes=None if batches is None else _by_column(table, "batch_sizes", batches, c),
+        feature_names=table.column_feature_names() if compositional else list(table.feature_names),
+    )
+
+
+def _by_column(table: BaseEmbeddingConfig, name: str, values: Sequence[T], num_columns: int) -> list[T]:
+    """A value for each column feature, from one for each feature or one for all: `[20, 3]` → `[20, 20, 3, 3]`."""
+    num_features = len(table.feature_names)
+    if len(values) not in (1, num_features):
+        raise ConfigError(
+            f"table {table.name!r}: {name}={list(values)} has {len(values)} values; the table has {num_features} "
+            f"features, {', '.join(table.feature_names)}. Give one for each, or one for all"
+        )
+    each = list(values) * num_features if len(values) == 1 else values
+    return [value for value in each for _ in range(num_columns)]
+
+
+def _sharding_types(table: BaseEmbeddingConfig, num_columns: int, given: ParameterConstraints) -> list[str]:
+    width = table.embedding_dim // num_columns
+    allowed = list(SHARDING_TYPES) if has_fused_kernel(width) else [ShardingType.DATA_PARALLEL.value]
+    wanted = given.sharding_types or allowed
+    chosen = [kind for kind in allowed if kind in wanted]
+    if not chosen:
+        why = (
+            "tables are not split by columns, because rowwise Adagrad would keep one momentum for each part of a row"
+            if has_fused_kernel(width)
+            else f"FBGEMM's fused kernels read rows of a multiple of {FUSED_WIDTH} floats, and these have {width}: "
+            "give the table fewer columns, or replicate it"
+        )
+        raise ConfigError(
+            f"table {table.name!r}: sharding_types={list(wanted)} allows none of {', '.join(allowed)}; {why}"
+        )
+    return chosen
+
+
+def _compute_kernels(table: BaseEmbeddingConfig, num_columns: int, given: ParameterConstraints) -> list[str] | None:
+    dense_only = not has_fused_kernel(table.embedding_dim // num_columns)
+    kernels: list[str] | None = [EmbeddingComputeKernel.DENSE.value] if dense_only else given.compute_kernels
+    return kernels
