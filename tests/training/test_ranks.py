@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import torch.distributed as dist
 
 from tests.training import runs
 from tests.training.launch import TIMEOUT, Job, on_ranks, wait_for_all
-from torchrec_cce.training import loop
+from torchrec_cce.sharding import placement
+from torchrec_cce.training import loop, parallel
 from torchrec_cce.training.config import RunConfig
 
 CRITEO: dict[str, dict[str, Any]] = {
@@ -165,6 +168,45 @@ def test_a_checkpoint_is_resumed_on_another_number_of_ranks(criteo: Path, tmp_pa
             assert rank.code == 0, rank.stderr
             assert rank.value.interrupted
         assert_equal_metrics(expected, train_on(after, folder, config, resume=True), 1e-6)
+
+
+def as_placed(replicated: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of this file where all tables are replicated, or where they are fused as usual."""
+    if replicated:
+        parallel.is_fused = placement.is_fused = lambda width, *, in_backward: False  # noqa: ARG005
+        for name in ("rowwise_adagrad", "adagrad"):  # FBGEMM's kernels have another epsilon by default
+            parallel.OPTIMIZERS[name] = partial(parallel.OPTIMIZERS[name], eps=1e-8)  # type: ignore[assignment]
+    return function(*arguments)
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
+def test_a_checkpoint_is_resumed_under_another_placement(criteo: Path, tmp_path: Path, optimizer: str) -> None:
+    """From tables split by rows to replicated ones and back, the optimizer's state carried over.
+
+    No clustering comes after: kernels round differently, and k-means makes more of that.
+    """
+    config = runs.criteo_config(criteo, optimizer={"embedding": optimizer}, recluster={"ct": 1, "cf": 8})
+    expected = train_on(1, tmp_path / "undisturbed", config)
+    for before, ranks, after in ((False, 2, True), (True, 2, False), (True, 1, False)):
+        folder = tmp_path / f"{before}-{ranks}-{after}"
+        start = (as_placed, before, train_until, config, folder / "run", 11)
+        resume = (as_placed, after, train_and_log_every_batch, config, folder / "run", True)
+        for function, *arguments in (start, resume):
+            for rank in on_ranks(folder, ranks, function, *arguments):
+                assert rank.code == 0, rank.stderr
+        assert_equal_metrics(expected, runs.metrics(folder / "run"), 1e-6)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(criteo: Path, tmp_path: Path) -> None:
+    config = runs.criteo_config(criteo, optimizer={"embedding": "sgd"})
+    train_on(1, tmp_path, config)
+    stored = tmp_path / "run" / "config.json"
+    changed = runs.criteo_config(criteo, optimizer={"embedding": "rowwise_adagrad"})
+    stored.write_text(json.dumps(changed.as_dict()))
+    (rank,) = on_ranks(tmp_path, 1, train_and_log_every_batch, changed, tmp_path / "run", True)
+    last = rank.stderr.splitlines()[-1]
+    assert "ConfigError: the checkpoint has no 'C1.momentum1' of the optimizer for" in last
+    assert "but nothing; it was trained with another optimizer" in last
 
 
 def wait_for_metrics(run_dir: Path, process: subprocess.Popen[str]) -> None:

@@ -19,8 +19,10 @@ class ShardedStore:
 
     def __init__(self, weight: torch.Tensor | ShardedTensor, state: dict[str, Any]) -> None:
         self._weight = weight
-        num_rows = _size(weight)[0]
-        sizes = {name: _size(value) for name, value in state.items() if isinstance(value, torch.Tensor | ShardedTensor)}
+        num_rows = size_of(weight)[0]
+        sizes = {
+            name: size_of(value) for name, value in state.items() if isinstance(value, torch.Tensor | ShardedTensor)
+        }
         mine = {name: size for name, size in sizes.items() if size[:1] == (num_rows,)}
         everyones: list[dict[str, tuple[int, ...]]] = [{}] * dist.get_world_size()
         dist.all_gather_object(everyones, mine)
@@ -29,17 +31,17 @@ class ShardedStore:
 
     def read(self) -> TableRows:
         return TableRows(
-            weights=to_array(_gather(self._weight, _size(self._weight))),
+            weights=to_array(_gather(self._weight, size_of(self._weight))),
             states={name: to_array(_gather(value, self._sizes[name])) for name, value in self._states.items()},
         )
 
     def write(self, rows: TableRows) -> None:
-        _scatter(self._weight, torch.from_numpy(rows.weights))
+        scatter(self._weight, torch.from_numpy(rows.weights))
         for name, value in self._states.items():
-            _scatter(value, torch.from_numpy(rows.states[name]))
+            scatter(value, torch.from_numpy(rows.states[name]))
 
 
-def _size(value: torch.Tensor | ShardedTensor) -> tuple[int, ...]:
+def size_of(value: torch.Tensor | ShardedTensor) -> tuple[int, ...]:
     """From a sharded tensor's metadata: its `size()` goes through a class method that warns of its deprecation."""
     return tuple(value.metadata().size if isinstance(value, ShardedTensor) else value.size())
 
@@ -55,7 +57,7 @@ def _gather(value: torch.Tensor | ShardedTensor | None, size: tuple[int, ...]) -
     return whole
 
 
-def _scatter(value: torch.Tensor | ShardedTensor | None, whole: torch.Tensor) -> None:
+def scatter(value: torch.Tensor | ShardedTensor | None, whole: torch.Tensor) -> None:
     """Write `whole` into the memory that this rank trains."""
     with torch.no_grad():
         if value is not None and not isinstance(value, ShardedTensor):

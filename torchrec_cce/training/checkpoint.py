@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.atomic import atomic_path
 from torchrec_cce.errors import ConfigError, MapFileError
@@ -14,6 +13,7 @@ from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.snapshot import snapshot_of
+from torchrec_cce.sharding.checkpoint import load_checkpoint
 from torchrec_cce.sharding.maps import collections_of
 from torchrec_cce.training.position import Position
 
@@ -30,19 +30,13 @@ def load(
     The maps are attached first, so that weights and maps are compared before a weight is overwritten.
 
     Raises:
-        ConfigError: there is no checkpoint.
+        ConfigError: there is no checkpoint, or it is of another optimizer.
         MapFileError, MapMismatchError: its maps are missing, damaged or of another model.
     """
     folder = newest(run_dir)
     for path, collection in collections_of(model).items():
         collection.restore(read_maps(folder, path))
-    for _, part in optimizer.optimizers:
-        if isinstance(part, KeyedOptimizerWrapper):
-            part.init_state()  # a state that was never stepped has no entries to load into
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    load_distributed(state, checkpoint_id=str(folder))
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    load_checkpoint(folder, model, optimizer)
     return read_position(folder), read_frequencies(folder)
 
 
