@@ -28,6 +28,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, Registry
 from torchrec_cce.sharding.agreement import on_first_rank
+from torchrec_cce.sharding.checkpoint import load_checkpoint
 from torchrec_cce.sharding.maps import ShardedMaps
 from torchrec_cce.sharding.pipeline import drain
 from torchrec_cce.sharding.planner import CCEShardingPlanner
@@ -76,7 +77,7 @@ def build(device: torch.device) -> tuple[DistributedModelParallel, CombinedOptim
     model, sharders = DLRMTrain(dlrm), get_cce_sharders()
     planner = CCEShardingPlanner(
         batch_size=BATCH_SIZE // dist.get_world_size(),
-        # On any number of ranks the same, so that a checkpoint has the optimizer state that each table needs.
+        # On any number of ranks the same: below, the optimizer of a table depends on it.
         constraints={
             "t_user": ParameterConstraints(sharding_types=["row_wise"]),
             "t_day": ParameterConstraints(sharding_types=["data_parallel"]),
@@ -106,10 +107,7 @@ def load(
     dcp.load({"progress": progress}, checkpoint_id=folder)
     if progress[1]:
         registry.open(int(progress[1])).attach(ShardedMaps(model))
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    dcp.load(state, checkpoint_id=folder)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    load_checkpoint(folder, model, optimizer)
     return progress
 
 
