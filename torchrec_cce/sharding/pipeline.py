@@ -13,7 +13,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from torchrec_cce.errors import MapMismatchError
-from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.remap import Remap
 
 Out = TypeVar("Out")
@@ -53,7 +53,7 @@ class RowCollate:
         >>> for batch in collate.batches(loader): ...                            # doctest: +SKIP
     """
 
-    def __init__(self, collection: CCEEmbeddingBagCollection, collate: Callable[[Any], Batch]) -> None:
+    def __init__(self, collection: CCECollection, collate: Callable[[Any], Batch]) -> None:
         # A pipeline may have put a wrapper around the remap; it is to be the module that clusterings change.
         self._remap = next(module for module in collection.modules() if isinstance(module, Remap))
         self._collate = collate

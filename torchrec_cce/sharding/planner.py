@@ -40,12 +40,12 @@ _GRID = 1000
 
 
 class CCEShardingPlanner(ShardingPlanner):
-    """TorchRec's `EmbeddingShardingPlanner` for models with a `CCEEmbeddingBagCollection`.
+    """TorchRec's `EmbeddingShardingPlanner` for models with CCE collections, pooled or not.
 
     It plans for the columns of each feature, reserves host memory for maps and counts what a collective takes however
     little it carries. A small CCE table is then replicated, which needs no all-to-all; a large one is placed or split
-    like any other. What is placed is the inner collection,
-    at `<path>.ebc`. A replicated table is trained by the optimizer of the dense parameters, as always in TorchRec.
+    like any other. What is placed are the inner collections, as `<path>.ebc`. A replicated table is trained by the
+    optimizer of the dense parameters, as always in TorchRec.
 
     Args:
         topology: ranks, their memory and their speed; None is what the process group and this machine have. See
