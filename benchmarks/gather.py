@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from benchmarks.figure import race, report
 from torchrec_cce.kernels.gather import gather_words
 from torchrec_cce.kernels.words import as_words
-from torchrec_cce.maps.arrow_file import read_array, write_array
+from torchrec_cce.maps.arrow_file import list_array, read_array, write_array
 
 NUM_IDS, NUM_COLUMNS = 100_000_000, 4
 LOOKUPS, CHUNK, ROUNDS = 5_000_000, 65_536, 11
@@ -52,7 +52,7 @@ def compile_c(folder: Path) -> tuple[CLoop, CLoop]:
 
 def map_file(pointers: Pointers, path: Path) -> Pointers:
     """Write `pointers: [n, c]` as a map's file; returns them memory-mapped, every page touched."""
-    column = pa.FixedSizeListArray.from_arrays(pa.array(pointers.reshape(-1)), pointers.shape[1])
+    column = list_array(pointers)
     with path.open("wb") as sink:
         write_array(sink, "pointers", column)
     stored = read_array(path, "pointers", column.type, len(column))

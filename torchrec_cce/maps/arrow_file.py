@@ -7,6 +7,8 @@ metadata is padded to make up for it.
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from torchrec_cce.errors import MapFileError
@@ -47,6 +49,11 @@ class _Pieces:
 
     def close(self) -> None:
         self.closed = True
+
+
+def list_array(matrix: npt.NDArray[np.generic]) -> pa.FixedSizeListArray:
+    """`matrix: [n, c]` as n lists of c values, without a copy if it is contiguous."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).reshape(-1)), matrix.shape[1])
 
 
 def write_array(sink: Sink, name: str, array: pa.Array) -> None:

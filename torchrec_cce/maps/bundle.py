@@ -10,12 +10,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from torchrec_cce.errors import ConfigError, MapFileError
 from torchrec_cce.hashing import UniversalHash
-from torchrec_cce.maps.arrow_file import Sink, read_array, write_array
+from torchrec_cce.maps.arrow_file import Sink, list_array, read_array, write_array
 from torchrec_cce.maps.file_hash import sha256_of
 from torchrec_cce.maps.manifest import (
     MANIFEST,
@@ -164,7 +163,7 @@ def _write_table(files: _Hashed, table: TableSnapshot, churn: float | None) -> T
             digest=vocabulary.digest,
             file=files.write("slots", vocabulary.slots),
         ),
-        weights=None if weights is None else files.write("weights", _list_array(weights)),
+        weights=None if weights is None else files.write("weights", list_array(weights)),
         frequencies=None if frequencies is None else files.write("frequencies", pa.array(frequencies)),
         entropies=table.entropies,
         objective=table.objective,
@@ -215,10 +214,6 @@ def _read_table(folder: Path, entry: TableEntry, version: int | None) -> TableSn
 
 def _read(folder: Path, entry: FileEntry, name: str, kind: pa.DataType) -> pa.Array:
     return read_array(folder / entry.name, name, kind, entry.num_values)
-
-
-def _list_array(matrix: npt.NDArray[np.float32]) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).reshape(-1)), matrix.shape[1])
 
 
 def _functions(functions: UniversalHash) -> HashFunctions:

@@ -14,6 +14,7 @@ from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.hashing import UniversalHash, derive_seed, term_hash
 from torchrec_cce.kernels.gather import gather_rows, gather_words
 from torchrec_cce.kernels.words import as_words
+from torchrec_cce.maps.arrow_file import list_array
 from torchrec_cce.maps.vocabulary import Vocabulary
 
 Unseen = Literal["error", "hash", "first_row"]
@@ -93,14 +94,15 @@ class PointerMap:
         """
         grown = None
         if self.stored is not None:
-            keys, rows = vocabulary.keys(), self.rows(vocabulary.keys())
+            keys = vocabulary.keys()
+            rows = self.rows(keys)
             pointers = np.empty((len(keys), self.num_columns), self.stored_view.dtype)
             for start in range(0, len(keys), _CHUNK):
                 part = slice(start, start + _CHUNK)
                 known = rows[part] >= 0
                 pointers[part][known] = self.stored_view[rows[part][known]]
                 pointers[part][~known] = self.codebook_hash.numpy(keys[part][~known])
-            grown = pa.FixedSizeListArray.from_arrays(pa.array(pointers.reshape(-1)), self.num_columns)
+            grown = list_array(pointers)
         return replace(
             self, num_ids=vocabulary.num_ids, stored=grown, vocabulary=vocabulary, unseen=unseen, version=None
         )
@@ -114,11 +116,10 @@ class PointerMap:
         """The next generation: `pointers: [n, c]` uint8/16/32, and the helper hash that goes with them."""
         if pointers.size and int(pointers.max()) >= self.num_rows:
             raise ConfigError(f"pointer {int(pointers.max())} is not in 0..{self.num_rows - 1}")
-        flat = pa.array(np.ascontiguousarray(pointers).reshape(-1))
         return replace(
             self,
             helper_hash=helper_hash,
-            stored=pa.FixedSizeListArray.from_arrays(flat, self.num_columns),
+            stored=list_array(pointers),
             generation=self.generation + 1,
             version=None,
         )
@@ -136,8 +137,7 @@ class PointerMap:
         """[n] lists of `c` codebook pointers. Before the first clustering they are computed at each call (uint32)."""
         if self.stored is not None:
             return self.stored
-        hashed = self.codebook_hash.numpy(self.raw_ids(np.arange(self.num_ids))).astype(np.uint32)
-        return pa.FixedSizeListArray.from_arrays(pa.array(hashed.reshape(-1)), self.num_columns)
+        return list_array(self.codebook_codes(np.arange(self.num_ids)).astype(np.uint32))
 
     @cached_property
     def stored_view(self) -> npt.NDArray[np.unsignedinteger]:
@@ -194,14 +194,12 @@ class PointerMap:
         Raises:
             InvalidIDError: an ID that the map does not know; names the first.
         """
-        words = self.words
-        rows = ids if self.vocabulary is None else self.vocabulary.rows(ids)
-        shape = (len(ids), *words.shape[1:])
+        shape, dtype = (len(ids), *self.words.shape[1:]), self.words.dtype
         if out is None:
-            out = np.empty(shape, words.dtype)
-        elif out.shape != shape or out.dtype != words.dtype:
-            raise ConfigError(f"out is {out.dtype} {list(out.shape)}; it must be {words.dtype} {list(shape)}")
-        bad = (gather_words if words.ndim == 1 else gather_rows)(words, rows, out)
+            out = np.empty(shape, dtype)
+        elif out.shape != shape or out.dtype != dtype:
+            raise ConfigError(f"out is {out.dtype} {list(out.shape)}; it must be {dtype} {list(shape)}")
+        bad = self._gather_into(out, ids if self.vocabulary is None else self.vocabulary.rows(ids))
         if bad >= 0:
             raise InvalidIDError(
                 f"raw ID {ids[bad]} (position {bad} of {len(ids)}) is not among the {self.num_ids} of the map"
@@ -217,10 +215,13 @@ class PointerMap:
         """Codebook codes of valid `rows: [N] int64`, as `[N, c]` of any integer type."""
         if self.stored is None:
             return self.codebook_hash.numpy(self.raw_ids(rows))
-        words = self.words
-        out = np.empty((len(rows), *words.shape[1:]), words.dtype)
-        (gather_words if words.ndim == 1 else gather_rows)(words, rows, out)
+        out = np.empty((len(rows), *self.words.shape[1:]), self.words.dtype)
+        self._gather_into(out, rows)
         return out.view(self.stored_view.dtype).reshape(len(rows), self.num_columns)
+
+    def _gather_into(self, out: npt.NDArray[np.unsignedinteger], rows: npt.NDArray[np.int64]) -> int:
+        """Write the words of `rows` to `out`; the position of the first that is not a row, or -1."""
+        return (gather_words if self.words.ndim == 1 else gather_rows)(self.words, rows, out)
 
     @cached_property
     def digest(self) -> str:

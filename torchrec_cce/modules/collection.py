@@ -115,18 +115,16 @@ class CCECollection(ABC, nn.Module):
             ConfigError: the tables are sharded or on the meta device, or `frequencies` has another shape.
         """
         reports, frequencies = reports or {}, frequencies or {}
-        tables = {}
-        for table in self.cce_configs():
-            report = reports.get(table.name)
-            tables[table.name] = snapshot_of(
+        return {
+            table.name: snapshot_of(
                 table,
                 self.pointer_map(table.name),
                 weights=self._store(table.name).read().weights,
                 frequencies=frequencies.get(table.name),
-                entropies=() if report is None else report.entropies,
-                objective=None if report is None else report.objective,
+                report=reports.get(table.name),
             )
-        return tables
+            for table in self.cce_configs()
+        }
 
     def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
         """Take over the maps of `tables` together with the weights they come with; without weights, the maps alone.

@@ -7,6 +7,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec_cce.config import CCEConfig
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.modules.recluster import TableReport
 
 
 def snapshot_of(
@@ -15,10 +16,13 @@ def snapshot_of(
     *,
     weights: npt.NDArray[np.float32] | None = None,
     frequencies: npt.NDArray[np.int64] | None = None,
-    entropies: tuple[float, ...] = (),
-    objective: float | None = None,
+    report: TableReport | None = None,
 ) -> TableSnapshot:
-    """One table; see `TableSnapshot` for the parts that may be left out."""
+    """One table; see `TableSnapshot` for the parts that may be left out.
+
+    Args:
+        report: of the clustering that made the map, whose entropies and objective are kept with it.
+    """
     return TableSnapshot(
         pointer_map=pointer_map,
         num_embeddings=config.num_embeddings,
@@ -28,6 +32,6 @@ def snapshot_of(
         pooling="mean" if isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN else "sum",
         weights=weights,
         frequencies=frequencies,
-        entropies=entropies,
-        objective=objective,
+        entropies=() if report is None else report.entropies,
+        objective=None if report is None else report.objective,
     )

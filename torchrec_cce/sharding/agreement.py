@@ -5,7 +5,9 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+K = TypeVar("K")
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 def on_first_rank(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
@@ -43,3 +45,10 @@ def on_all_ranks(action: Callable[[], T]) -> T:
     if first is not None:
         raise failure or first  # with this rank's own traceback, if it is one of those
     return result  # type: ignore[return-value]
+
+
+def from_all_ranks(action: Callable[[], dict[K, V]]) -> dict[K, V]:
+    """Call `action` as `on_all_ranks` does, and return what all ranks found together, on every rank."""
+    everyones: list[dict[K, V]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyones, on_all_ranks(action))
+    return {key: value for part in everyones for key, value in part.items()}

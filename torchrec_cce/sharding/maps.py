@@ -50,18 +50,16 @@ class ShardedMaps:
     ) -> dict[str, TableSnapshot]:
         """As `CCECollection.snapshot`: whole tables, on every rank."""
         reports, frequencies = reports or {}, frequencies or {}
-        tables = {}
-        for name, (collection, config, store) in self._tables().items():
-            report = reports.get(name)
-            tables[name] = snapshot_of(
+        return {
+            name: snapshot_of(
                 config,
                 collection.pointer_map(name),
                 weights=store.read().weights,
                 frequencies=frequencies.get(name),
-                entropies=() if report is None else report.entropies,
-                objective=None if report is None else report.objective,
+                report=reports.get(name),
             )
-        return tables
+            for name, (collection, config, store) in self._tables().items()
+        }
 
     def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
         """As `CCECollection.restore`. If it fails on any rank, it does on all, and nothing has changed."""

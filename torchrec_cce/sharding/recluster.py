@@ -21,7 +21,7 @@ from torchrec_cce.errors import ConfigError
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.recluster import TableReport, TableTask, report_of
-from torchrec_cce.sharding.agreement import on_all_ranks
+from torchrec_cce.sharding.agreement import from_all_ranks, on_all_ranks
 from torchrec_cce.sharding.host_file import HostFile
 from torchrec_cce.sharding.maps import collections_of
 from torchrec_cce.sharding.store import ShardedStore
@@ -130,9 +130,7 @@ def _train(jobs: Sequence[_Job]) -> list[Centroids]:
             trained.update({(t, column): one for column, one in zip(its_columns, found, strict=True)})
         return trained
 
-    everyones: list[dict[tuple[int, int], npt.NDArray[np.float32]]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(everyones, on_all_ranks(train))
-    together = {key: one for part in everyones for key, one in part.items()}
+    together = from_all_ranks(train)
     return [[together[t, column] for column in range(c.num_columns)] for t, c in enumerate(clusterings)]
 
 
@@ -171,7 +169,5 @@ def _facts(maps: Sequence[PointerMap]) -> list[tuple[str, tuple[float, ...]]]:
             if t % world_size == rank
         }
 
-    everyones: list[dict[int, tuple[str, tuple[float, ...]]]] = [{}] * world_size
-    dist.all_gather_object(everyones, on_all_ranks(mine))
-    together = {t: facts for part in everyones for t, facts in part.items()}
+    together = from_all_ranks(mine)
     return [together[t] for t in range(len(maps))]

@@ -7,11 +7,9 @@ from torch.nn import functional
 from torchrec import EmbeddingCollection, KeyedJaggedTensor
 from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbedding
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
 
-from torchrec_cce.errors import ConfigError
-from torchrec_cce.sharding.sharder import FUSED_WIDTH, has_fused_kernel
+from torchrec_cce.sharding.sharder import check_kernels
 
 
 class CCEEmbeddingCollectionSharder(EmbeddingCollectionSharder):
@@ -38,14 +36,7 @@ class CCEEmbeddingCollectionSharder(EmbeddingCollectionSharder):
         Raises:
             ConfigError: the plan wants a fused kernel for a table whose rows it cannot read.
         """
-        for table in module.embedding_configs():
-            kernel = params[table.name].compute_kernel
-            if kernel != EmbeddingComputeKernel.DENSE.value and not has_fused_kernel(table.embedding_dim):
-                raise ConfigError(
-                    f"table {table.name!r}: the plan has kernel {kernel!r} for rows of {table.embedding_dim} floats; "
-                    f"FBGEMM's fused kernels need a multiple of {FUSED_WIDTH}. Replicate the table (data_parallel, "
-                    "kernel 'dense'), or give it fewer columns"
-                )
+        check_kernels(module.embedding_configs(), params)
         return _ShardedSequences(
             module,
             params,

@@ -1,10 +1,13 @@
 """What TorchRec may do with the tables inside a `CCEEmbeddingBagCollection`."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
 
@@ -47,14 +50,7 @@ class CCEEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
                 ways that TorchRec confuses.
         """
         tables = module.embedding_bag_configs()
-        for table in tables:
-            kernel = params[table.name].compute_kernel
-            if kernel != EmbeddingComputeKernel.DENSE.value and not has_fused_kernel(table.embedding_dim):
-                raise ConfigError(
-                    f"table {table.name!r}: the plan has kernel {kernel!r} for rows of {table.embedding_dim} floats; "
-                    f"FBGEMM's fused kernels need a multiple of {FUSED_WIDTH}. Replicate the table (data_parallel, "
-                    "kernel 'dense'), as CCEShardingPlanner does, or give it fewer columns"
-                )
+        check_kernels(tables, params)
         sharded = super().shard(module, params, env, device, module_fqn)
         _divide_only_means(sharded, tables, params)
         return sharded
@@ -85,6 +81,18 @@ def _divide_only_means(
             )
         if params[table.name].sharding_type not in _BY_ROWS:
             sharded._pooling_type_to_rs_features[PoolingType.SUM.value].extend(table.feature_names)
+
+
+def check_kernels(tables: Sequence[BaseEmbeddingConfig], params: Mapping[str, ParameterSharding]) -> None:
+    """Raise ConfigError if a plan wants a fused kernel for a table whose rows it cannot read."""
+    for table in tables:
+        kernel = params[table.name].compute_kernel
+        if kernel != EmbeddingComputeKernel.DENSE.value and not has_fused_kernel(table.embedding_dim):
+            raise ConfigError(
+                f"table {table.name!r}: the plan has kernel {kernel!r} for rows of {table.embedding_dim} floats; "
+                f"FBGEMM's fused kernels need a multiple of {FUSED_WIDTH}. Replicate the table (data_parallel, "
+                "kernel 'dense'), as CCEShardingPlanner does, or give it fewer columns"
+            )
 
 
 def has_fused_kernel(width: int) -> bool:
