@@ -111,6 +111,9 @@ def test_the_life_of_a_registry(operator: Operator) -> None:
     assert text.startswith("version 3, parent 2, created ")
     assert "1,000" in text
     assert "4 × 50" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("t_user"))
+    assert "3.50 6.25 6.50 6.75" in row
+    assert row.endswith(operator.json("show")["tables"]["t_user"]["map_digest"][:12]), "not cut, though in a pipe"
 
     assert 0.9 < operator.json("diff", "1", "2")["t_user"]["share_changed"] < 1
     assert "t_user" in operator.run("diff", "1", "2").stdout

@@ -1,6 +1,7 @@
 """`torchrec-cce maps …`: the registry of published maps, for people and (`--json`) for machines."""
 
 import json
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from torchrec_cce.training.publish import snapshot_of_run
 from torchrec_cce.training.quiet import quiet_libraries
 
 _DAMAGED = 1
+_PIPE_WIDTH = 200
 _FLAGS = typer.Option(envvar="TORCHREC_CCE_REGISTRY", help="A folder, or a URL: s3://…, gs://…, az://…")
 
 RegistryURL = Annotated[str, _FLAGS]
@@ -219,9 +221,9 @@ def _print_table(headers: list[str], rows: list[list[str]]) -> None:
     table = Table(*headers, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
     # A pipe has no width, and a table that is cut to 80 columns tells a program nothing.
-    console.print(table, width=None if console.is_terminal else 200)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console.print(table)
 
 
 def _print_json(value: Any) -> None:
