@@ -2,6 +2,7 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrec_cce.clustering import column as column_module
-from torchrec_cce.clustering.column import ColumnAssigner
+from torchrec_cce.clustering import frequencies as frequencies_module
+from torchrec_cce.clustering.column import PAIR, sum_errors
 from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.clustering.fixed_point import FixedPoint
+from torchrec_cce.clustering.frequencies import Frequencies
 from torchrec_cce.clustering.loops import nearest_plain
 from torchrec_cce.clustering.recluster import Reclustered, recluster_table
 from torchrec_cce.clustering.sample import training_sample
@@ -55,10 +58,13 @@ class Table:
         codes = self.codes[column]
         return self.weights[column, 0, codes[0]] + self.weights[column, 1, codes[1]]
 
-    def recluster(
+    def recluster(self, **options: Any) -> Reclustered:
+        return recluster_table(self.clustering(**options))
+
+    def clustering(
         self, *, seed: int = 0, frequencies: Any = None, dtype: Any = np.uint16, **config: Any
-    ) -> Reclustered:
-        return recluster(
+    ) -> TableClustering:
+        return TableClustering(
             weights=self.weights,
             num_ids=self.num_ids,
             old_codes=lambda ids: self.codes[:, :, ids],
@@ -180,29 +186,15 @@ def test_any_chunk_size_on_any_table(
 @pytest.mark.parametrize("helper_init", ["zero", "residual"])
 def test_assigning_pairs_once_is_the_same(helper_init: str, monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table.random(n=5000, k=12)
-    calls: list[int] = []
-    original = ColumnAssigner._assign_pairs
-
-    def assign_pairs(self: ColumnAssigner) -> Any:
-        calls.append(1)
-        return original(self)
-
-    monkeypatch.setattr(ColumnAssigner, "_assign_pairs", assign_pairs)
     monkeypatch.setattr(column_module, "_PAIRS_AT_A_TIME", 50)
     by_pair = table.recluster(helper_init=helper_init)
-    assert len(calls) == 3
-    monkeypatch.setattr(ColumnAssigner, "_assign_pairs", lambda _: None)
+    monkeypatch.setattr(TableClustering, "num_pairs", 0)
     assert_same(table.recluster(helper_init=helper_init), by_pair)
 
 
-def test_many_ids_a_pair_or_many_pairs_an_id_choose_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: ColumnAssigner) -> None:
-        raise AssertionError("assigned all pairs, though there are fewer IDs")
-
-    monkeypatch.setattr(ColumnAssigner, "_assign_pairs", fail)
-    Table.random(n=100, k=10).recluster()
-    with pytest.raises(AssertionError, match="assigned all pairs"):
-        Table.random(n=101, k=10).recluster()
+def test_many_ids_a_pair_or_many_pairs_an_id_choose_the_way() -> None:
+    assert Table.random(n=100, k=10).clustering().num_pairs == 0
+    assert Table.random(n=101, k=10).clustering().num_pairs == 300
 
 
 def test_nothing_that_was_passed_in_is_written() -> None:
@@ -530,7 +522,7 @@ def test_sample_without_frequencies_is_distinct_and_spread(seed: int, num_ids: i
 def test_sample_is_proportional_to_frequency(seed: int, num_ids: int, max_ids: int) -> None:
     frequencies = np.random.default_rng(seed).integers(0, 5, num_ids).astype(np.float64)
     frequencies[-1] = 1
-    ids, weights = training_sample(num_ids, max_ids, frequencies=frequencies, seed=seed)
+    ids, weights = training_sample(num_ids, max_ids, frequencies=Frequencies(frequencies, num_ids), seed=seed)
     assert len(ids) <= max_ids
     assert (np.diff(ids) > 0).all()
     assert (frequencies[ids] > 0).all()
@@ -589,22 +581,18 @@ def test_workers_may_share_columns_and_ranges_as_they_like(
     )
 
     def worker() -> TableClustering:
-        return TableClustering(
-            weights=table.weights,
-            num_ids=n,
-            old_codes=lambda ids: table.codes[:, :, ids],
-            new_helper_codes=lambda ids: table.helper_codes[:, ids],
-            row_states=table.row_states,
-            frequencies=frequencies,
-            pointer_dtype=np.uint8,
-            seed=seed,
-            config=config,
-        )
+        return table.clustering(seed=seed, frequencies=frequencies, dtype=np.uint8, **dataclasses.asdict(config))
 
-    centroids = [worker().train([column])[0] for column in range(3)]
+    trained = [worker().train([column])[0] for column in range(3)]
+    centroids = [column.centroids for column in trained]
+    pairs = None
+    if worker().num_pairs:
+        pairs = np.empty(worker().num_pairs, PAIR)
+        for start, stop in pairwise(sorted({0, len(pairs), *(7 * cut % len(pairs) for cut in cuts)})):
+            worker().nearest_pairs(centroids, start, stop, pairs[start:stop])
     bounds = sorted({0, n, *(cut for cut in cuts if cut < n)})
     pointers = np.empty((n, 3), np.uint8)
-    shares = [worker().assign(centroids, start, stop, pointers[start:stop]) for start, stop in pairwise(bounds)]
+    shares = [worker().assign(centroids, start, stop, pointers[start:stop], pairs) for start, stop in pairwise(bounds)]
     done = worker().finish(centroids, np.sum(shares, axis=0))
     expected = table.recluster(dtype=np.uint8, seed=seed, frequencies=frequencies, **dataclasses.asdict(config))
     np.testing.assert_array_equal(pointers, expected.pointers)
@@ -612,3 +600,115 @@ def test_workers_may_share_columns_and_ranges_as_they_like(
     for name, state in done.row_states.items():
         np.testing.assert_array_equal(state, expected.row_states[name])
     assert (done.objective, done.share_changed) == (expected.objective, expected.share_changed)
+    assert sum_errors(trained) == expected.sample_errors
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 300),
+    k=st.integers(1, 15),
+    cuts=st.lists(st.integers(0, 300), max_size=4),
+    residual=st.booleans(),
+    weighted=st.booleans(),
+)
+def test_pointers_that_are_given_make_tables_of_their_members(
+    seed: int, n: int, k: int, cuts: list[int], residual: bool, weighted: bool
+) -> None:
+    table = Table.random(n=n, k=k, seed=seed)
+    rng = np.random.default_rng(seed)
+    frequencies = rng.integers(1, 9, n) if weighted else None
+    given_pointers, otherwise = rng.integers(0, k, (3, n)), rng.standard_normal((3, k, 4)).astype(np.float32)
+    options = {
+        "frequencies": frequencies,
+        "helper_init": "residual" if residual else "zero",
+        "chunk_size": 1 + seed % 99,
+    }
+    bounds = list(pairwise(sorted({0, n, *(cut for cut in cuts if cut < n)})))
+
+    def worker() -> TableClustering:
+        return table.clustering(dtype=np.uint8, **options)
+
+    def given_of(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return given_pointers[:, ids]
+
+    members = np.sum([worker().sum_members(given_of, *part) for part in bounds], axis=0)
+    centroids = worker().member_means(members, otherwise)
+    done = worker().finish(centroids, np.sum([worker().adopt(centroids, given_of, *part) for part in bounds], axis=0))
+    costs = np.zeros(n)
+    for column, pointers in enumerate(given_pointers):
+        old = table.embeddings(column).astype(np.float64)
+        has_members = np.isin(np.arange(k), pointers)
+        expected = np.where(has_members[:, None], members_mean(old, pointers, k), otherwise[column])
+        np.testing.assert_allclose(done.weights[column, 0], expected, rtol=1e-6, atol=1e-6)
+        costs += np.square(old - expected[pointers]).sum(axis=1)
+        h, h_helper = table.codes[column]
+        for name, state in table.row_states.items():
+            pair_means = (state[column, 0, h].astype(np.float64) + state[column, 1, h_helper]) / 2
+            new = done.row_states[name][column, 0]
+            np.testing.assert_allclose(new, members_mean(pair_means, pointers, k), rtol=1e-6, atol=1e-12)
+        helper = members_mean(old - expected[pointers], table.helper_codes[column], k) if residual else 0
+        np.testing.assert_allclose(done.weights[column, 1], np.broadcast_to(helper, (k, 4)), atol=1e-5)
+    assert done.objective == pytest.approx(np.average(costs, weights=frequencies), rel=1e-5, abs=1e-9)
+    assert done.share_changed == (given_pointers != table.codes[:, 0]).mean()
+
+
+def test_adopting_what_was_clustered_is_the_clustering() -> None:
+    table = Table.random(n=3000, k=30)
+    done = table.recluster()
+    clustering = table.clustering()
+
+    def pointers(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return done.pointers[ids].T.astype(np.int64)
+
+    centroids = clustering.member_means(clustering.sum_members(pointers, 0, 3000), done.weights[:, 0])
+    adopted = clustering.finish(centroids, clustering.adopt(centroids, pointers, 0, 3000))
+    # Lloyd's last step assigns; the means of what it assigned are a half step further.
+    assert adopted.objective <= done.objective * (1 + 1e-6)
+    np.testing.assert_array_equal(adopted.row_states["momentum"], done.row_states["momentum"])
+    np.testing.assert_allclose(adopted.weights, done.weights, atol=0.1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_errors_of_the_sample(weighted: bool) -> None:
+    table = Table.random(n=2000, k=20)
+    frequencies = np.random.default_rng(0).integers(1, 9, 2000) if weighted else None
+    errors = table.recluster(frequencies=frequencies).sample_errors  # all IDs are in the sample
+    weights = np.ones(2000) if frequencies is None else frequencies
+    parent = total = 0.0
+    for column in range(3):
+        old = table.embeddings(column).astype(np.float64)
+        total += np.average(np.square(old - np.average(old, axis=0, weights=weights)).sum(axis=1), weights=weights)
+        for row in range(20):
+            members = table.codes[column, 0] == row
+            gaps = old[members] - np.average(old[members], axis=0, weights=weights[members])
+            parent += np.square(gaps).sum(axis=1) @ weights[members] / weights.sum()
+    assert errors.parent == pytest.approx(parent)
+    assert errors.total == pytest.approx(total)
+    assert errors.new == pytest.approx(table.recluster(frequencies=frequencies).objective, rel=1e-5)
+    assert errors.new < errors.total
+
+
+def test_a_clustering_of_what_is_clustered_changes_few_pointers() -> None:
+    """Embeddings in tight groups, the old pointers naming them: the new ones name them the same."""
+    rng = np.random.default_rng(0)
+    table = Table.random(n=4000, k=16)
+    table.weights[:, 0] = rng.standard_normal((3, 16, 4)) * 10
+    table.weights[:, 1] *= 0.01
+    table.codes[:, 0] = rng.integers(0, 16, (3, 4000))
+    assert table.recluster(num_iterations=50, seed=3).share_changed < 0.35
+
+
+def test_frequencies_of_many_chunks_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 3, 1000)
+    counts[:130], counts[-200:] = 0, 0
+    np.save(tmp_path / "counts.npy", counts)
+    mapped = np.load(tmp_path / "counts.npy", mmap_mode="r")
+    monkeypatch.setattr(frequencies_module, "_CHUNK", 64)
+    frequencies = Frequencies(mapped, 1000)
+    assert (frequencies.total, frequencies.num_seen) == (counts.sum(), np.count_nonzero(counts))
+    shares = np.sort(np.append(rng.random(5000), [0.0, np.nextafter(1, 0), 1.0]))
+    expected = np.searchsorted(np.cumsum(counts), np.minimum(shares * counts.sum(), counts.sum() - 1e-9), side="right")
+    np.testing.assert_array_equal(frequencies.at(shares), expected)
+    np.testing.assert_array_equal(frequencies.seen()[0], np.flatnonzero(counts))

@@ -1,7 +1,8 @@
 """Reclustering one column: train its centroids, give every ID the nearest, make the new tables."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +10,44 @@ import numpy.typing as npt
 from torchrec_cce.clustering.assign import NearestCentroid
 from torchrec_cce.clustering.fixed_point import FixedPoint
 from torchrec_cce.clustering.kmeans import kmeans
+from torchrec_cce.clustering.labels import match_labels
 from torchrec_cce.clustering.loops import add_rows
 
 _PAIRS_AT_A_TIME = 65536
+
+PAIR = np.dtype([("code", np.uint32), ("distance", np.float32)])
+"""The nearest centroid of one of the k² embeddings of a column, and the squared distance to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleErrors:
+    """Mean squared distances of the sample that k-means trained on; those of columns add up to those of a table."""
+
+    new: float
+    """To the new centroids."""
+    parent: float
+    """To the means of the clusters that the old codebook pointers make: the old map's best on today's embeddings."""
+    total: float
+    """To the mean of all: nothing clustered."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedColumn:
+    """What k-means made of one column."""
+
+    centroids: npt.NDArray[np.float32]
+    """[k', w], k' ≤ k; see `kmeans`. Each is numbered as an old codebook row with whose IDs it has many in common."""
+    errors: SampleErrors
+
+
+def sum_errors(columns: Iterable[TrainedColumn]) -> SampleErrors:
+    """Of a table, from those of its columns."""
+    errors = [column.errors for column in columns]
+    return SampleErrors(
+        new=sum(each.new for each in errors),
+        parent=sum(each.parent for each in errors),
+        total=sum(each.total for each in errors),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,6 +62,8 @@ class ColumnResult:
     """Σ over IDs of importance times squared distance from the old embedding to the new centroid."""
     num_changed: int
     """How many IDs got another codebook row."""
+    cluster_sizes: npt.NDArray[np.int64]
+    """[k]: how many IDs each codebook row has."""
 
 
 def train_column(
@@ -36,8 +74,8 @@ def train_column(
     num_iterations: int,
     seed: int,
     num_threads: int,
-) -> npt.NDArray[np.float32]:
-    """The centroids of one column, [k', w] float32 with k' ≤ k; see `kmeans`.
+) -> TrainedColumn:
+    """Train the centroids of one column.
 
     Args:
         weights: [2, k, w] float32, finite.
@@ -51,15 +89,80 @@ def train_column(
     num_rows = weights.shape[1]
     old, helper = sample_codes.astype(np.int64)
     pairs, inverse = np.unique(_pair(old, helper, num_rows), return_inverse=True)
-    pair_weights = np.bincount(inverse.ravel(), sample_weights)
-    return kmeans(
-        _embed(weights, pairs // num_rows, pairs % num_rows),
+    pair_weights = np.bincount(inverse.ravel(), sample_weights).astype(np.float64, copy=False)
+    old, points = pairs // num_rows, _embed(weights, pairs // num_rows, pairs % num_rows)
+    centroids = kmeans(
+        points,
         num_rows,
         seed=seed,
         weights=(pair_weights / pair_weights.mean()).astype(np.float32),  # any unit fits float32 so
         num_iterations=num_iterations,
         num_threads=num_threads,
     )
+    labels, distances = NearestCentroid(centroids)(points)
+    share = pair_weights / pair_weights.sum()
+    return TrainedColumn(
+        centroids=centroids[match_labels(old, labels, pair_weights, num_labels=len(centroids))],
+        errors=SampleErrors(
+            new=float(share @ distances),
+            parent=_error_within(points, share, old),
+            total=_error_within(points, share, np.zeros_like(old)),
+        ),
+    )
+
+
+def _error_within(
+    points: npt.NDArray[np.float32], shares: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]
+) -> float:
+    """Σ of `shares: [m]` times the squared distance of `points: [m, w]` to the mean of their group."""
+    sizes = np.bincount(groups, shares)
+    error = 0.0
+    for values in points.T.astype(np.float64):
+        means = np.bincount(groups, shares * values) / np.where(sizes > 0, sizes, 1.0)
+        error += float(shares @ np.square(values - means[groups]))
+    return error
+
+
+class MemberMeans:
+    """For given pointers: the mean, over the IDs of each codebook row, of their old embeddings in one column."""
+
+    def __init__(self, weights: npt.NDArray[np.float32], *, num_ids: int) -> None:
+        """Prepare for `weights: [2, k, w]` float32, finite, and at most `num_ids` IDs in all."""
+        self._sum = _TableSum(weights, num_ids)
+        self._members = np.zeros(weights.shape[1], np.int64)
+
+    def take(self, codes: npt.NDArray[np.int64], pointers: npt.NDArray[np.int64]) -> None:
+        """Take in N IDs: `codes: [2, N]`, their old codebook and helper rows, and `pointers: [N]`, their new rows."""
+        self._members += np.bincount(pointers, minlength=len(self._members))
+        self._sum.add(pointers, *codes)
+
+    def totals(self) -> npt.NDArray[np.int64]:
+        """[t] int64; those of several portions of the IDs add up."""
+        return np.concatenate([self._members, self._sum.totals.reshape(-1)])
+
+    def means(self, totals: npt.NDArray[np.int64], otherwise: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """[k, w] from the `totals` of all IDs; rows without members as in `otherwise: [k, w]`."""
+        members, sums = np.split(totals, [len(self._members)])
+        return np.where(members[:, None] > 0, self._sum.mean(sums, members), otherwise).astype(np.float32)
+
+
+def nearest_pairs(
+    weights: npt.NDArray[np.float32],
+    centroids: npt.NDArray[np.float32],
+    start: int,
+    stop: int,
+    out: npt.NDArray[np.void],
+) -> None:
+    """Write the nearest centroid of the embeddings `start … stop − 1` of a column's k² to `out: [m]` PAIR.
+
+    Embedding `i` is the sum of old codebook row `i // k` and old helper row `i % k`.
+    """
+    num_rows = weights.shape[1]
+    nearest = NearestCentroid(centroids)
+    for first in range(start, stop, _PAIRS_AT_A_TIME):
+        pairs = np.arange(first, min(first + _PAIRS_AT_A_TIME, stop))
+        part = out[first - start :][: len(pairs)]
+        part["code"], part["distance"] = nearest(_embed(weights, pairs // num_rows, pairs % num_rows))
 
 
 class ColumnAssigner:
@@ -76,7 +179,6 @@ class ColumnAssigner:
         centroids: npt.NDArray[np.float32],
         *,
         num_ids: int,
-        num_here: int,
         total_importance: float,
         residual_helper: bool,
     ) -> None:
@@ -85,21 +187,17 @@ class ColumnAssigner:
         Args:
             weights: [2, k, w] float32, finite.
             row_states: each [2, k, …] float32, finite.
-            centroids: [k', w] float32, from `train_column`.
+            centroids: [k', w] float32: the new codebook.
             num_ids: IDs of the table.
-            num_here: how many of them come to this assigner. Never changes the result.
             total_importance: the sum of the importances of all IDs of the table.
             residual_helper: whether the new helper rows start at mean residuals, not at zero.
         """
         self._old = weights
         self._num_rows = weights.shape[1]
         self._residual_helper = residual_helper
-        self._nearest = NearestCentroid(centroids)
+        self._centroids = centroids
         self._codebook = np.zeros_like(weights[0])
         self._codebook[: len(centroids)] = centroids
-        # At most k² embeddings exist. With more IDs than that, each pair is assigned once, and IDs look theirs up.
-        self._by_pair = self._assign_pairs() if num_here > self._num_rows**2 else None
-
         self._members = np.zeros(self._num_rows, np.int64)
         self._num_changed = 0
         # No distance is longer than the diagonal of the box around the old embeddings and the centroids, up to the
@@ -120,8 +218,11 @@ class ColumnAssigner:
     def take(
         self,
         codes: npt.NDArray[np.int64],
+        *,
         helper_codes: npt.NDArray[np.int64] | None,
         importances: npt.NDArray[np.float64] | None,
+        pairs: npt.NDArray[np.void] | None = None,
+        pointers: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.int64]:
         """Take in N IDs that no assigner of this column was given before.
 
@@ -129,16 +230,21 @@ class ColumnAssigner:
             codes: [2, N] int64, their old codebook and helper rows.
             helper_codes: [N] int64, their new helper rows; read for residual helpers only.
             importances: [N] float64, or None for 1 each.
+            pairs: [k²] PAIR, from `nearest_pairs`, to look the answers up in.
+            pointers: [N] int64, new codebook rows to give them instead of the nearest.
 
         Returns:
             pointers: [N] int64, their new codebook rows.
         """
         old, helper = codes
-        if self._by_pair is None:
-            pointers, distances = self._nearest(self._embed(old, helper))
+        if pointers is not None:
+            gaps = self._embed(old, helper) - self._codebook[pointers]
+            distances = np.einsum("nw,nw->n", gaps, gaps)
+        elif pairs is not None:
+            found = pairs[_pair(old, helper, self._num_rows)]
+            pointers, distances = found["code"].astype(np.int64), found["distance"]
         else:
-            pairs = self._pair(old, helper)
-            pointers, distances = self._by_pair[0][pairs].astype(np.int64), self._by_pair[1][pairs]
+            pointers, distances = self._nearest(self._embed(old, helper))
         costs = distances.astype(np.float64) if importances is None else distances * importances
         self._distance_sum += int(self._distance_unit.encode(costs).sum())
         self._num_changed += int(np.count_nonzero(pointers != old))
@@ -173,22 +279,15 @@ class ColumnAssigner:
             row_states=row_states,
             distance_sum=float(self._distance_unit.decode(distance_sum)),
             num_changed=int(num_changed),
+            cluster_sizes=members,
         )
 
-    def _pair(self, old: npt.NDArray[np.int64], helper: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return _pair(old, helper, self._num_rows)
+    @cached_property
+    def _nearest(self) -> NearestCentroid:
+        return NearestCentroid(self._centroids)
 
     def _embed(self, old: npt.NDArray[np.int64], helper: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return _embed(self._old, old, helper)
-
-    def _assign_pairs(self) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.float32]]:
-        num_pairs = self._num_rows**2
-        codes = np.empty(num_pairs, np.min_scalar_type(self._num_rows - 1))
-        distances = np.empty(num_pairs, np.float32)
-        for start in range(0, num_pairs, _PAIRS_AT_A_TIME):
-            pairs = np.arange(start, min(start + _PAIRS_AT_A_TIME, num_pairs))
-            codes[pairs], distances[pairs] = self._nearest(self._embed(pairs // self._num_rows, pairs % self._num_rows))
-        return codes, distances
 
 
 def _pair(old: npt.NDArray[np.int64], helper: npt.NDArray[np.int64], num_rows: int) -> npt.NDArray[np.int64]:

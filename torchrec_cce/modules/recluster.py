@@ -5,7 +5,7 @@ hides where a table is: a parameter, or shards on several ranks.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from torchrec_cce.clustering.column import SampleErrors
 from torchrec_cce.clustering.recluster import recluster_table
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import ClusteredTable, TableClustering
@@ -96,7 +97,18 @@ class TableReport:
     """Share of the `n·c` codebook pointers that differ from the version before."""
     objective: float
     """Mean over IDs of the squared distance from the old embedding to its new codebook words."""
+    sample_errors: SampleErrors | None
+    """The same over the sample that trained, beside what the old pointers can do; None for pointers that were given."""
     seconds: float
+
+
+@contextmanager
+def named_errors(table: str) -> Iterator[None]:
+    """Put the table's name before the message of an error."""
+    try:
+        yield
+    except CCEError as error:
+        raise type(error)(f"table {table!r}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +131,14 @@ class TableTask:
         """The clustering of the table's arrays. Raises what it raises, with the table's name."""
         shape = (self.config.num_columns, 2, self.config.num_rows)
         with self.named_errors():
+            if self.settings.helper_init == "residual" and not self.config.use_helper:
+                raise ConfigError('helper_init="residual" needs the helper, which is not used; pass "zero"')
             return TableClustering(
-                weights=self.rows.weights.reshape(*shape, -1),
+                weights=self.config.used_words(self.rows.weights).reshape(*shape, -1),
                 num_ids=self.pointer_map.num_ids,
                 old_codes=self.pointer_map.codes,
                 new_helper_codes=lambda rows: self.helper_hash.numpy(self.pointer_map.raw_ids(rows)).T,
-                row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in self.rows.states.items()},
+                row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in self._states()},
                 frequencies=self.frequencies,
                 pointer_dtype=self.config.pointer_dtype,
                 seed=self._seed,
@@ -143,13 +157,13 @@ class TableTask:
             states={name: state.reshape(self.rows.states[name].shape) for name, state in done.row_states.items()},
         )
 
-    @contextmanager
-    def named_errors(self) -> Iterator[None]:
-        """Put the table's name before the message of an error."""
-        try:
-            yield
-        except CCEError as error:
-            raise type(error)(f"table {self.config.name!r}: {error}") from error
+    def named_errors(self) -> AbstractContextManager[None]:
+        return named_errors(self.config.name)
+
+    def _states(self) -> Iterator[tuple[str, Array]]:
+        for name, state in self.rows.states.items():
+            # Without helper, the mean over an ID's two rows is to be the state of the one that it reads.
+            yield name, state if self.config.use_helper else 2 * self.config.used_words(state)
 
     @property
     def _seed(self) -> int:
@@ -173,11 +187,17 @@ def recluster_rows(
     with task.named_errors():
         done = recluster_table(clustering)
     new_map = task.pointer_map.clustered(done.pointers, task.helper_hash)
-    return new_map, task.new_rows(done), report_of(new_map, done, entropies=done.entropies, seconds=done.seconds)
+    report = report_of(new_map, done, sample_errors=done.sample_errors, entropies=done.entropies, seconds=done.seconds)
+    return new_map, task.new_rows(done), report
 
 
 def report_of(
-    new_map: PointerMap, done: ClusteredTable, *, entropies: tuple[float, ...], seconds: float
+    new_map: PointerMap,
+    done: ClusteredTable,
+    *,
+    sample_errors: SampleErrors | None,
+    entropies: tuple[float, ...],
+    seconds: float,
 ) -> TableReport:
     """What is told of a clustering."""
     return TableReport(
@@ -185,5 +205,6 @@ def report_of(
         entropies=entropies,
         share_changed=done.share_changed,
         objective=done.objective,
+        sample_errors=sample_errors,
         seconds=seconds,
     )

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
+from torchrec_cce.clustering.column import PAIR, TrainedColumn, sum_errors
 from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import ClusteredTable
@@ -23,10 +24,8 @@ from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.recluster import TableReport, TableTask, report_of
 from torchrec_cce.sharding.agreement import from_all_ranks, on_all_ranks
 from torchrec_cce.sharding.host_file import HostFile
-from torchrec_cce.sharding.maps import collections_of
+from torchrec_cce.sharding.maps import ShardedTable, tables_of
 from torchrec_cce.sharding.store import ShardedStore
-
-Centroids = list[npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +63,26 @@ def recluster_sharded(
     started = time.perf_counter()
     jobs = _jobs(model, optimizer, seed, frequencies or {}, settings or ReclusterConfig())
     on_all_ranks(lambda: [job.task.clustering for job in jobs])
-    centroids = _train(jobs)
+    trained = _train(jobs)
     files = [HostFile((c.num_ids, c.num_columns), c.pointer_dtype) for c in (job.task.clustering for job in jobs)]
-    done = [_assign(job.task, its, file) for job, its, file in zip(jobs, centroids, files, strict=True)]
+    done = [_assign(job.task, columns, file) for job, columns, file in zip(jobs, trained, files, strict=True)]
     new_maps = [
         job.task.pointer_map.clustered(file.everything(), job.task.helper_hash)
         for job, file in zip(jobs, files, strict=True)
     ]
     facts = _facts(new_maps)
     reports = {}
-    for job, tables, new_map, (digest, entropies) in zip(jobs, done, new_maps, facts, strict=True):
+    for job, columns, tables, new_map, (digest, entropies) in zip(jobs, trained, done, new_maps, facts, strict=True):
         name = job.task.config.name
         job.store.write(job.task.new_rows(tables))
         job.collection.attach_pointer_map(name, new_map.vouched(digest))
-        reports[name] = report_of(new_map, tables, entropies=entropies, seconds=time.perf_counter() - started)
+        reports[name] = report_of(
+            new_map,
+            tables,
+            sample_errors=sum_errors(columns),
+            entropies=entropies,
+            seconds=time.perf_counter() - started,
+        )
     return reports
 
 
@@ -89,39 +94,48 @@ def _jobs(
     settings: ReclusterConfig,
 ) -> list[_Job]:
     """All CCE tables of the model, read from their shards."""
-    collections = collections_of(model)
-    unknown = set(frequencies) - {table for collection in collections.values() for table in collection.cce_tables()}
-    if unknown:
-        raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this model")
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
-    settings = replace(settings, num_threads=max(1, settings.num_threads // ranks_here))
-    weights, states = model.state_dict(), optimizer.state_dict()["state"]
-    jobs = []
-    for path, collection in collections.items():
-        for table in collection.cce_configs():
-            name = f"{path}.{collection.weight_name(table.name)}"
-            store = ShardedStore(weights[name], states.get(name, {}))
-            task = TableTask(
-                config=table,
-                pointer_map=collection.pointer_map(table.name),
+    tables = tables_of(model, optimizer)
+    check_names(frequencies, tables)
+    settings = for_each_rank(settings)
+    return [
+        _Job(
+            collection=collection,
+            store=store,
+            task=TableTask(
+                config=config,
+                pointer_map=collection.pointer_map(config.name),
                 rows=store.read(),
                 seed=seed,
-                frequencies=frequencies.get(table.name),
+                frequencies=frequencies.get(config.name),
                 settings=settings,
-            )
-            jobs.append(_Job(collection=collection, store=store, task=task))
-    return jobs
+            ),
+        )
+        for collection, config, store in tables
+    ]
 
 
-def _train(jobs: Sequence[_Job]) -> list[Centroids]:
-    """The centroids of every column of every table, on every rank."""
+def check_names(frequencies: Collection[str], tables: Sequence[ShardedTable]) -> None:
+    """Raise ConfigError unless `frequencies` are those of some of `tables`."""
+    unknown = set(frequencies) - {table.config.name for table in tables}
+    if unknown:
+        raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this model")
+
+
+def for_each_rank(settings: ReclusterConfig) -> ReclusterConfig:
+    """What a rank may do where `settings` are for its host."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    return replace(settings, num_threads=max(1, settings.num_threads // ranks_here))
+
+
+def _train(jobs: Sequence[_Job]) -> list[list[TrainedColumn]]:
+    """Every column of every table, on every rank."""
     clusterings = [job.task.clustering for job in jobs]
     columns = [(t, column) for t, clustering in enumerate(clusterings) for column in range(clustering.num_columns)]
     mine = _balanced(columns, [clusterings[t].training_cost for t, _ in columns], dist.get_world_size())[
         dist.get_rank()
     ]
 
-    def train() -> dict[tuple[int, int], npt.NDArray[np.float32]]:
+    def train() -> dict[tuple[int, int], TrainedColumn]:
         trained = {}
         for t, group in groupby(mine, itemgetter(0)):
             its_columns = [column for _, column in group]
@@ -145,17 +159,35 @@ def _balanced(columns: list[tuple[int, int]], costs: list[int], num_workers: int
     return [sorted(share) for share in shares]
 
 
-def _assign(task: TableTask, centroids: Centroids, file: HostFile) -> ClusteredTable:
+def _assign(task: TableTask, trained: Sequence[TrainedColumn], file: HostFile) -> ClusteredTable:
     """Write this rank's share of the pointers; the new tables from the sums over all ranks."""
     start, stop, share = file.mine()
+    centroids = [column.centroids for column in trained]
+    pairs = _nearest_pairs(task, centroids)
 
     def assign() -> npt.NDArray[np.int64]:
         with task.named_errors():
-            return task.clustering.assign(centroids, start, stop, share)
+            return task.clustering.assign(centroids, start, stop, share, pairs)
 
     totals = torch.from_numpy(on_all_ranks(assign))
     dist.all_reduce(totals)  # of integers: exact, in any order
     return task.clustering.finish(centroids, totals.numpy())
+
+
+def _nearest_pairs(task: TableTask, centroids: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.void] | None:
+    """The answers for all embeddings of a table that has more IDs than those, each rank finding its share."""
+    num_pairs = task.clustering.num_pairs
+    if not num_pairs:
+        return None
+    file = HostFile((num_pairs, 1), np.dtype(np.uint64))
+    start, stop, share = file.mine()
+
+    def find() -> None:
+        with task.named_errors():
+            task.clustering.nearest_pairs(centroids, start, stop, share.reshape(-1).view(PAIR))
+
+    on_all_ranks(find)
+    return file.everything().reshape(-1).view(PAIR)
 
 
 def _facts(maps: Sequence[PointerMap]) -> list[tuple[str, tuple[float, ...]]]:
