@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from torchrec_cce.data.parquet import read_parquet
 from torchrec_cce.data.rows import Column, Rows, concat
 from torchrec_cce.data.synthetic import write_click_log
 from torchrec_cce.data.tsv import DENSE_FEATURES
-from torchrec_cce.evaluation.outcome import Summary, summarise
+from torchrec_cce.evaluation.crossing import bootstrap, crossing
+from torchrec_cce.evaluation.outcome import Outcome, Summary, summarise
 from torchrec_cce.evaluation.report import to_markdown, write_report
 from torchrec_cce.hashing import UniversalHash, derive_seed
 from torchrec_cce.training.compare import compare
@@ -262,6 +264,7 @@ def run(experiment: Experiment, source: Path) -> None:
         )
     ]
     print_figures(experiment.name, summarise(outcomes))
+    print_crossings(experiment.name, outcomes)
     recluster = base.recluster
     about = {
         "log": experiment.about,
@@ -313,6 +316,28 @@ def print_figures(log: str, summaries: Sequence[Summary]) -> None:
             ("total bytes, pointers counted", sizes.byte_factor),
         ):
             report(f"{log}, {_name(summary)}: {what}, times fewer", factor, against="full tables")
+
+
+def print_crossings(log: str, outcomes: Sequence[Outcome]) -> None:
+    """How many times fewer parameters each method needs to reach the full tables' BCE; extrapolated if it must be."""
+    full = [outcome for outcome in outcomes if outcome.method == "full"]
+    baseline, parameters = [outcome.bce for outcome in full], full[0].sizes.full_parameters
+    for method in dict.fromkeys(outcome.method for outcome in outcomes if outcome.method != "full"):
+        losses: dict[int, list[float]] = {}
+        for outcome in outcomes:
+            if outcome.method == method:
+                losses.setdefault(outcome.sizes.parameters, []).append(outcome.bce)
+        if len(losses) < 2:
+            continue
+        found = crossing({budget: fmean(values) for budget, values in losses.items()}, fmean(baseline))
+        low, high = bootstrap(losses, baseline)
+        report(
+            f"{log}, {method}: trained parameters, all tables, times fewer at the full tables' test BCE",
+            parameters / found.optimistic,
+            against=f"{'measured' if found.is_measured else 'extrapolated, by a line'}; by a parabola "
+            f"{parameters / found.pessimistic:.3g}; 95 % of resampled seeds: {parameters / high:.3g} to "
+            f"{parameters / low:.3g}",
+        )
 
 
 def _name(summary: Summary) -> str:

@@ -1,0 +1,96 @@
+"""Where a method's loss curve meets that of full tables: the budget that compression factors are made of."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_cce.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """The smallest budget at which a curve reaches the baseline: as measured, or a range beyond what was measured.
+
+    The curve is taken over the logarithm of the budget, as the paper draws it. Where the largest budget does not reach
+    the baseline, the line through its last two points is optimistic, the parabola through its last three pessimistic
+    (page 14 of the paper).
+    """
+
+    optimistic: float
+    """Budget; infinite where not even the line comes down to the baseline."""
+    pessimistic: float
+    """Budget, at least the optimistic one; infinite where the parabola turns before it reaches the baseline."""
+    is_measured: bool
+    """Whether the curve reaches the baseline between budgets that were measured: then both are equal."""
+
+
+def crossing(losses: Mapping[int, float], baseline: float) -> Crossing:
+    """Where `losses`, budget → loss, come down to `baseline`.
+
+    Raises:
+        ConfigError: fewer than two budgets, one that is not positive, or a loss that is not finite.
+    """
+    if len(losses) < 2 or min(losses) < 1 or not all(map(math.isfinite, [*losses.values(), baseline])):
+        raise ConfigError(f"losses={dict(losses)}: a crossing needs two budgets above 0 with finite losses, or more")
+    budgets = sorted(losses)
+    x = np.log([float(budget) for budget in budgets])
+    y = np.array([losses[budget] for budget in budgets]) - baseline
+    reached = np.flatnonzero(y <= 0)
+    if len(reached):
+        at = int(reached[0])
+        found = budgets[0] if at == 0 else _budget(_root_of_line(x[at - 1 : at + 1], y[at - 1 : at + 1]))
+        return Crossing(optimistic=found, pessimistic=found, is_measured=True)
+    line = _root_of_line(x[-2:], y[-2:])
+    parabola = _root_of_parabola(x[-3:], y[-3:]) if len(x) > 2 else line
+    # A curve that bends down would make the parabola the optimistic one.
+    return Crossing(
+        optimistic=_budget(min(line, parabola)), pessimistic=_budget(max(line, parabola)), is_measured=False
+    )
+
+
+def bootstrap(
+    losses: Mapping[int, Sequence[float]],
+    baseline: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """A confidence interval, over seeds, of the optimistic crossing: budgets (lowest, highest), either may be infinite.
+
+    Args:
+        losses: budget → the loss of each seed.
+        baseline: the loss of each seed of the full table.
+    """
+    rng = np.random.default_rng(seed)
+
+    def mean(values: Sequence[float]) -> float:
+        return float(np.mean(rng.choice(np.asarray(values, np.float64), len(values))))
+
+    found = [
+        crossing({budget: mean(values) for budget, values in losses.items()}, mean(baseline)).optimistic
+        for _ in range(resamples)
+    ]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(found, [tail, 1 - tail], method="nearest")
+    return float(low), float(high)
+
+
+def _budget(log_budget: float) -> float:
+    return math.exp(log_budget) if log_budget < 700 else math.inf
+
+
+def _root_of_line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
+    """Where the line through two points is 0, to the right of both; infinite where it does not fall."""
+    slope = (y[1] - y[0]) / (x[1] - x[0])
+    return float(x[1] - y[1] / slope) if slope < 0 else math.inf
+
+
+def _root_of_parabola(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
+    """Where the parabola through three points is first 0, to the right of the last; infinite where it never is."""
+    roots = np.roots(np.polyfit(x - x[-1], y, 2))
+    right = sorted(root.real for root in roots if abs(root.imag) < 1e-12 and root.real >= 0)
+    return float(x[-1] + right[0]) if right else math.inf
