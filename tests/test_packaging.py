@@ -42,7 +42,7 @@ def test_every_module_imports_without_the_optional_parts() -> None:
             "faiss",
             "import numpy as np\n"
             "from torchrec_cce.clustering.kmeans import kmeans\n"
-            "kmeans(np.random.rand(100, 4).astype('f4'), 5, seed=0)",
+            "kmeans(np.random.rand(100, 4).astype('f4'), 5, seed=0, backend='faiss')",
             "torchrec-cce[cpu] or torchrec-cce[cuda]",
         ),
         (

@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +9,15 @@ from hypothesis import strategies as st
 
 from torchrec_cce.clustering import assign
 from torchrec_cce.clustering.assign import NearestCentroid
-from torchrec_cce.clustering.loops import GROUP, add_rows, add_rows_plain, nearest_plain
+from torchrec_cce.clustering.cells import Cells
+from torchrec_cce.clustering.loops import (
+    GROUP,
+    add_rows,
+    add_rows_plain,
+    nearest_loop,
+    nearest_plain,
+    pack_centroids,
+)
 from torchrec_cce.errors import ClusteringError, ConfigError
 
 WIDTHS = [1, 2, 3, 4, 7, 8, 12, 16, 17, 24, 40, 600]
@@ -42,48 +51,130 @@ def test_matches_float64_brute_force(width: int, num_rows: int) -> None:
 
 @pytest.mark.parametrize("offset", [100, 1e4])
 @pytest.mark.parametrize("width", [2, 4, 8, 16, 32])
-@pytest.mark.parametrize("tree", [False, True])
-def test_far_from_the_origin(offset: float, width: int, tree: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if tree:
-        monkeypatch.setattr(assign, "_TREE_MAX_WIDTH", 100)
-        monkeypatch.setattr(assign, "_TREE_MIN_ROWS", 1)
+def test_far_from_the_origin(offset: float, width: int) -> None:
     rng = np.random.default_rng(0)
     centroids, points = gaussian(rng, 300, width, offset=offset), gaussian(rng, 2000, width, offset=offset)
     assert_nearest(points, centroids, NearestCentroid(centroids))
 
 
-def test_the_tree_answers_like_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    centroids = gaussian(rng, assign._TREE_MIN_ROWS, 2)
-    points = gaussian(rng, 3000, 2)
-    by_tree = NearestCentroid(centroids)
-    assert by_tree._tree is not None
-    monkeypatch.setattr(assign, "_TREE_MAX_WIDTH", 0)
-    by_loop = NearestCentroid(centroids)
-    assert by_loop._tree is None
-    codes, distances = by_loop(points)
-    tree_codes, tree_distances = by_tree(points)
-    np.testing.assert_allclose(tree_distances, distances, rtol=1e-6)
-    assert (codes == tree_codes).mean() > 0.999
+def by_loop(
+    points: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    codes, distances = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
+    nearest_loop(points.shape[1])(points, pack_centroids(centroids), codes, distances)
+    return codes, distances
+
+
+def by_cells(
+    points: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    codes, distances = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
+    Cells(centroids)(points, codes, distances)
+    return codes, distances
+
+
+Made = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+def spread_out(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    return gaussian(rng, rows, width), gaussian(rng, count, width)
+
+
+def clustered(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    middles = gaussian(rng, 5, width)
+    near = middles[rng.integers(0, 5, rows)] + 1e-3 * gaussian(rng, rows, width)
+    return near, middles[rng.integers(0, 5, count)] + 1e-3 * gaussian(rng, count, width)
+
+
+def on_a_lattice(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    """Duplicates, and points in the middle between many centroids."""
+    points = rng.integers(-6, 7, (count, width)).astype(np.float32) / 2
+    return rng.integers(-3, 4, (rows, width)).astype(np.float32), points
+
+
+def far_away(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    """So far that float32 leaves few digits of a difference: many ties by rounding."""
+    return gaussian(rng, rows, width, offset=1e5), gaussian(rng, count, width, offset=1e5)
+
+
+def far_from_each_other(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    return gaussian(rng, rows, width), gaussian(rng, count, width, offset=1e6)
+
+
+def of_all_sizes(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    """From squares that are denormal, or zero, to those that nearly overflow."""
+    sizes = [np.exp2(rng.uniform(-80, 60, (number, 1))).astype(np.float32) for number in (rows, count)]
+    return gaussian(rng, rows, width) * sizes[0], gaussian(rng, count, width) * sizes[1]
+
+
+def in_one_line(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    """Only the last dimension differs."""
+    centroids, points = np.zeros((rows, width), np.float32), np.zeros((count, width), np.float32)
+    centroids[:, -1], points[:, -1] = gaussian(rng, rows), gaussian(rng, count)
+    return centroids, points
+
+
+def centroids_themselves(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    centroids = gaussian(rng, rows, width)
+    return centroids, centroids[rng.integers(0, rows, count)]
+
+
+KINDS = [
+    spread_out,
+    clustered,
+    on_a_lattice,
+    far_away,
+    far_from_each_other,
+    of_all_sizes,
+    in_one_line,
+    centroids_themselves,
+]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    seed=st.integers(0, 2**32),
+    kind=st.sampled_from(KINDS),
+    width=st.sampled_from([1, 2, 4, 8, 10]),
+    rows=st.one_of(st.integers(1, 200), st.sampled_from([1023, 1024, 1025, 3000, 16_384, 17_000])),
+    count=st.integers(0, 300),
+)
+def test_cells_answer_as_the_loop_does_bit_for_bit(
+    seed: int, kind: Callable[..., Made], width: int, rows: int, count: int
+) -> None:
+    centroids, points = kind(np.random.default_rng(seed), rows, count, width)
+    codes, distances = by_loop(points, centroids)
+    found, lengths = by_cells(points, centroids)
+    np.testing.assert_array_equal(found, codes)
+    np.testing.assert_array_equal(lengths.view(np.int32), distances.view(np.int32))
+
+
+@pytest.mark.parametrize("width", sorted(assign._CELLS_FROM))
+def test_cells_take_over_where_they_are_faster(width: int) -> None:
+    rng = np.random.default_rng(width)
+    centroids, points = spread_out(rng, assign._CELLS_FROM[width], 500, width)
+    nearest = NearestCentroid(centroids)
+    assert isinstance(nearest._cells, Cells)
+    assert NearestCentroid(centroids[:-1])._cells is None
+    for found, expected in zip(nearest(points), by_loop(points, centroids), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @settings(deadline=None, max_examples=40)
 @given(
-    seed=st.integers(0, 2**32), width=st.sampled_from([1, 2, 4, 8, 16, 20]), rows=st.integers(1, 40), tree=st.booleans()
+    seed=st.integers(0, 2**32),
+    width=st.sampled_from([1, 2, 4, 8, 16, 20]),
+    rows=st.integers(1, 40),
+    many=st.booleans(),
 )
-def test_a_point_is_answered_alike_in_every_batch(seed: int, width: int, rows: int, tree: bool) -> None:
+def test_a_point_is_answered_alike_in_every_batch(seed: int, width: int, rows: int, many: bool) -> None:
     rng = np.random.default_rng(seed)
-    # Few distinct values, so that there are ties and duplicates.
-    centroids = rng.integers(-3, 4, (rows, width)).astype(np.float32)
-    points = rng.integers(-6, 7, (int(rng.integers(1, 1200)), width)).astype(np.float32) / 2
-    with pytest.MonkeyPatch.context() as patch:
-        if tree:
-            patch.setattr(assign, "_TREE_MAX_WIDTH", 100)
-            patch.setattr(assign, "_TREE_MIN_ROWS", 1)
-        nearest = NearestCentroid(centroids)
+    centroids, points = on_a_lattice(rng, rows, int(rng.integers(1, 1200)), width)
+    if many and width in assign._CELLS_FROM:
+        centroids = np.resize(centroids, (assign._CELLS_FROM[width], width))
+    nearest = NearestCentroid(centroids)
     codes, distances = nearest(points)
-    if not tree:
-        np.testing.assert_array_equal(codes, nearest_plain(points, centroids)[0])  # the first of a tie, exactly
+    np.testing.assert_array_equal(codes, nearest_plain(points, centroids[:rows])[0])  # the first of a tie, exactly
     order = rng.permutation(len(points))
     cuts = np.sort(rng.integers(0, len(points) + 1, 4))
     parts = [nearest(points[part]) for part in np.split(order, cuts)]
@@ -91,9 +182,10 @@ def test_a_point_is_answered_alike_in_every_batch(seed: int, width: int, rows: i
     np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), distances[order])
 
 
-def test_many_threads_share_one_object() -> None:
+@pytest.mark.parametrize("rows", [200, 5000])
+def test_many_threads_share_one_object(rows: int) -> None:
     rng = np.random.default_rng(0)
-    nearest = NearestCentroid(gaussian(rng, 200, 5))
+    nearest = NearestCentroid(gaussian(rng, rows, 5))
     points = gaussian(rng, 20_000, 5)
     expected = nearest(points)
     found: list[object] = [None] * 4
@@ -125,29 +217,24 @@ def test_identical_centroids_give_the_first() -> None:
     assert not distances.any()
 
 
-@pytest.mark.parametrize("width", [2, 20])
-@pytest.mark.parametrize("tree", [False, True])
+@pytest.mark.parametrize(("rows", "width"), [(10, 2), (10, 20), (5000, 4)])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_not_finite_is_an_error_that_says_how_many(
-    width: int, tree: bool, value: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if tree:
-        monkeypatch.setattr(assign, "_TREE_MAX_WIDTH", 100)
-        monkeypatch.setattr(assign, "_TREE_MIN_ROWS", 1)
-    centroids = np.zeros((10, width), np.float32)
+def test_not_finite_is_an_error_that_says_how_many(rows: int, width: int, value: float) -> None:
+    centroids = np.zeros((rows, width), np.float32)
     points = np.zeros((1000, width), np.float32)
     points[[3, 700], 1] = value
     with pytest.raises(ClusteringError, match="2 of 1000 points"):
         NearestCentroid(centroids)(points)
     centroids[4, 0] = value
-    with pytest.raises(ClusteringError, match="1 of 10 centroids"):
+    with pytest.raises(ClusteringError, match=f"1 of {rows} centroids"):
         NearestCentroid(centroids)
 
 
-def test_squares_beyond_float32_are_an_error() -> None:
+@pytest.mark.parametrize("rows", [3, 5000])
+def test_squares_beyond_float32_are_an_error(rows: int) -> None:
     points = np.array([[0, 0], [1e25, 0]], np.float32)
     with pytest.raises(ClusteringError, match="1 of 2 points"):
-        NearestCentroid(np.zeros((3, 2), np.float32))(points)
+        NearestCentroid(np.zeros((rows, 2), np.float32))(points)
 
 
 @pytest.mark.parametrize("centroids", [np.zeros((0, 2), np.float32), np.zeros(3, np.float32), np.zeros((3, 2))])

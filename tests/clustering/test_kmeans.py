@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrec_cce.clustering.assign import NearestCentroid
-from torchrec_cce.clustering.kmeans import FUSED_MIN_FLOATS, kmeans
+from torchrec_cce.clustering.kmeans import FUSED_MIN_FLOATS, Backend, kmeans
 from torchrec_cce.errors import ClusteringError, ConfigError
 
 faiss = pytest.importorskip("faiss")
@@ -29,23 +29,43 @@ def sums_of_two(rng: np.random.Generator, num_points: int, width: int, spread: f
     return (picked + noise).astype(np.float32)
 
 
+BACKENDS: list[Backend] = ["numba", "faiss"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("num_points", "num_rows", "width"), [(2000, 40, 2), (6000, 64, 4), (4000, 50, 8), (40000, 30, 4)]
 )
-def test_objective_is_that_of_scikit_learn(num_points: int, num_rows: int, width: int) -> None:
+def test_objective_is_that_of_scikit_learn(num_points: int, num_rows: int, width: int, backend: Backend) -> None:
     from sklearn.cluster import KMeans
 
     # So much noise that the start matters little: over 12 starts, ours and theirs differ by at most 0.6 %.
     points = sums_of_two(np.random.default_rng(width), num_points, width, spread=0.5)
     ours, theirs = [], []
     for seed in range(3):
-        centroids = kmeans(points, num_rows, seed=seed)
+        centroids = kmeans(points, num_rows, seed=seed, backend=backend)
         assert centroids.shape == (num_rows, width)
         assert centroids.dtype == np.float32
         ours.append(objective(points, centroids))
         model = KMeans(num_rows, init="random", n_init=1, max_iter=50, tol=0, random_state=seed).fit(points)
         theirs.append(model.inertia_ / num_points)
     assert np.mean(ours) < 1.03 * np.mean(theirs)
+
+
+@pytest.mark.parametrize(("num_rows", "width"), [(256, 2), (256, 4), (300, 8), (256, 16), (1100, 4)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_objective_is_that_of_faiss(num_rows: int, width: int, weighted: bool) -> None:
+    rng = np.random.default_rng(width)
+    points = sums_of_two(rng, 40 * num_rows, width)
+    weights = rng.random(len(points)).astype(np.float32) if weighted else None
+    costs = [
+        [
+            objective(points, kmeans(points, num_rows, seed=seed, weights=weights, backend=backend), weights)
+            for seed in range(3)
+        ]
+        for backend in BACKENDS
+    ]
+    assert np.mean(costs[0]) < 1.005 * np.mean(costs[1])
 
 
 def test_separated_clusters_are_found() -> None:
@@ -61,19 +81,23 @@ def test_separated_clusters_are_found() -> None:
     pytest.fail("20 random starts, and none found three far clusters")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("offset", [100, 1e4])
-def test_far_from_the_origin_it_is_as_good(offset: float) -> None:
+def test_far_from_the_origin_it_is_as_good(offset: float, backend: Backend) -> None:
     """FAISS alone loses the clusters here: float32 cancels in its expanded distances."""
     near = sums_of_two(np.random.default_rng(0), 5000, 4)
     far = (near + offset).astype(np.float32)
-    assert objective(far, kmeans(far, 64, seed=3)) < 1.03 * objective(near, kmeans(near, 64, seed=3)) + 1e-6
+    found = kmeans(far, 64, seed=3, backend=backend)
+    assert objective(far, found) < 1.03 * objective(near, kmeans(near, 64, seed=3)) + 1e-6
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("exponent", [-60, 60])
-def test_scale_does_not_matter(exponent: int) -> None:
+def test_scale_does_not_matter(exponent: int, backend: Backend) -> None:
     points = sums_of_two(np.random.default_rng(0), 3000, 4)
     scaled = np.ldexp(points, exponent).astype(np.float32)
-    np.testing.assert_array_equal(kmeans(scaled, 20, seed=0), np.ldexp(kmeans(points, 20, seed=0), exponent))
+    found = kmeans(scaled, 20, seed=0, backend=backend)
+    np.testing.assert_array_equal(found, np.ldexp(kmeans(points, 20, seed=0, backend=backend), exponent))
 
 
 @pytest.mark.parametrize(("num_points", "width"), [(100, 2), (3000, 4), (31_999, 4), (40_000, 4)])
@@ -92,13 +116,14 @@ def test_faiss_always_gets_enough_points_for_its_fast_kernel(
     rng = np.random.default_rng(0)
     points = rng.standard_normal((num_points, width)).astype(np.float32)
     weights = rng.random(num_points).astype(np.float32) + 0.1 if weighted else None
-    kmeans(points, 10, seed=0, weights=weights, num_iterations=2)
+    kmeans(points, 10, seed=0, weights=weights, num_iterations=2, backend="faiss")
     assert FUSED_MIN_FLOATS <= searched[0] < FUSED_MIN_FLOATS + points.size
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("num_points", [500, 50_000])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_threads_change_nothing_and_their_number_is_put_back(num_points: int, weighted: bool) -> None:
+def test_threads_change_nothing_and_their_number_is_put_back(num_points: int, weighted: bool, backend: Backend) -> None:
     rng = np.random.default_rng(0)
     points = sums_of_two(rng, num_points, 4)
     weights = rng.random(num_points).astype(np.float32) if weighted else None
@@ -107,7 +132,7 @@ def test_threads_change_nothing_and_their_number_is_put_back(num_points: int, we
         results = []
         for outside, threads in ((1, 1), (1, 2), (2, 1), (2, 3)):
             faiss.omp_set_num_threads(outside)
-            results.append(kmeans(points, 70, seed=1, weights=weights, num_threads=threads))
+            results.append(kmeans(points, 70, seed=1, weights=weights, num_threads=threads, backend=backend))
             assert faiss.omp_get_max_threads() == outside
     finally:
         faiss.omp_set_num_threads(before)
@@ -122,8 +147,24 @@ def test_threads_are_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(faiss.Clustering, "train", fail)
     before = faiss.omp_get_max_threads()
     with pytest.raises(RuntimeError, match="out of memory"):
-        kmeans(np.arange(20, dtype=np.float32)[:, None], 2, seed=0, num_threads=before + 1)
+        kmeans(np.arange(20, dtype=np.float32)[:, None], 2, seed=0, num_threads=before + 1, backend="faiss")
     assert faiss.omp_get_max_threads() == before
+
+
+def test_faiss_searches_on_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for the GPU build: that the index is the GPU's, not what it finds."""
+    made: list[object] = []
+
+    def gpu_index(resources: object, width: int) -> Any:
+        made.append(resources)
+        return faiss.IndexFlatL2(width)
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "GpuIndexFlatL2", gpu_index, raising=False)
+    points = sums_of_two(np.random.default_rng(0), 500, 4)
+    assert kmeans(points, 10, seed=0, backend="faiss").shape == (10, 4)
+    assert made == ["resources"]
 
 
 def test_seed_chooses_the_start() -> None:
@@ -156,14 +197,15 @@ def test_weights_are_repeats() -> None:
     np.testing.assert_allclose(one[0], np.average(points, axis=0, weights=repeats), rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [1e-6, 1, 1e6])
-def test_small_weights_do_not_hang(scale: float) -> None:
+def test_small_weights_do_not_hang(scale: float, backend: Backend) -> None:
     """With a mean weight below one, and clusters that run empty, FAISS alone would draw forever."""
     rng = np.random.default_rng(0)
     points = np.concatenate([np.zeros((400, 2)), rng.standard_normal((60, 2))]).astype(np.float32)
     points[:400] += rng.standard_normal((400, 2)).astype(np.float32) * 1e-6
     weights = np.full(460, scale, np.float32)
-    assert kmeans(points, 50, seed=0, weights=weights).shape == (50, 2)
+    assert kmeans(points, 50, seed=0, weights=weights, backend=backend).shape == (50, 2)
 
 
 def test_points_of_zero_weight_take_no_part() -> None:
@@ -223,6 +265,7 @@ def test_not_finite_is_an_error_that_says_how_many(value: float) -> None:
         (np.zeros((4, 2), np.float32), 0, {}, "num_centroids=0"),
         (np.zeros((4, 2), np.float32), 1, {"num_iterations": 0}, "num_iterations=0"),
         (np.zeros((4, 2), np.float32), 1, {"num_threads": 0}, "num_threads=0"),
+        (np.zeros((4, 2), np.float32), 1, {"backend": "sklearn"}, "backend='sklearn' is not one of"),
         (np.zeros((4, 2), np.float32), 1, {"weights": np.ones(3, np.float32)}, r"shape \[3\] for 4 points"),
         (np.zeros((2, 2), np.float32), 1, {"weights": np.array([-1, 1], np.float32)}, "1 of 2 weights are negative"),
         (
@@ -240,16 +283,19 @@ def test_refuses_what_cannot_work(
         kmeans(points, num_rows, seed=0, **options)
 
 
-def test_imports_without_faiss_and_says_what_to_install() -> None:
+def test_works_without_faiss_and_says_what_to_install() -> None:
     program = """
 import sys
 sys.modules["faiss"] = None
 import numpy as np
 from torchrec_cce.clustering import assign, entropy, kmeans, recluster
+points = np.arange(4, dtype=np.float32)[:, None]
+print(kmeans.kmeans(points, 2, seed=0).shape)
 try:
-    kmeans.kmeans(np.arange(4, dtype=np.float32)[:, None], 2, seed=0)
+    kmeans.kmeans(points, 2, seed=0, backend="faiss")
 except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "(2, 1)" in done.stdout
     assert "install torchrec-cce[cpu] or torchrec-cce[cuda]" in done.stdout

@@ -1,28 +1,26 @@
 """Exact nearest centroid."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
+from torchrec_cce.clustering.cells import Cells
 from torchrec_cce.clustering.loops import nearest_loop, pack_centroids
 from torchrec_cce.errors import ClusteringError, ConfigError
 
 # Nanoseconds a point on one Zen 5 core with AVX-512 (process time, medians, interleaved; Gaussian data; numba 0.68,
-# FAISS 1.15 flat in one block of 65536 points, SciPy 1.17):
-#            k = 64        k = 256        k = 500        k = 4096         k = 16384     k = 32768      k = 65536
-#   d      loop FAISS    loop FAISS     loop FAISS     loop  FAISS       loop  tree    loop   tree    loop   tree
-#   2        10    50      19    62       24    69      141    186        645   672    1283    859    2406   1073
-#   4        13    60      22    66       34    84      215    251        811   958    2052   1669    3923   2202
-#   8        20    61      40    75       65   103      424    409       1666 10346    3464  14331    8710  24449
-#   16       43    71      86    98      143   159      926   1126
-#   32       93    91     187   192      395   344     2539   3277
-#   64      280   194     565   444      789   950     5338   7489
-# FAISS is nowhere clearly ahead where columns are narrow, and has two traps (a slow path for few points, cancellation
-# far from the origin); so the loop takes all but the corner where a k-d tree wins.
-_TREE_MAX_WIDTH = 4
-_TREE_MIN_ROWS = 16385
+# FAISS 1.15 flat in one block of 65536 points):
+#         k = 64      k = 500         k = 2048           k = 4096            k = 16384            k = 65536
+#   d   loop FAISS  loop FAISS  loop cells FAISS   loop cells FAISS    loop cells FAISS    loop  cells  FAISS
+#   2     10    50    24    69    65    30   113    119    30   174     457    33   517    1888     49   2029
+#   4     13    60    34    84   102    74   141    205    88   239     780    96   789    2951    144   3027
+#   8     20    61    65   103   207   266   222    389   432   339    1771   802  1396    6430   1894   6107
+#   16    43    71   143   159                       845  2042   972    3374  8355  4336   13380  38679  24332
+#   32    93    91   395   344
+#   64   280   194   789   950
+# FAISS has two traps, too (a slow path for few points or one float, cancellation far from the origin). In wide vectors
+# the cells near a point are most of them: the loop takes these, and tables too small for cells to pay.
+_CELLS_FROM = {1: 1024, 2: 1024, 3: 2048, 4: 2048, 5: 2048, 6: 4096, 7: 4096, 8: 8192, 9: 16384, 10: 16384}
+"""For each width, the number of centroids from which cells are faster than the plain loop; none for wider vectors."""
 
 
 class NearestCentroid:
@@ -46,9 +44,9 @@ class NearestCentroid:
         if bad:
             raise ClusteringError(f"{bad} of {len(centroids)} centroids are NaN or infinite")
         self.num_centroids, self.width = centroids.shape
-        self._tree: Any = None
-        if self.width <= _TREE_MAX_WIDTH and self.num_centroids >= _TREE_MIN_ROWS:
-            self._tree = cKDTree(centroids)
+        self._cells: Cells | None = None
+        if self.num_centroids >= _CELLS_FROM.get(self.width, np.inf):
+            self._cells = Cells(centroids)
         else:
             self._packed = pack_centroids(centroids)
             self._loop = nearest_loop(self.width)
@@ -56,7 +54,7 @@ class NearestCentroid:
     def __call__(self, points: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """The nearest centroid of each of `points: [N, d] float32`.
 
-        Of centroids equally near, the first, where the loop answers; the k-d tree picks one of them, always the same.
+        Of centroids equally near, as float32 has it, the first.
 
         Returns:
             codes: [N] int64 in 0..k−1.
@@ -69,20 +67,15 @@ class NearestCentroid:
         """
         if points.ndim != 2 or points.shape[1] != self.width or points.dtype != np.float32:
             raise ConfigError(f"points are {points.dtype} {list(points.shape)}, not float32 [N, {self.width}]")
-        if self._tree is not None:
-            _check_finite(np.isfinite(points).all(axis=1))
-            lengths, found = self._tree.query(points)
-            codes, distances = found.astype(np.int64, copy=False), np.square(lengths).astype(np.float32)
+        points = np.ascontiguousarray(points)
+        codes, distances = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
+        if self._cells is not None:
+            self._cells(points, codes, distances)
         else:
-            codes, distances = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
-            self._loop(np.ascontiguousarray(points), self._packed, codes, distances)
-        _check_finite(np.isfinite(distances))
+            self._loop(points, self._packed, codes, distances)
+        bad = np.count_nonzero(~np.isfinite(distances))
+        if bad:
+            raise ClusteringError(
+                f"{bad} of {len(points)} points are NaN, infinite or too far from every centroid for float32 squares"
+            )
         return codes, distances
-
-
-def _check_finite(finite: Any) -> None:
-    if not finite.all():
-        bad = np.count_nonzero(~finite)
-        raise ClusteringError(
-            f"{bad} of {len(finite)} points are NaN, infinite or too far from every centroid for float32 squares"
-        )

@@ -1,14 +1,18 @@
-"""k-means by FAISS, the only file that imports it, with its traps closed."""
+"""k-means: by our own loops, or by FAISS, which is imported here alone and has its traps closed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from torchrec_cce.clustering.distinct import first_distinct
+from torchrec_cce.clustering.lloyd import lloyd
 from torchrec_cce.errors import ClusteringError, ConfigError
 from torchrec_cce.extras import require
+
+Backend = Literal["numba", "faiss"]
 
 # FAISS's fused nearest-neighbour kernel, up to 70 times faster than its other one, runs only when `queries · d`
 # reaches this. A smaller training set is repeated until it does: the same k-means, as every cluster keeps its mean, and
@@ -25,6 +29,7 @@ def kmeans(
     weights: npt.NDArray[np.float32] | None = None,
     num_iterations: int = 50,
     num_threads: int = 1,
+    backend: Backend = "numba",
 ) -> npt.NDArray[np.float32]:
     """Lloyd's k-means from distinct random points (the paper's setting: 50 iterations, lines 345 to 353).
 
@@ -35,8 +40,9 @@ def kmeans(
         num_centroids: `k`, at least 1.
         seed: chooses the first centroids; draw a new one for every clustering.
         weights: [N] float32, how often each point counts, at least 0. Points of weight 0 take no part.
-        num_iterations: Lloyd iterations, at least 1.
-        num_threads: OpenMP threads that FAISS may use; the caller's setting is put back afterwards.
+        num_iterations: Lloyd iterations, at least 1; fewer where they change nothing any more.
+        num_threads: threads; those of FAISS are OpenMP's, and the caller's setting is put back afterwards.
+        backend: `"numba"`, our own loops; or `"faiss"`, as good and slower, on the first GPU if it sees one.
 
     Returns:
         centroids: [k', d] float32. `k' = k`, unless at most `k` of the points are distinct: then the centroids are
@@ -46,7 +52,7 @@ def kmeans(
     Raises:
         ConfigError: arguments of the wrong shape, dtype or sign, or no point of positive weight.
         ClusteringError: NaN or infinite points or weights; the message says how many.
-        MissingExtraError: FAISS is not installed.
+        MissingExtraError: FAISS is asked for and not installed.
     """
     for name, value in (
         ("num_centroids", num_centroids),
@@ -55,6 +61,8 @@ def kmeans(
     ):
         if value < 1:
             raise ConfigError(f"{name}={value} is not at least 1")
+    if backend not in get_args(Backend):
+        raise ConfigError(f"backend={backend!r} is not one of {get_args(Backend)}")
     if points.ndim != 2 or points.shape[1] == 0 or points.dtype != np.float32:
         raise ConfigError(f"points are {points.dtype} {list(points.shape)}, not float32 [N, d]")
     bad = np.count_nonzero(~np.isfinite(points).all(axis=1))
@@ -66,18 +74,20 @@ def kmeans(
         raise ConfigError("k-means needs at least one point of positive weight")
 
     rng = np.random.default_rng(seed)
-    first, distinct = _first_distinct(points, _random_order(len(points), weights, rng), num_centroids)
+    first, distinct = first_distinct(points, _random_order(len(points), weights, rng), num_centroids)
     if len(distinct) <= num_centroids:
         return distinct
-    # Far from the origin FAISS's `‖x‖² − 2x·c + ‖c‖²` cancels and picks wrong centroids, and squares of very small or
-    # very large values leave float32. Neither happens around the mean, scaled (exactly) by a power of two.
+    # Squares of very small or very large values leave float32; and far from the origin FAISS's `‖x‖² − 2x·c + ‖c‖²`
+    # cancels and picks wrong centroids. Neither happens around the mean, scaled (exactly) by a power of two.
     mean = points.mean(axis=0, dtype=np.float64)
     exponent = np.frexp(np.maximum(points.max(axis=0) - mean, mean - points.min(axis=0)).max())[1]
     scaled = np.empty(points.shape, np.float32)
     for start in range(0, len(points), _SCALED_AT_A_TIME):
         part = slice(start, start + _SCALED_AT_A_TIME)
         scaled[part] = np.ldexp(points[part] - mean, -exponent)
-    found = _train(scaled, scaled[first], weights, num_iterations, num_threads)
+    weights = np.ones(len(points), np.float32) if weights is None else weights
+    train = lloyd if backend == "numba" else _faiss
+    found = train(scaled, scaled[first], weights, num_iterations=num_iterations, num_threads=num_threads)
     centroids: npt.NDArray[np.float32] = (np.ldexp(found.astype(np.float64), exponent) + mean).astype(np.float32)
     return centroids
 
@@ -111,30 +121,15 @@ def _random_order(
     return np.argsort(rng.exponential(size=num_points) / weights)
 
 
-def _first_distinct(
-    points: npt.NDArray[np.float32], order: npt.NDArray[np.int64], num_rows: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Indices of the first `num_rows` distinct points in `order`, and distinct points, sorted.
-
-    The latter are more than `num_rows` if there are more; else they are all there are.
-    """
-    size = min(len(order), 2 * num_rows + 2)
-    while True:
-        # 0 is added because −0 and 0 are one point with two bit patterns.
-        distinct, index = np.unique(points[order[:size]] + np.float32(0), axis=0, return_index=True)
-        if len(distinct) > num_rows or size == len(order):
-            return order[np.sort(index)[:num_rows]], distinct
-        size = min(len(order), 4 * size)
-
-
-def _train(
+def _faiss(
     points: npt.NDArray[np.float32],
     first: npt.NDArray[np.float32],
-    weights: npt.NDArray[np.float32] | None,
+    weights: npt.NDArray[np.float32],
+    *,
     num_iterations: int,
     num_threads: int,
 ) -> npt.NDArray[np.float32]:
-    """FAISS's k-means from the centroids `first: [k, d]`, k < N, on points around the origin: centroids [k, d]."""
+    """What `lloyd` does, by FAISS; k < N, and the points around the origin."""
     faiss: Any = require("faiss", "cpu", "cuda")
     num_rows, width = first.shape
     repeats = -(-FUSED_MIN_FLOATS // points.size)
@@ -143,12 +138,13 @@ def _train(
     clustering.min_points_per_centroid = 1  # no warning
     clustering.max_points_per_centroid = len(points) * repeats  # no second sampling
     faiss.copy_array_to_vector(first.ravel(), clustering.centroids)
-    index = faiss.IndexFlatL2(width)
+    # CPU builds have neither GPUs nor the classes for them.
+    if getattr(faiss, "get_num_gpus", int)() > 0:
+        index = faiss.GpuIndexFlatL2(faiss.StandardGpuResources(), width)
+    else:
+        index = faiss.IndexFlatL2(width)
     with _omp_threads(faiss, num_threads):
-        if weights is None:
-            clustering.train(np.tile(points, (repeats, 1)), index)
-        else:
-            clustering.train(np.tile(points, (repeats, 1)), index, np.tile(weights, repeats))
+        clustering.train(np.tile(points, (repeats, 1)), index, np.tile(weights, repeats))
     centroids: npt.NDArray[np.float32] = faiss.vector_to_array(clustering.centroids).reshape(num_rows, width)
     return centroids
 

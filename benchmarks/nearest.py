@@ -1,0 +1,89 @@
+"""Speed of the nearest centroid and of k-means, against FAISS. One thread, CPU time, interleaved, medians.
+
+The points are sums of two rows, as those of a CCE column are: a codebook and a smaller helper. So are the centroids.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.figure import race, report
+from torchrec_cce.clustering.assign import NearestCentroid
+from torchrec_cce.clustering.kmeans import Backend, kmeans
+from torchrec_cce.clustering.loops import nearest_plain
+
+BLOCK, CHECKED, ITERATIONS = 65536, 200, 10
+NEAREST = [(width, num_rows) for width in (4, 8, 16) for num_rows in (4096, 16384, 65536)]
+KMEANS = [(4, 4096, 500_000), (8, 4096, 500_000), (16, 1024, 200_000)]
+TARGETS = {(4, 65536): 10.0}
+
+Points = npt.NDArray[np.float32]
+
+
+def column(rng: np.random.Generator, num_rows: int, width: int, count: int) -> Points:
+    """[count, width]: points of a column whose tables have `num_rows` random rows."""
+    codebook, helper = rng.standard_normal((num_rows, width)), 0.3 * rng.standard_normal((num_rows, width))
+    picked = codebook[rng.integers(0, num_rows, count)] + helper[rng.integers(0, num_rows, count)]
+    return picked.astype(np.float32)
+
+
+def nearest_speed(width: int, num_rows: int) -> None:
+    rng = np.random.default_rng(0)
+    points = column(rng, num_rows, width, BLOCK + num_rows)
+    centroids, points = points[:num_rows], points[num_rows:]
+    nearest, flat = NearestCentroid(centroids), faiss.IndexFlatL2(width)
+    flat.add(centroids)
+    rounds = 3 if num_rows * width <= 2**18 else 1
+    seconds = race({"ours": lambda: nearest(points), "FAISS": lambda: flat.search(points, 1)}, rounds=rounds)
+    ratio, target = seconds["FAISS"] / seconds["ours"], TARGETS.get((width, num_rows))
+    what = f"nearest of {num_rows} centroids, {width} floats"
+    report(
+        f"{what}, times as fast",
+        ratio,
+        target=None if target is None else f"≥ {target:g}",
+        holds=None if target is None else ratio >= target,
+        against=f"FAISS IndexFlatL2, {BLOCK} points at a time, one thread",
+    )
+    report(f"{what}, ns a point", seconds["ours"] / BLOCK * 1e9, against=f"FAISS {seconds['FAISS'] / BLOCK * 1e9:.0f}")
+    checked = points[:CHECKED]
+    codes, best = nearest(checked)[0], nearest_plain(checked, centroids)[1]
+    chosen = np.square(checked.astype(np.float64) - centroids[codes]).sum(axis=1)
+    wrong = int(np.count_nonzero(chosen > best * (1 + 1e-6)))
+    report(f"{what}, wrong of {CHECKED}", wrong, target="= 0", holds=wrong == 0, against="float64")
+
+
+def kmeans_speed(width: int, num_rows: int, num_points: int) -> None:
+    points = column(np.random.default_rng(0), num_rows, width, num_points)
+    found: dict[str, Points] = {}
+
+    def run(backend: Backend) -> None:
+        found[backend] = kmeans(points, num_rows, seed=1, num_iterations=ITERATIONS, backend=backend)
+
+    seconds = race({"numba": lambda: run("numba"), "faiss": lambda: run("faiss")}, rounds=1)
+    costs = {
+        name: float(NearestCentroid(centroids)(points)[1].mean(dtype=np.float64)) for name, centroids in found.items()
+    }
+    ratio, worse = seconds["faiss"] / seconds["numba"], costs["numba"] / costs["faiss"] - 1
+    what = f"k-means of {num_points:,} points, {num_rows} centroids, {width} floats, {ITERATIONS} iterations"
+    report(
+        f"{what}, times as fast", ratio, target="≥ 2", holds=ratio >= 2, against="FAISS from the same start, one thread"
+    )
+    report(f"{what}, seconds", seconds["numba"], against=f"FAISS {seconds['faiss']:.2f}")
+    report(
+        f"{what}, objective above FAISS's", worse, target="≤ 0.005", holds=worse <= 0.005, against="FAISS, same start"
+    )
+
+
+def nearest_figures() -> None:
+    for width, num_rows in NEAREST:
+        nearest_speed(width, num_rows)
+    for width, num_rows, num_points in KMEANS:
+        kmeans_speed(width, num_rows, num_points)
+
+
+if __name__ == "__main__":
+    nearest_figures()
