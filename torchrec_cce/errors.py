@@ -33,6 +33,10 @@ class ClusteringError(CCEError, ValueError):
     """Embeddings that cannot be clustered: NaN or infinite."""
 
 
+class JobError(CCEError, RuntimeError):
+    """A job whose workers did not finish: one was killed or ran out of memory. Nothing was changed."""
+
+
 class DataFileError(CCEError, ValueError):
     """A data file that cannot be read as described; the message starts with `path:line:` where there is a line."""
 

@@ -125,6 +125,11 @@ class PointerMap:
         )
 
     @property
+    def takes_any_id(self) -> bool:
+        """Whether any 64-bit raw ID may be looked up; if not, only `0..num_ids - 1`."""
+        return self.vocabulary is not None or self.unseen != "error"
+
+    @property
     def num_columns(self) -> int:
         return self.helper_hash.num_columns
 
@@ -162,6 +167,11 @@ class PointerMap:
     def raw_ids(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The raw IDs of valid `rows: [N] int64`."""
         return rows if self._keys is None else self._keys[rows]
+
+    def reading_keys(self, keys: npt.NDArray[np.int64]) -> "PointerMap":
+        """Itself, with the vocabulary's `keys: [n] int64` in order of their rows: for `raw_ids` none are computed."""
+        self.__dict__["_keys"] = keys  # where `cached_property` keeps it
+        return self
 
     @cached_property
     def _keys(self) -> npt.NDArray[np.int64] | None:

@@ -140,13 +140,16 @@ class Vocabulary:
         lookup_rows(keys, self.slots_view, self.num_buckets, self.seed, out)
         return out
 
-    def keys(self) -> npt.NDArray[np.int64]:
+    def keys(self, out: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
         """[n] int64: the key of each row.
+
+        Args:
+            out: [n] int64, to write to and return, for example a memory-mapped file; None = a new array.
 
         Raises:
             ConfigError: the slots do not hold `n` keys with rows in 0..n - 1: they are damaged.
         """
-        keys = np.zeros(self.num_ids, np.int64)
+        keys = np.zeros(self.num_ids, np.int64) if out is None else out
         if not keys_by_row(self.slots_view, keys):
             raise ConfigError(
                 f"the slots do not hold the rows 0..{self.num_ids - 1}; compare the digest, build them again"

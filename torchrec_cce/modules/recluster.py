@@ -5,7 +5,7 @@ hides where a table is: a parameter, or shards on several ranks.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -19,9 +19,10 @@ from torchrec_cce.clustering.recluster import recluster_table
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import ClusteredTable, TableClustering
 from torchrec_cce.config import CCEConfig
-from torchrec_cce.errors import CCEError, ConfigError
+from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import UniversalHash, derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.modules.clustering_inputs import ClusteringInputs, named_errors
 
 Array = npt.NDArray[np.float32]
 
@@ -102,15 +103,6 @@ class TableReport:
     seconds: float
 
 
-@contextmanager
-def named_errors(table: str) -> Iterator[None]:
-    """Put the table's name before the message of an error."""
-    try:
-        yield
-    except CCEError as error:
-        raise type(error)(f"table {table!r}: {error}") from error
-
-
 @dataclass(frozen=True, kw_only=True)
 class TableTask:
     """One table to cluster. Equal tasks give equal bits, whoever works on them.
@@ -127,28 +119,30 @@ class TableTask:
     settings: ReclusterConfig
 
     @cached_property
-    def clustering(self) -> TableClustering:
-        """The clustering of the table's arrays. Raises what it raises, with the table's name."""
+    def inputs(self) -> ClusteringInputs:
+        """The table's arrays, as a clustering takes them."""
         shape = (self.config.num_columns, 2, self.config.num_rows)
         with self.named_errors():
             if self.settings.helper_init == "residual" and not self.config.use_helper:
                 raise ConfigError('helper_init="residual" needs the helper, which is not used; pass "zero"')
-            return TableClustering(
-                weights=self.config.used_words(self.rows.weights).reshape(*shape, -1),
-                num_ids=self.pointer_map.num_ids,
-                old_codes=self.pointer_map.codes,
-                new_helper_codes=lambda rows: self.helper_hash.numpy(self.pointer_map.raw_ids(rows)).T,
-                row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in self._states()},
-                frequencies=self.frequencies,
-                pointer_dtype=self.config.pointer_dtype,
-                seed=self._seed,
-                config=self.settings,
-            )
+        return ClusteringInputs(
+            table=self.config.name,
+            weights=self.config.used_words(self.rows.weights).reshape(*shape, -1),
+            row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in self._states()},
+            pointer_dtype=self.config.pointer_dtype,
+            seed=derive_seed(self.seed, self.config.name, self.pointer_map.generation + 1),
+            settings=self.settings,
+        )
+
+    @cached_property
+    def clustering(self) -> TableClustering:
+        """The clustering of the table's arrays. Raises what it raises, with the table's name."""
+        return self.inputs.clustering(self.pointer_map, self.frequencies)
 
     @cached_property
     def helper_hash(self) -> UniversalHash:
         """Of the map that is made."""
-        return self.pointer_map.next_helper_hash(self._seed)
+        return self.inputs.helper_hash(self.pointer_map)
 
     def new_rows(self, done: ClusteredTable) -> TableRows:
         """The physical table and its state, in the shapes that they had."""
@@ -164,10 +158,6 @@ class TableTask:
         for name, state in self.rows.states.items():
             # Without helper, the mean over an ID's two rows is to be the state of the one that it reads.
             yield name, state if self.config.use_helper else 2 * self.config.used_words(state)
-
-    @property
-    def _seed(self) -> int:
-        return derive_seed(self.seed, self.config.name, self.pointer_map.generation + 1)
 
 
 def recluster_rows(

@@ -1,0 +1,146 @@
+"""Engines: what tasks return, raise and share; what is left when workers or their owner are killed."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.training.launch import Job
+from torchrec_cce.errors import ClusteringError, ConfigError, JobError
+from torchrec_cce.jobs.engine import Engine, EngineName, Shared, engine_of
+
+
+@pytest.fixture(scope="module", params=["local", "ray"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One for all tests of this module that leave it whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHREC_CCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with engine_of(request.param, num_workers=2) as engine:
+            yield engine
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def test_every_task_gets_its_result(engine: Engine) -> None:
+    assert engine.num_workers == 2
+    assert sorted(engine.run(square, range(20))) == [(i, i * i) for i in range(20)]
+    assert list(engine.run(square, [])) == []
+
+
+def test_tasks_are_taken_as_workers_come_free(engine: Engine) -> None:
+    taken = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    for done, _ in enumerate(engine.run(square, tasks())):
+        assert len(taken) <= done + 2 * engine.num_workers
+
+
+def looked_at(shared: Shared[dict[str, Any]]) -> tuple[float, bool, list[str], int]:
+    value = shared.get()
+    array = value["array"]
+    return float(array.sum()), array.flags.writeable, value["names"], value["empty"].size
+
+
+def test_values_are_shared_read_only(engine: Engine) -> None:
+    array = np.arange(100_000, dtype=np.float64).reshape(100, -1)
+    shared = engine.share({"array": array, "names": ["a"], "empty": np.empty((0, 3)), "odd": b"x" * 3})
+    np.testing.assert_array_equal(shared.get()["array"], array)
+    for _, (total, writeable, names, size) in engine.run(looked_at, [shared] * 3):
+        assert (total, writeable, names, size) == (array.sum(), False, ["a"], 0)
+
+
+def fail_at_three(number: int) -> int:
+    if number == 3:
+        raise ClusteringError(f"task {number} holds NaN")
+    return number
+
+
+def test_an_error_is_raised_as_it_was_raised_and_the_engine_goes_on(engine: Engine) -> None:
+    with pytest.raises(ClusteringError, match=r"^task 3 holds NaN$"):
+        list(engine.run(fail_at_three, range(100)))
+    assert list(engine.run(square, [7])) == [(7, 49)]
+
+
+def threads(_: int) -> tuple[str | None, int]:
+    import pyarrow as pa
+
+    return os.environ.get("OMP_NUM_THREADS"), pa.cpu_count()
+
+
+def test_workers_have_one_thread_for_arithmetic(engine: Engine) -> None:
+    before = os.environ.get("OMP_NUM_THREADS")
+    assert {result for _, result in engine.run(threads, range(4))} == {("1", 1)}
+    assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def killed(number: int) -> int:
+    if number == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_a_worker_that_vanishes_is_an_error_that_names_its_task(name: EngineName) -> None:
+    with engine_of(name, num_workers=2) as engine, pytest.raises(JobError, match=r"vanished.*\b5\b.*nothing was chang"):
+        list(engine.run(killed, range(20)))
+
+
+@pytest.mark.parametrize(("name", "workers"), [("threads", 1), ("local", 0), ("ray", -1)])
+def test_an_engine_that_cannot_be(name: Any, workers: int) -> None:
+    with pytest.raises(ConfigError, match=str(name) if name == "threads" else str(workers)):
+        engine_of(name, num_workers=workers)
+
+
+def note_and_sleep(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def run_sleepers(folder: Path) -> None:
+    with engine_of("local", num_workers=2) as engine:
+        engine.share(np.ones(1000))
+        list(engine.run(note_and_sleep, [folder] * 5))
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_is_left_of_a_job_that_is_killed_or_interrupted(tmp_path: Path, signal_number: signal.Signals) -> None:
+    notes, cache = tmp_path / "notes", tmp_path / "cache"
+    notes.mkdir()
+    job = Job(tmp_path / "job", run_sleepers, notes, TORCHREC_CCE_CACHE=str(cache))
+    job.wait_for(lambda: len(list(notes.iterdir())) == 2)
+    workers = [int(note.name) for note in notes.iterdir()]
+    assert all(map(is_running, workers))
+    if signal_number == signal.SIGINT:  # as from a terminal: to all processes of the job
+        for worker in workers:
+            os.kill(worker, signal.SIGINT)
+        time.sleep(0.2)
+        assert all(map(is_running, workers))  # which is for the job to hear
+    os.kill(job.pid, signal_number)
+    finished = job.wait(60)
+    assert finished.code != 0
+    assert ("KeyboardInterrupt" in finished.stderr) == (signal_number == signal.SIGINT)
+    deadline = time.monotonic() + 30
+    while any(map(is_running, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, other than one that has ended and was not waited for."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False

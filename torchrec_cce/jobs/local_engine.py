@@ -1,0 +1,173 @@
+"""Tasks in processes of this machine."""
+
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from torchrec_cce.errors import JobError
+from torchrec_cce.jobs.scratch import scratch_file
+from torchrec_cce.maps.local_copy import default_cache
+
+_ALIGNMENT = 64
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+T = TypeVar("T")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class LocalEngine:
+    """An engine of `num_workers` processes (None = one a core); see `torchrec_cce.jobs.engine.Engine`.
+
+    Shared values are files without a name in the cache folder (`TORCHREC_CCE_CACHE`): their space is free again when
+    the last process that uses them has ended, also if all are killed. Workers end with the process that started them.
+    """
+
+    def __init__(self, num_workers: int | None = None) -> None:
+        self.num_workers = num_workers or os.cpu_count() or 1
+        self._context = _Context()
+        self._resources = ExitStack()
+
+    def __enter__(self) -> "LocalEngine":
+        self._pool = ProcessPoolExecutor(self.num_workers, self._context, _begin)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Whatever still runs is not wanted any more, and may take minutes.
+        for process in self._context.started:
+            if process.pid is not None:  # else it could not be started
+                process.kill()
+        self._pool.shutdown(cancel_futures=True)
+        self._resources.close()
+
+    def share(self, value: T) -> "FileShared[T]":
+        """Write `value` to a file, its arrays as they lie in memory. Raises OSError if there is no room for them."""
+        buffers: list[pickle.PickleBuffer] = []
+        head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        parts = [buffer.raw() for buffer in buffers]
+        bounds, stop = [], 0
+        for part in parts:
+            start = -(-stop // _ALIGNMENT) * _ALIGNMENT
+            stop = start + len(part)
+            bounds.append((start, stop))
+        file = self._resources.enter_context(scratch_file(default_cache() / "live", stop))
+        for part, (start, _) in zip(parts, bounds, strict=True):
+            file.seek(start)
+            file.write(part)
+        file.flush()
+        return FileShared(path=f"/proc/{os.getpid()}/fd/{file.fileno()}", head=head, bounds=bounds)
+
+    def run(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int = 1
+    ) -> Iterator[tuple[Task, Result]]:
+        # With one thread each, a second task waits for every worker; with more, it would run beside the first.
+        most = 2 * self.num_workers if threads == 1 else self.num_workers // threads
+        left = iter(tasks)
+        pending: dict[Future[Result], Task] = {}
+        try:
+            while True:
+                for task in islice(left, most - len(pending)):
+                    pending[self._pool.submit(function, task)] = task
+                if not pending:
+                    return
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    result = future.result()
+                    yield pending.pop(future), result
+        except BrokenProcessPool as error:
+            begun = "; ".join(str(task) for task in pending.values())
+            raise JobError(
+                f"a worker process vanished (killed, or out of memory) while these were in work: {begun}; nothing was "
+                "changed, run the job again"
+            ) from error
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileShared(Generic[T]):
+    """A value of which all arrays are in a file that a process of this machine holds open."""
+
+    path: str
+    head: bytes
+    """The pickled value without its arrays."""
+    bounds: list[tuple[int, int]]
+    """Where the file has the bytes of each array."""
+
+    def get(self) -> T:
+        """The value, its arrays memory-mapped and read-only."""
+        with open(self.path, "rb") as file:
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        value: T = pickle.loads(self.head, buffers=[view[start:stop] for start, stop in self.bounds])
+        return value
+
+
+class _Context(SpawnContext):
+    """Starts workers, and remembers them."""
+
+    def __init__(self) -> None:
+        self.started: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
+        process = _Worker(*args, **kwargs)
+        self.started.append(process)
+        return process
+
+
+class _Worker(SpawnProcess):
+    """A process that has one thread for each library's arithmetic, and leaves Ctrl-C to the one that started it."""
+
+    def start(self) -> None:
+        # Both are inherited, and must be in force before the worker imports anything.
+        with _environment(_ONE_THREAD), _masked(signal.SIGINT):
+            super().start()
+
+
+def _begin() -> None:
+    """Of a worker: end when the process that started it does, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _masked(number: signal.Signals) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
