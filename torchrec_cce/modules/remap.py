@@ -1,14 +1,16 @@
 """From a KeyedJaggedTensor of raw IDs to one of physical rows: the parameter-free first step of a CCE collection."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_cce.config import CompositionalConfig
+from torchrec_cce.config import CCEConfig, CompositionalConfig
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, identity
 from torchrec_cce.modules.schemes import CCEScheme, PointerScheme, scheme_of
@@ -16,8 +18,37 @@ from torchrec_cce.modules.schemes import CCEScheme, PointerScheme, scheme_of
 _DIGEST_BYTES = 32
 
 
+class MapStamp(NamedTuple):
+    """What weights carry of the map they were trained with: a row of the remap's extra state."""
+
+    version: int | None
+    """The registry's; None if the map was not published."""
+    generation: int
+    digest: str
+
+    @classmethod
+    def of(cls, pointer_map: PointerMap) -> "MapStamp":
+        return cls(pointer_map.version, pointer_map.generation, pointer_map.digest)
+
+    @staticmethod
+    def to_tensor(stamps: Sequence["MapStamp"]) -> torch.Tensor:
+        """`[maps, 34] int64`: version (0: not published), generation, bytes of the digest."""
+        rows = [[one.version or 0, one.generation, *bytes.fromhex(one.digest)] for one in stamps]
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2 + _DIGEST_BYTES)
+
+    @staticmethod
+    def from_tensor(state: torch.Tensor) -> list["MapStamp"]:
+        rows = state.tolist()
+        return [MapStamp(version or None, generation, bytes(digest).hex()) for version, generation, *digest in rows]
+
+    @property
+    def identity(self) -> str:
+        return identity(*self)
+
+
 class Remap(nn.Module):
-    """Replaces each raw ID by its rows: a bag of `l` IDs becomes `c` bags of `t·l` rows, keyed by column.
+    """Replaces each raw ID by its rows: a bag of `l` IDs becomes `c` bags of `t·l` rows, keyed by column;
+    `t` is 1 for a CCE table without its helper.
 
     Without parameters, so that a training pipeline may run it ahead of the model or a data loader in its collate; a
     KeyedJaggedTensor that is remapped already passes through. Runs on the CPU (Appendix D) and returns the result on
@@ -34,9 +65,12 @@ class Remap(nn.Module):
         self._configs = {table.name: table for table in tables}
         self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
-        self._slots = [(table.name, feature) for table in tables for feature in table.feature_names]
+        self.slots = [(table.name, feature) for table in tables for feature in table.feature_names]
         self.row_keys = [key for table in tables for key in _row_keys(table)]
         self._changes_keys = any(isinstance(table, CompositionalConfig) for table in tables)
+
+    def config(self, table: str) -> BaseEmbeddingConfig:
+        return self._configs[table]
 
     def pointer_map(self, table: str) -> PointerMap:
         scheme = self._schemes.get(table)
@@ -46,7 +80,9 @@ class Remap(nn.Module):
 
     def attach_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
         self.check_pointer_map(table, pointer_map)
-        self._schemes[table] = CCEScheme(pointer_map=pointer_map)
+        config = self._configs[table]
+        assert isinstance(config, CCEConfig)
+        self._schemes[table] = CCEScheme(pointer_map=pointer_map, use_helper=config.use_helper)
         self._unseen[table] = 0
 
     def check_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
@@ -78,32 +114,25 @@ class Remap(nn.Module):
         if self._changes_keys and keys == self.row_keys:
             return features
         position = {key: i for i, key in enumerate(keys)}
-        missing = [feature for _, feature in self._slots if feature not in position]
+        missing = [feature for _, feature in self.slots if feature not in position]
         if missing:
             raise ConfigError(f"the input has no features {missing}; it has {keys}")
 
         device = features.device()
         ids = _int64_on_cpu(features)
         bounds = features.offset_per_key()
-        counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self._slots]
-        schemes = [self._schemes[table] for table, _ in self._slots]
+        counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self.slots]
+        schemes = [self._schemes[table] for table, _ in self.slots]
         sizes = [n * scheme.num_columns * scheme.num_terms for n, scheme in zip(counts, schemes, strict=True)]
         rows = torch.empty(sum(sizes), dtype=torch.int64)
-        for (table, feature), n, scheme, out in zip(self._slots, counts, schemes, rows.split(sizes), strict=True):
+        for (table, feature), n, scheme, out in zip(self.slots, counts, schemes, rows.split(sizes), strict=True):
             start = bounds[position[feature]]
-            feature_ids = ids[start : start + n]
-            looked = scheme.rows_into(feature_ids, out.view(scheme.num_columns, n, scheme.num_terms).numpy())
-            if looked.bad >= 0:
-                raise InvalidIDError(
-                    f"feature {feature!r}: raw ID {feature_ids[looked.bad]} (position {looked.bad} of its {n} values) "
-                    f"is not {self._universe(table)}"
-                )
-            if looked.unseen:
-                self._unseen[table] += looked.unseen
+            shaped = out.view(scheme.num_columns, n, scheme.num_terms).numpy()
+            self.look_up(table, feature, ids[start : start + n], shaped)
 
         lengths = features.lengths().cpu().split(features.stride_per_key())
         weights = features.weights().cpu() if self._is_weighted else None
-        sources = [position[feature] for _, feature in self._slots]  # one per slot
+        sources = [position[feature] for _, feature in self.slots]  # one per slot
         columns = [source for source, scheme in zip(sources, schemes, strict=True) for _ in range(scheme.num_columns)]
         terms = [scheme.num_terms for scheme in schemes for _ in range(scheme.num_columns)]
         return KeyedJaggedTensor(
@@ -121,6 +150,30 @@ class Remap(nn.Module):
             **_variable_batch(features, columns, self.row_keys),
         ).to(device)
 
+    def look_up(
+        self, table: str, feature: str, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """The rows of raw `ids: [N] int64` of one feature of a table, `[c, N, t] int64`: what `forward` does for each.
+
+        Args:
+            out: of that shape, to write to and return; None = a new array.
+
+        Raises:
+            InvalidIDError: an ID outside the table's universe.
+        """
+        scheme = self._schemes[table]
+        if out is None:
+            out = np.empty((scheme.num_columns, len(ids), scheme.num_terms), np.int64)
+        looked = scheme.rows_into(ids, out)
+        if looked.bad >= 0:
+            raise InvalidIDError(
+                f"feature {feature!r}: raw ID {ids[looked.bad]} (position {looked.bad} of its {len(ids)} values) "
+                f"is not {self._universe(table)}"
+            )
+        if looked.unseen:
+            self._unseen[table] += looked.unseen
+        return out
+
     def _universe(self, table: str) -> str:
         """Which IDs a table takes, and what to do about others."""
         scheme = self._schemes[table]
@@ -137,28 +190,33 @@ class Remap(nn.Module):
         )
 
     def get_extra_state(self) -> torch.Tensor:
-        """The maps' registry versions (0: not published), generations and digests, `[maps, 34] int64`.
+        """The stamps of the maps, `[maps, 34] int64`.
 
         A tensor of fixed size and not a dict: the distributed checkpoint's planner cannot place a dict on ranks that
         hold no optimizer state.
         """
-        maps = [self.pointer_map(table) for table in self.cce_tables()]
-        rows = [[m.version or 0, m.generation, *bytes.fromhex(m.digest)] for m in maps]
-        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2 + _DIGEST_BYTES)
+        return MapStamp.to_tensor([MapStamp.of(self.pointer_map(table)) for table in self.cce_tables()])
 
     def set_extra_state(self, state: torch.Tensor) -> None:
-        """Raise MapMismatchError unless the attached maps are those that the loaded weights were trained with."""
+        """Raise MapMismatchError unless the attached maps are those that the loaded weights were trained with.
+
+        A map that does not know its registry version, because it comes from a checkpoint, learns it.
+        """
         tables = self.cce_tables()
         if len(state) != len(tables):
             raise MapMismatchError(f"the checkpoint has maps of {len(state)} CCE tables, the module has {len(tables)}")
-        for table, (version, generation, *digest) in zip(tables, state.tolist(), strict=True):
+        stamps = dict(zip(tables, MapStamp.from_tensor(state), strict=True))
+        for table, stamp in stamps.items():
             found = self.pointer_map(table)
-            if bytes(digest).hex() != found.digest:
-                trained_with = identity(version or None, generation, bytes(digest).hex())
+            if stamp.digest != found.digest:
                 raise MapMismatchError(
-                    f"table {table!r}: the checkpoint was trained with the map {trained_with}, attached is "
+                    f"table {table!r}: the checkpoint was trained with the map {stamp.identity}, attached is "
                     f"{found.identity}; attach the checkpoint's own map first"
                 )
+        for table, stamp in stamps.items():
+            found = self.pointer_map(table)
+            if found.version is None and stamp.version is not None:
+                self.attach_pointer_map(table, found.published_as(stamp.version))
 
 
 def _row_keys(table: BaseEmbeddingConfig) -> list[str]:

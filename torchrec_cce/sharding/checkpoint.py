@@ -45,7 +45,10 @@ def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: Co
     }
     _check(renamed, saved.keys())
 
-    load({**state, "optimizer": {**state["optimizer"], "state": there}}, checkpoint_id=str(folder))
+    # An empty dictionary is looked for under its own name, which a checkpoint of another placement does not have.
+    loaded = {**state["optimizer"], "state": {table: entries for table, entries in there.items() if entries}}
+    filled = {"optimizer": loaded} if any(loaded.values()) else {}
+    load({"model": state["model"], **filled}, checkpoint_id=str(folder))
     everyones: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(everyones, [key for key in renamed.values() if key in saved])
     whole = {
