@@ -1,10 +1,12 @@
 """Maps and weights of a sharded model, to be published from and attached to all ranks together."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import KeyedOptimizer
 
 from torchrec_cce.config import CCEConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError
@@ -33,6 +35,44 @@ def collections_of(model: DistributedModelParallel) -> dict[str, CCECollection]:
     return found
 
 
+class ShardedTable(NamedTuple):
+    """A CCE table of a sharded model."""
+
+    collection: CCECollection
+    config: CCEConfig
+    store: ShardedStore
+
+
+def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None = None) -> list[ShardedTable]:
+    """All CCE tables of a sharded model, with the state that `optimizer` has of them. Every rank calls it.
+
+    Raises as `collections_of`.
+    """
+    weights = model.state_dict()
+    states = {} if optimizer is None else optimizer.state_dict()["state"]
+    tables = []
+    for path, collection in collections_of(model).items():
+        for config in collection.cce_configs():
+            name = f"{path}.{collection.weight_name(config.name)}"
+            store = ShardedStore(weights[name], states.get(name, {}))
+            tables.append(ShardedTable(collection=collection, config=config, store=store))
+    return tables
+
+
+def check_on_all_ranks(model: DistributedModelParallel, tables: Mapping[str, TableSnapshot]) -> None:
+    """Raise MapMismatchError on every rank unless `tables` can be restored on all of them."""
+    collections = collections_of(model).values()
+    theirs = {name for collection in collections for name in collection.cce_tables()}
+
+    def check() -> None:
+        if theirs != tables.keys():
+            raise MapMismatchError(f"the maps are of tables {sorted(tables)}, the model has {sorted(theirs)}")
+        for collection in collections:
+            collection.check_tables({name: tables[name] for name in collection.cce_tables()})
+
+    on_all_ranks(check)
+
+
 class ShardedMaps:
     """The CCE tables of all collections in a `DistributedModelParallel` model. Every rank calls every method.
 
@@ -51,42 +91,21 @@ class ShardedMaps:
         """As `CCECollection.snapshot`: whole tables, on every rank."""
         reports, frequencies = reports or {}, frequencies or {}
         return {
-            name: snapshot_of(
+            config.name: snapshot_of(
                 config,
-                collection.pointer_map(name),
+                collection.pointer_map(config.name),
                 weights=store.read().weights,
-                frequencies=frequencies.get(name),
-                report=reports.get(name),
+                frequencies=frequencies.get(config.name),
+                report=reports.get(config.name),
             )
-            for name, (collection, config, store) in self._tables().items()
+            for collection, config, store in tables_of(self._model)
         }
 
     def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
         """As `CCECollection.restore`. If it fails on any rank, it does on all, and nothing has changed."""
-        collections = collections_of(self._model).values()
-        theirs = {name for collection in collections for name in collection.cce_tables()}
-
-        def check() -> None:
-            if theirs != tables.keys():
-                raise MapMismatchError(f"the maps are of tables {sorted(tables)}, the model has {sorted(theirs)}")
-            for collection in collections:
-                collection.check_tables({name: tables[name] for name in collection.cce_tables()})
-
-        on_all_ranks(check)
-        for name, (collection, _, store) in self._tables().items():
-            weights = tables[name].weights
-            if weights is not None:
-                store.write(TableRows(weights=np.array(weights), states={}))
-            collection.attach_pointer_map(name, tables[name].pointer_map)
-
-    def _tables(self) -> dict[str, tuple[CCECollection, CCEConfig, ShardedStore]]:
-        weights = self._model.state_dict()
-        return {
-            config.name: (
-                collection,
-                config,
-                ShardedStore(weights[f"{path}.{collection.weight_name(config.name)}"], {}),
-            )
-            for path, collection in collections_of(self._model).items()
-            for config in collection.cce_configs()
-        }
+        check_on_all_ranks(self._model, tables)
+        for collection, config, store in tables_of(self._model):
+            table = tables[config.name]
+            if table.weights is not None:
+                store.write(TableRows(weights=config.used_words(np.array(table.weights)), states={}))
+            collection.attach_pointer_map(config.name, table.pointer_map)
