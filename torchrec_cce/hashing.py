@@ -1,4 +1,4 @@
-"""Seeded universal hashing of raw IDs to rows, with the same bits in numpy, numba and torch.
+"""Seeded universal hashing of raw IDs to rows, with the same bits in numpy, numba and torch (`modules.tensor_hash`).
 
 Multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then Lemire's fast range to any `k ≤ 2^32`:
 
@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.jit import jit
 
 MAX_ROWS = 2**32
-_MASK_32 = 0xFFFFFFFF
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -76,16 +74,6 @@ class UniversalHash:
         mixed = ids.astype(np.uint64)[:, None] * self.multipliers + self.offsets
         rows: npt.NDArray[np.uint64] = (mixed >> np.uint64(32)) * np.uint64(self.num_rows) >> np.uint64(32)
         return rows.astype(np.int64)
-
-    def torch(self, ids: torch.Tensor) -> torch.Tensor:
-        """Hash `ids: [N] int64` (any value, any device) to rows `[N, c] int64`.
-
-        torch has no uint64 arithmetic, but int64 wraps to the same bits, and the masks undo the sign extension of `>>`.
-        """
-        multipliers = torch.from_numpy(self.multipliers.view(np.int64)).to(ids.device)
-        offsets = torch.from_numpy(self.offsets.view(np.int64)).to(ids.device)
-        mixed = ((ids.to(torch.int64)[:, None] * multipliers + offsets) >> 32) & _MASK_32
-        return ((mixed * self.num_rows) >> 32) & _MASK_32
 
 
 def term_hash(seed: int, term: int, *, num_columns: int, num_rows: int) -> UniversalHash:

@@ -91,7 +91,7 @@ def test_nothing_to_publish(operator: Operator, tmp_path: Path) -> None:
     assert command(tmp_path / "process", "train", toml, "--run-dir", tmp_path / "run", "--quiet").wait().code == 0
     error = operator.run("publish", "--run-dir", tmp_path / "run", code=2).stderr
     assert "embedding.method='ce_concat' has no map to publish" in error
-    assert operator.registry.state().versions == ()
+    assert not (operator.folder / "registry").exists()
 
 
 def test_the_life_of_a_registry(operator: Operator) -> None:
@@ -145,18 +145,24 @@ def test_verify_tells_by_its_exit_status(operator: Operator) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["list"], ""),
-        (["show"], "nothing has been published yet"),
-        (["show", "3"], "nothing has been published yet"),
-        (["diff", "1", "2"], "nothing has been published yet"),
-        (["rollback", "1"], "nothing has been published yet"),
+        (["list"], "there is no such folder"),
+        (["show"], "there is no such folder"),
+        (["rollback", "1"], "there is no such folder"),
         (["gc", "--keep-last", "0"], "keep_last=0 is not at least 1"),
     ],
 )
 def test_mistakes_are_one_line(operator: Operator, arguments: list[str], message: str) -> None:
-    finished = operator.run(*arguments, code=2 if message else 0)
-    assert message in finished.stderr
-    assert len(finished.stderr.splitlines()) == (1 if message else 0)
+    (line,) = operator.run(*arguments, code=2).stderr.splitlines()
+    assert message in line
+    assert not (operator.folder / "registry").exists(), "a mistyped name makes no folder"
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["show", "3"], ["diff", "1", "2"], ["rollback", "1"]])
+def test_an_empty_folder_is_an_empty_registry(operator: Operator, arguments: list[str]) -> None:
+    (operator.folder / "registry").mkdir()
+    assert operator.run("list").stdout.split() == ["version", "parent", "created", "size", "manifest"]
+    (line,) = operator.run(*arguments, code=2).stderr.splitlines()
+    assert "nothing has been published yet" in line
 
 
 def test_a_registry_that_is_no_url(tmp_path: Path) -> None:

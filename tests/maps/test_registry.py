@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def server() -> Iterator[S3Server]:
 def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """A new connection to one and the same, empty registry."""
     url, options = (tmp_path / "registry").as_uri(), {}
+    (tmp_path / "registry").mkdir()
     if request.param == "s3":
         server = request.getfixturevalue("server")
         url, options = server.url(tmp_path.name), server.options
@@ -339,10 +341,41 @@ def test_two_openers_map_the_same_file(disk: Registry) -> None:
 
 def test_a_registry_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RegistryError, match="cannot set up"):
-        Registry(tmp_path / "file" / "registry")
+    with pytest.raises(RegistryError, match=r"cannot write versions/.*: .*Not a directory"):
+        Registry(tmp_path / "file" / "registry").publish({"t_user": snapshot(0)})
     with pytest.raises(RegistryError, match="cannot set up"):
         Registry("ftp://somewhere/registry")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        Registry.state,
+        Registry.history,
+        Registry.open,
+        Registry.manifest,
+        Registry.verify,
+        lambda registry: registry.diff(1, 2),
+        lambda registry: registry.rollback(1),
+        lambda registry: registry.pin(1),
+        lambda registry: registry.gc(keep_last=1),
+    ],
+)
+def test_a_folder_that_is_not_there_is_said_so_and_not_made(tmp_path: Path, read: Callable[[Registry], Any]) -> None:
+    registry = Registry(tmp_path / "regsitry", cache=tmp_path / "cache")
+    with pytest.raises(RegistryError, match=r"regsitry: there is no such folder; .*`torchrec-cce maps publish`"):
+        read(registry)
+    with pytest.raises(PublishConflictError, match="made from version 3, but current is nothing"):
+        registry.publish({"t_user": snapshot(0)}, parent=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_version_makes_the_folder(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "new" / "registry", cache=tmp_path / "cache")
+    with pytest.raises(RegistryError, match="there is no such folder"):
+        registry.state()
+    registry.publish({"t_user": snapshot(0)})
+    assert registry.state().current == 1
 
 
 def test_a_grown_vocabulary_is_compared_by_raw_id(disk: Registry) -> None:

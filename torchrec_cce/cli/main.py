@@ -1,4 +1,7 @@
-"""The command line: parse, call, print."""
+"""The command line: parse, call, print.
+
+A command imports what it runs when it runs: `--help`, and all of `maps` but `publish`, do not wait for torch.
+"""
 
 import shutil
 from pathlib import Path
@@ -9,15 +12,17 @@ from rich.console import Console
 
 from torchrec_cce.cli import maps
 from torchrec_cce.cli.plan import plan
-from torchrec_cce.evaluation.report import TABLE_WIDTH, to_table
+from torchrec_cce.cli.recluster import recluster
+from torchrec_cce.cli.remap import remap
 from torchrec_cce.training.command import evaluate, one_line_errors, train
-from torchrec_cce.training.demo import run_demo
 from torchrec_cce.training.quiet import quiet_libraries
 
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="Clustered Compositional Embeddings.")
 app.command()(train)
 app.command()(evaluate)
 app.command()(plan)
+app.command()(recluster)
+app.command()(remap)
 app.add_typer(maps.app, name="maps")
 
 
@@ -37,6 +42,9 @@ def demo(
 ) -> None:
     """Compare full tables, the hashing trick, CE concat and CCE on one click log."""
     quiet_libraries()
+    from torchrec_cce.evaluation.report import TABLE_WIDTH, to_table
+    from torchrec_cce.training.demo import run_demo
+
     with one_line_errors():
         outcomes, about = run_demo(
             out,

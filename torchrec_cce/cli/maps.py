@@ -1,25 +1,21 @@
 """`torchrec-cce maps …`: the registry of published maps, for people and (`--json`) for machines."""
 
 import json
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
+from torchrec_cce.cli.table import print_table
 from torchrec_cce.maps.manifest import Manifest
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training.command import one_line_errors
-from torchrec_cce.training.publish import snapshot_of_run
 from torchrec_cce.training.quiet import quiet_libraries
 
 _DAMAGED = 1
-_PIPE_WIDTH = 200
 _FLAGS = typer.Option(envvar="TORCHREC_CCE_REGISTRY", help="A folder, or a URL: s3://…, gs://…, az://…")
 
 RegistryURL = Annotated[str, _FLAGS]
@@ -48,7 +44,7 @@ def list_versions(registry: RegistryURL, as_json: AsJSON = False) -> None:
         ]
         for one in state.versions
     ]
-    _print_table(["version", "parent", "created", "size", "manifest"], rows)
+    print_table(["version", "parent", "created", "size", "manifest"], rows)
 
 
 @app.command()
@@ -70,7 +66,7 @@ def history(registry: RegistryURL, as_json: AsJSON = False) -> None:
         ]
         for one in records
     ]
-    _print_table(["step", "time", "action", "version", "current", "by"], rows)
+    print_table(["step", "time", "action", "version", "current", "by"], rows)
 
 
 @app.command()
@@ -116,7 +112,7 @@ def diff(registry: RegistryURL, old: Version, new: Version, as_json: AsJSON = Fa
         else [name, f"{one.share_changed:.1%}", f"{one.num_common:,}", f"{one.num_added:,}", f"{one.num_removed:,}"]
         for name, one in tables.items()
     ]
-    _print_table(["table", "changed pointers", "common IDs", "added", "removed"], rows)
+    print_table(["table", "changed pointers", "common IDs", "added", "removed"], rows)
 
 
 @app.command()
@@ -128,6 +124,8 @@ def publish(
 ) -> None:
     """Publish maps and codebooks of a run's newest checkpoint, and make them current."""
     quiet_libraries()
+    from torchrec_cce.training.publish import snapshot_of_run
+
     with one_line_errors():
         run = snapshot_of_run(run_dir)
         entry = Registry(registry).publish(
@@ -214,16 +212,7 @@ def _print_manifest(manifest: Manifest) -> None:
         for name, one in manifest.tables.items()
     ]
     headers = ["table", "IDs", "words", "generation", "pointers", "vocabulary", "unseen", "H1 …", "churn", "digest"]
-    _print_table(headers, rows)
-
-
-def _print_table(headers: list[str], rows: list[list[str]]) -> None:
-    table = Table(*headers, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    # A pipe has no width, and a table that is cut to 80 columns tells a program nothing.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-    console.print(table)
+    print_table(headers, rows)
 
 
 def _print_json(value: Any) -> None:

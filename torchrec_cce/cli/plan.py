@@ -5,29 +5,23 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
-from torchrec import EmbeddingBagConfig
-from torchrec.distributed.planner import ParameterConstraints, Topology
-from torchrec.distributed.types import ShardingType
-from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-from torchrec_cce.budget import Method, tables_under_cap
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
-from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
-from torchrec_cce.sharding.sharders import get_cce_sharders
-from torchrec_cce.sharding.summary import PlanSummary, TableSummary
 from torchrec_cce.training.command import one_line_errors
-from torchrec_cce.training.config import RunConfig
-from torchrec_cce.training.config_file import read_config
-from torchrec_cce.training.parallel import IN_BACKWARD, OPTIMIZERS
 from torchrec_cce.training.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from torchrec.distributed.planner import Topology
+
+    from torchrec_cce.budget import Method
+    from torchrec_cce.sharding.summary import PlanSummary, TableSummary
+    from torchrec_cce.training.config import RunConfig
 
 _GIB = 2**30
 _COLUMNS = ("table", "method", "placement", "device", "host", "all-to-all", "all-reduce", "ms")
@@ -36,7 +30,7 @@ _NOTE = (
     "Estimates of TorchRec's planner. device, host: bytes on the fullest GPU and host, a batch and maps included; "
     "all-to-all, all-reduce: bytes that a rank sends in a step; ms: lookup, update and communication of a step."
 )
-_COMPARED: tuple[Method, ...] = ("full", "hashing_trick", "cce")
+_COMPARED: "tuple[Method, ...]" = ("full", "hashing_trick", "cce")
 
 
 def plan(
@@ -59,6 +53,9 @@ def plan(
 ) -> None:
     """Plan where tables go on many ranks, for full tables, the hashing trick and CCE; nothing is built or trained."""
     quiet_libraries()
+    from torchrec_cce.sharding.planner import planning_topology
+    from torchrec_cce.training.config_file import read_config
+
     with one_line_errors():
         run = read_config(config)
         topology = planning_topology(
@@ -73,20 +70,18 @@ def plan(
         plans = {method: _planned(run, method, topology, rows, lengths) for method in _methods(run)}
     if as_json:
         ranks = {"world_size": world_size, "local_world_size": topology.local_world_size, "batch_size": rows}
-        values = {
-            method: asdict(plan) if isinstance(plan, PlanSummary) else {"error": plan} for method, plan in plans.items()
-        }
+        values = {method: {"error": plan} if isinstance(plan, str) else asdict(plan) for method, plan in plans.items()}
         typer.echo(json.dumps({**ranks, "plans": values}))
         return
     _print(run, plans)
 
 
-def _methods(run: RunConfig) -> Sequence[Method]:
+def _methods(run: "RunConfig") -> "Sequence[Method]":
     """Those that are compared; without a cap there is nothing to compress to."""
     return _COMPARED if run.embedding.max_parameters else _COMPARED[:1]
 
 
-def _lengths(run: RunConfig, given: Sequence[str]) -> dict[str, float]:
+def _lengths(run: "RunConfig", given: Sequence[str]) -> dict[str, float]:
     """Feature → raw IDs in a bag."""
     lengths = dict.fromkeys(run.universes(), 1.0)
     for one in given:
@@ -105,44 +100,20 @@ def _lengths(run: RunConfig, given: Sequence[str]) -> dict[str, float]:
 
 
 def _planned(
-    run: RunConfig, method: Method, topology: Topology, batch_size: int, lengths: dict[str, float]
-) -> PlanSummary | str:
+    run: "RunConfig", method: "Method", topology: "Topology", batch_size: int, lengths: dict[str, float]
+) -> "PlanSummary | str":
     """The plan of one method, or why there is none."""
-    embedding, optimizer = run.embedding, run.optimizer
-    tables = tables_under_cap(
-        run.full_tables(),
-        method=method,
-        max_parameters=embedding.max_parameters or 0,
-        num_columns=embedding.num_columns,
-        seed=run.seed,
-    )
-    collection = CCEEmbeddingBagCollection(tables, device=torch.device("meta"))
-    # The planner reads the optimizer, whose state takes memory, off the parameters.
-    apply_optimizer_in_backward(
-        OPTIMIZERS[optimizer.embedding], collection.parameters(), {"lr": optimizer.embedding_learning_rate}
-    )
-    planner = CCEShardingPlanner(
-        topology=topology,
-        batch_size=batch_size,
-        constraints={table.name: _constraints(table, optimizer.embedding, lengths) for table in tables},
-    )
+    from torchrec_cce.training.placement import summary_of
+
     try:
-        planner.plan(collection, get_cce_sharders())
+        return summary_of(run, method, topology, batch_size, lengths)
     except ConfigError as error:
         return str(error)
-    return planner.summary
 
 
-def _constraints(table: EmbeddingBagConfig, optimizer: str, lengths: dict[str, float]) -> ParameterConstraints:
-    return ParameterConstraints(
-        pooling_factors=[lengths[feature] for feature in table.feature_names],
-        sharding_types=None if optimizer in IN_BACKWARD else [ShardingType.DATA_PARALLEL.value],
-    )
-
-
-def _print(run: RunConfig, plans: dict[Method, PlanSummary | str]) -> None:
+def _print(run: "RunConfig", plans: "dict[Method, PlanSummary | str]") -> None:
     printed = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
-    made = {method: plan for method, plan in plans.items() if isinstance(plan, PlanSummary)}
+    made = {method: plan for method, plan in plans.items() if not isinstance(plan, str)}
     for name in run.tables:
         for method, plan in made.items():
             (one,) = (table for table in plan.tables if table.table.rpartition(".")[2] == name)
@@ -158,6 +129,6 @@ def _print(run: RunConfig, plans: dict[Method, PlanSummary | str]) -> None:
     typer.echo(_NOTE)
 
 
-def _figures(one: TableSummary | PlanSummary) -> tuple[str, ...]:
+def _figures(one: "TableSummary | PlanSummary") -> tuple[str, ...]:
     sizes = (one.device_bytes, one.host_bytes, one.all_to_all_bytes, one.all_reduce_bytes)
     return (*(decimal(size) if size else "–" for size in sizes), f"{one.milliseconds:.3f}")

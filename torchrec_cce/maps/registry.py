@@ -121,7 +121,7 @@ class Registry:
         """
         if not tables:
             raise ConfigError("there are no tables to publish; the model has no CCE table")
-        before = self.state()
+        before = self.state() if self._storage.exists else RegistryState()
         if parent is not None and parent != before.current:
             current = "nothing" if before.current is None else before.find(None).identity
             raise PublishConflictError(

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+import pyarrow as pa
 
 from torchrec_cce.atomic import flush
 from torchrec_cce.errors import CCEError, RegistryError
@@ -29,6 +32,8 @@ class StoredObject:
     name: str
     num_bytes: int
     modified: datetime
+    etag: str | None = None
+    """What the store calls this content; None for a file."""
 
 
 class Storage:
@@ -40,12 +45,13 @@ class Storage:
         options: for obstore's `from_url`: `config`, `client_options`, `retry_config`, `credential_provider`.
 
     Raises:
-        RegistryError: no store of this kind, or it cannot be set up.
+        RegistryError: no store of this kind, or it cannot be set up. Of all that reads: there is no such folder.
         MissingExtraError: obstore is not installed.
     """
 
     def __init__(self, url: str | Path, **options: Any) -> None:
         self._obstore = require("obstore", "registry")
+        self._options = options
         self.local_root: Path | None = None
         """Where the objects are files; None in an object store."""
         text = str(url)
@@ -53,12 +59,26 @@ class Storage:
             self.local_root = Path(unquote(text.removeprefix("file://")) if "://" in text else text).absolute()
             text = self.local_root.as_uri()
         self.url = text
-        with self._errors("set up"):
-            if self.local_root is not None:
-                store = require("obstore.store", "registry")
-                self._store = store.LocalStore(self.local_root, mkdir=True, automatic_cleanup=True)
-            else:
-                self._store = require("obstore.store", "registry").from_url(text, **options)
+        if self.local_root is None:
+            with self._errors("set up"):
+                self._store  # noqa: B018  so that a wrong URL is known at once
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a folder to read from. It is made when the first object is written."""
+        return self.local_root is None or self.local_root.is_dir()
+
+    @cached_property
+    def _store(self) -> Any:
+        stores = require("obstore.store", "registry")
+        if self.local_root is None:
+            return stores.from_url(self.url, **self._options)
+        if not self.exists:
+            raise RegistryError(
+                f"{self.url}: there is no such folder; check the name, or begin a registry with "
+                "`torchrec-cce maps publish`"
+            )
+        return stores.LocalStore(self.local_root, automatic_cleanup=True)
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError, RegistryError."""
@@ -85,15 +105,32 @@ class Storage:
 
         @contextmanager
         def open_sink() -> Iterator[Sink]:
-            with (
-                self._errors(f"write {name}"),
-                self._obstore.open_writer(
+            with self._errors(f"write {name}"):
+                if self.local_root is not None:
+                    self.local_root.mkdir(parents=True, exist_ok=True)
+                with self._obstore.open_writer(
                     self._store, name, buffer_size=_PART_BYTES, max_concurrency=_PARTS_AT_A_TIME
-                ) as sink,
-            ):
-                yield sink
+                ) as sink:
+                    yield sink
 
         return open_sink()
+
+    def find(self, name: str) -> StoredObject | None:
+        """An object, None if there is none of that name."""
+        with self._errors(f"look for {name}"), suppress(FileNotFoundError):
+            if self.local_root is None:
+                return _stored_object(self._obstore.head(self._store, name))
+            stat = (self.local_root / name).stat()
+            modified = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
+            return StoredObject(name=name, num_bytes=stat.st_size, modified=modified)
+        return None
+
+    def open_file(self, name: str) -> pa.NativeFile:
+        """An object as a file to read at any place; only what is read is fetched. Raises as `read`."""
+        with self._errors(f"read {name}"):
+            if self.local_root is not None:
+                return pa.OSFile(str(self.local_root / name))
+            return pa.PythonFile(_Reader(self, name, self._obstore.open_reader(self._store, name)), mode="r")
 
     def download(self, name: str, path: Path) -> str:
         """Copy an object to a local file in bounded memory. Returns its SHA-256 (hex). Raises as `read`."""
@@ -105,11 +142,11 @@ class Storage:
         return content.hexdigest()
 
     def objects(self, folder: str, *, after: str | None = None) -> list[StoredObject]:
-        """All objects in `folder` and below, in the order of their names; those after the name `after` only."""
+        """All objects in `folder` ("" is the root) and below, in the order of their names; those after `after` only."""
         with self._errors(f"list {folder}"):
             found = [
-                StoredObject(name=meta["path"], num_bytes=meta["size"], modified=meta["last_modified"])
-                for page in self._obstore.list(self._store, f"{folder}/", offset=after)
+                _stored_object(meta)
+                for page in self._obstore.list(self._store, f"{folder}/" if folder else None, offset=after)
                 for meta in page
             ]
         return sorted(found, key=lambda one: one.name)
@@ -174,6 +211,43 @@ class Storage:
         except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RegistryError(f"{self.url}: cannot {action}: {reason}") from error
+
+
+class _Reader:
+    """obstore's reader as the file object that Arrow wants; its errors are ours."""
+
+    closed = False
+
+    def __init__(self, storage: Storage, name: str, reader: Any) -> None:
+        self._storage = storage
+        self._name = name
+        self._reader = reader
+
+    def read(self, size: int = -1) -> bytes:
+        with self._storage._errors(f"read {self._name}"):
+            return bytes(self._reader.read(None if size < 0 else size))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with self._storage._errors(f"read {self._name}"):
+            return int(self._reader.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._reader.tell())
+
+    def size(self) -> int:
+        return int(self._reader.size)
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _stored_object(meta: Any) -> StoredObject:
+    return StoredObject(
+        name=meta["path"], num_bytes=meta["size"], modified=meta["last_modified"], etag=meta.get("e_tag")
+    )
 
 
 def _create_file(path: Path, content: bytes) -> bool:

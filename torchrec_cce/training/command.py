@@ -1,4 +1,7 @@
-"""The `train` command, shared by `torchrec-cce train` and `torchrun -m torchrec_cce.training`."""
+"""The `train` command, shared by `torchrec-cce train` and `torchrun -m torchrec_cce.training`.
+
+A command imports what it runs when it runs, so that its help is there at once.
+"""
 
 import json
 import os
@@ -11,11 +14,6 @@ from typing import Annotated
 import typer
 
 from torchrec_cce.errors import CCEError, ConfigError
-from torchrec_cce.training.config import SplitConfig
-from torchrec_cce.training.config_file import read_config, read_run_config
-from torchrec_cce.training.loop import Start
-from torchrec_cce.training.loop import evaluate as run_evaluation
-from torchrec_cce.training.loop import train as run_training
 from torchrec_cce.training.quiet import quiet_libraries
 
 _MISUSED = 2
@@ -55,9 +53,12 @@ def train(
 ) -> None:
     """Train a model with compressed embedding tables."""
     quiet_libraries()
+    from torchrec_cce.training import loop
+    from torchrec_cce.training.config_file import read_config
+
     with one_line_errors():
-        start: Start = "either" if restartable else "resume" if resume else "new"
-        result = run_training(read_config(config), run_dir, start=start, show_progress=not quiet)
+        start: loop.Start = "either" if restartable else "resume" if resume else "new"
+        result = loop.train(read_config(config), run_dir, start=start, show_progress=not quiet)
     state = "interrupted" if result.interrupted else "finished"
     figures = "".join(f", {name} {value:.5g}" for name, value in (result.best or {}).items())
     say(f"{state} after {result.steps:,} batches{figures}; checkpoint {result.checkpoint}")
@@ -74,10 +75,14 @@ def evaluate(
 ) -> None:
     """Print BCE and AUC of a run's newest checkpoint as one line of JSON."""
     quiet_libraries()
+    from torchrec_cce.training import loop
+    from torchrec_cce.training.config import SplitConfig
+    from torchrec_cce.training.config_file import read_run_config
+
     with one_line_errors():
         config = read_run_config(run_dir)
         split = config.data.test if data is None else SplitConfig(path=str(data))
         if split is None:
             raise ConfigError(f"{run_dir} has no test split; name a log with --data")
-        quality = run_evaluation(config, run_dir, split)
+        quality = loop.evaluate(config, run_dir, split)
     typer.echo(json.dumps(asdict(quality)))
