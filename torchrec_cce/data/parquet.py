@@ -1,23 +1,22 @@
 """Click logs in Parquet: streamed as `Rows` with only the columns that are needed, and written from `Rows`."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.atomic import atomic_path
-from torchrec_cce.data.arrow import BadCell, from_column, to_column, to_dense, to_labels, why_not_ids, why_not_numbers
+from torchrec_cce.data.arrow import BadCell, from_column, to_column, why_not_ids, why_not_numbers
 from torchrec_cce.data.batches import global_batches
+from torchrec_cce.data.record_batches import as_data_file_error, read_parts
 from torchrec_cce.data.rows import Rows, log_transform
 from torchrec_cce.errors import ConfigError, DataFileError
 
 PathLike: TypeAlias = str | os.PathLike[str]
-T = TypeVar("T")
 
 _ROW_GROUP_ROWS = 1 << 17
 
@@ -54,35 +53,23 @@ def read_parquet(
             a cell is not allowed: a label other than 0 and 1, a dense value that is not finite, a null in a list.
         ConfigError: a negative `skip_rows` or `max_rows`, `chunk_rows < 1`, or an unknown `dense_transform`.
     """
-    if skip_rows < 0 or chunk_rows < 1 or (max_rows is not None and max_rows < 0):
-        raise ConfigError(
-            f"skip_rows={skip_rows}, max_rows={max_rows}, chunk_rows={chunk_rows}: the first two must be at least 0, "
-            "the last at least 1"
-        )
     if dense_transform not in ("none", "log1p"):
         raise ConfigError(f'dense_transform={dense_transform!r} is not one of "none", "log1p"')
-    skip, left = skip_rows, max_rows
-    columns = list(dict.fromkeys([label, *dense, *ids.values()]))
-    for path in parquet_files(paths):
-        if left == 0:
-            return
-        with _as_data_file_error(path), pq.ParquetFile(path) as file:
-            _check_columns(path, file.schema_arrow, [label, *dense], ids)
-            groups, row = _groups_after(file.metadata, skip)
-            skip -= row  # what is left to skip lies within the first group that is read
-            for batch in file.iter_batches(batch_size=chunk_rows, row_groups=groups, columns=columns):
-                first = min(skip, batch.num_rows)
-                batch, skip, row = batch.slice(first, left), skip - first, row + first
-                if not batch.num_rows:
-                    continue
-                rows = _to_rows(path, row, batch, label, dense, ids)
-                if dense_transform == "log1p":
-                    log_transform(rows.dense)
-                row += len(rows)
-                left = None if left is None else left - len(rows)
-                yield rows
-                if left == 0:
-                    break
+
+    def columns_of(path: Path, schema: pa.Schema) -> list[str]:
+        check_columns(path, schema, [label, *dense], ids.values())
+        return list(dict.fromkeys([label, *dense, *ids.values()]))
+
+    parts = read_parts(parquet_files(paths), columns_of, skip_rows=skip_rows, max_rows=max_rows, chunk_rows=chunk_rows)
+    for part in parts:
+        rows = Rows(
+            labels=part.labels(label),
+            dense=part.dense(dense),
+            ids={feature: part.column(name, to_column) for feature, name in ids.items()},
+        )
+        if dense_transform == "log1p":
+            log_transform(rows.dense)
+        yield rows
 
 
 def num_rows(paths: PathLike | Sequence[PathLike]) -> int:
@@ -93,7 +80,7 @@ def num_rows(paths: PathLike | Sequence[PathLike]) -> int:
     """
     total = 0
     for path in parquet_files(paths):
-        with _as_data_file_error(path):
+        with as_data_file_error(path, "Parquet"):
             total += pq.read_metadata(path).num_rows
     return total
 
@@ -159,59 +146,18 @@ def parquet_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     return files
 
 
-@contextmanager
-def _as_data_file_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataFileError(f"{path}: cannot be read as Parquet ({reason})") from error
-
-
-def _check_columns(path: Path, schema: pa.Schema, numbers: Sequence[str], ids: Mapping[str, str]) -> None:
-    for name in [*numbers, *ids.values()]:
+def check_columns(path: Path, schema: pa.Schema, numbers: Sequence[str], ids: Collection[str]) -> None:
+    """Raise DataFileError unless a file has these columns once each, of `numbers` and of `ids`."""
+    for name in [*numbers, *ids]:
         found = len(schema.get_all_field_indices(name))
         if found != 1:
             what = "there is no column" if found == 0 else f"{found} columns have the name"
             raise DataFileError(f"{path}: {what} {name!r}; the columns are {schema.names}")
-    for check, names in ((why_not_numbers, numbers), (why_not_ids, ids.values())):
+    for check, names in ((why_not_numbers, numbers), (why_not_ids, ids)):
         for name in names:
             wrong = check(schema.field(name).type)
             if wrong:
                 raise DataFileError(f"{path}: column {name!r} {wrong}")
-
-
-def _groups_after(metadata: pq.FileMetaData, skip: int) -> tuple[list[int], int]:
-    """The row groups that have rows after the first `skip`, and the number of rows before those groups."""
-    start = 0
-    for group in range(metadata.num_row_groups):
-        size = metadata.row_group(group).num_rows
-        if start + size > skip:
-            return list(range(group, metadata.num_row_groups)), start
-        start += size
-    return [], start
-
-
-def _to_rows(
-    path: Path, row: int, batch: pa.RecordBatch, label: str, dense: Sequence[str], ids: Mapping[str, str]
-) -> Rows:
-    """The rows of `batch`, whose first one is row `row` of the file."""
-
-    def convert(name: str, conversion: Callable[[pa.Array], T]) -> T:
-        try:
-            return conversion(batch.column(name))
-        except BadCell as error:
-            place = f"column {name!r}, row {row + error.row} (the first is 0)"
-            raise DataFileError(f"{path}: {place} {error}") from None
-
-    matrix = np.empty((batch.num_rows, len(dense)), dtype=np.float32)
-    for position, name in enumerate(dense):
-        matrix[:, position] = convert(name, to_dense)
-    return Rows(
-        labels=convert(label, to_labels),
-        dense=matrix,
-        ids={feature: convert(name, to_column) for feature, name in ids.items()},
-    )
 
 
 def _to_table(rows: Rows, label: str, dense: Sequence[str], multi_hot: Collection[str]) -> pa.Table:

@@ -1,0 +1,103 @@
+"""`torchrec-cce remap`: stored data with index pointers in place of raw IDs."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from torchrec_cce.cli.maps import RegistryURL
+from torchrec_cce.data.remapped_format import HelperPolicy, Layout
+from torchrec_cce.jobs.engine import EngineName
+from torchrec_cce.jobs.remap_folder import Compression, FileFormat
+from torchrec_cce.training.command import one_line_errors
+
+if TYPE_CHECKING:
+    from torchrec_cce.jobs.remap_run import Progress as Done
+
+
+def remap(
+    registry: RegistryURL,
+    input: Annotated[str, typer.Option(help="Parquet: a file, a folder with all below it, or a glob; or in a store.")],
+    output: Annotated[str, typer.Option(help="A new folder, or that of the same job to go on with; or in a store.")],
+    version: Annotated[int | None, typer.Option(help="Of the maps; the current one if not given.")] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(help="FEATURE or FEATURE=COLUMN, may be repeated; all that are columns if not given."),
+    ] = None,
+    layout: Annotated[
+        Layout, typer.Option(help="words: packed into uint64; lists: of the pointers' own width.")
+    ] = "words",
+    helper: Annotated[
+        HelperPolicy, typer.Option(help="drop: nothing for the helper; store: its codes; keep-raw: the raw column.")
+    ] = "drop",
+    format: Annotated[FileFormat, typer.Option(help="Of the output; arrow is IPC files.")] = "parquet",
+    compression: Annotated[Compression, typer.Option(help="Of what is new; arrow knows zstd, lz4, none.")] = "zstd",
+    engine: Annotated[EngineName, typer.Option(help="local: processes; ray: the cluster of RAY_ADDRESS.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="One a core if not given.")] = None,
+    inverse_check: Annotated[
+        bool, typer.Option("--inverse-check", help="Read a sample of every file back and prove it.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
+) -> None:
+    """Replace raw IDs in stored Parquet files by the index pointers of a published version.
+
+    A job that was ended goes on where it was when it is run again.
+    """
+    from torchrec_cce.jobs.remap_run import remap as run
+
+    pairs = [one.partition("=") for one in features or []]
+    with one_line_errors(), _progress_bar(quiet) as bar:
+        task = bar.add_task("", total=None, rate="")
+
+        def show(done: "Done") -> None:
+            seconds = max(1e-9, bar.tasks[task].elapsed or 0)
+            bar.update(
+                task,
+                total=done.num_bytes,
+                completed=done.done_bytes,
+                description=f"{done.done_files}/{done.num_files} files",
+                rate=f"{done.rows / seconds:,.0f} rows/s",
+            )
+
+        report = run(
+            input,
+            output,
+            registry=registry,
+            version=version,
+            features={feature: column or feature for feature, _, column in pairs} or None,
+            layout=layout,
+            helper=helper,
+            file_format=format,
+            compression=compression,
+            engine=engine,
+            num_workers=workers,
+            inverse_check=inverse_check,
+            progress=show,
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+        return
+    before = f", {report.skipped_files:,} of them finished before" if report.skipped_files else ""
+    proved = f"; {report.checked_rows:,} rows read back and proved" if inverse_check else ""
+    typer.echo(
+        f"remapped to version {report.version}: {report.num_files:,} files{before}, {report.num_rows:,} rows, "
+        f"{decimal(report.input_bytes)} to {decimal(report.num_bytes)}, {report.seconds:.1f} s{proved}"
+    )
+
+
+def _progress_bar(quiet: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=quiet or not sys.stderr.isatty(),
+    )

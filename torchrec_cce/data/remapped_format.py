@@ -1,0 +1,248 @@
+"""Data files that hold index pointers in place of raw IDs: their schema, and pointers as columns and back.
+
+A CCE table's feature becomes pointer columns at the place of its raw column. The schema's metadata says, in JSON, which
+version of which map they are of. In the layout `words` the `c` pointers of an ID are packed into 64-bit words, column 0
+in the lowest bits; in `lists` they are a list of `c`. A raw column of lists becomes lists of either.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from torchrec_cce.errors import DataFileError
+from torchrec_cce.maps.manifest import Positive, Sha256
+
+FORMAT: Literal[1] = 1
+METADATA_KEY = b"torchrec_cce.remapped"
+"""Of the JSON document in the metadata of a file's schema."""
+
+Layout = Literal["words", "lists"]
+"""Pointers packed into uint64 words, or as lists of `c` of the pointers' own width."""
+HelperPolicy = Literal["drop", "store", "keep-raw"]
+"""What stays for the helper: nothing; its codes beside the pointers; or the raw column, to hash them from again."""
+
+_CONFIG = ConfigDict(extra="forbid")
+_WORD_BYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class RemappedFeature:
+    """A feature of one CCE table, and the columns that its raw column became."""
+
+    feature: str
+    table: str
+    column: str
+    """The raw column."""
+    map_digest: Sha256
+    num_columns: Positive
+    """`c`."""
+    num_rows: Positive
+    """`k`: codes are in `0..k - 1`."""
+    pointer_dtype: Literal["uint8", "uint16", "uint32"]
+    pointers: tuple[str, ...]
+    """The columns of codebook pointers: one, or several where `c` pointers take several words."""
+    helpers: tuple[str, ...] = ()
+    """The columns of helper codes, as many; none if they are not stored."""
+
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger]:
+        """Of a pointer."""
+        return np.dtype(self.pointer_dtype)
+
+    @property
+    def num_words(self) -> int:
+        """Words that hold the `c` pointers of an ID."""
+        return -(-self.num_columns * self.dtype.itemsize // _WORD_BYTES)
+
+    def item_type(self, layout: Layout) -> pa.DataType:
+        """Of the pointers of one ID in a column."""
+        if layout == "words":
+            return pa.uint64()
+        return _list_type(self.dtype, self.num_columns)
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class RemappedFormat:
+    """What the metadata of a file of remapped data says. All files of one job say the same."""
+
+    format: Literal[1] = FORMAT
+    version: Positive
+    """Of the maps, in their registry."""
+    manifest_sha256: Sha256
+    """Of the version's manifest."""
+    layout: Layout
+    helper: HelperPolicy
+    features: dict[str, RemappedFeature]
+    """By the feature's name, or `feature@table` where several CCE tables share the feature."""
+
+    def find(self, feature: str, table: str) -> RemappedFeature | None:
+        """The columns of a table's feature, None if it is not in the file."""
+        found = (one for one in self.features.values() if (one.feature, one.table) == (feature, table))
+        return next(found, None)
+
+    def to_json(self) -> bytes:
+        """The document; equal formats give equal bytes."""
+        return json.dumps(_ADAPTER.dump_python(self, mode="json")).encode()
+
+    @classmethod
+    def from_json(cls, document: bytes, name: str) -> "RemappedFormat":
+        """Read a document.
+
+        Args:
+            name: of the file it comes from, for messages.
+
+        Raises:
+            DataFileError: no such document, or of a later format.
+        """
+        try:
+            found = json.loads(document)
+            number = found.get("format") if isinstance(found, dict) else None
+            if isinstance(number, int) and number > FORMAT:
+                raise DataFileError(
+                    f"{name}: remapped data of format {number}; this torchrec_cce reads formats up to {FORMAT}, "
+                    "upgrade it or remap the data again"
+                )
+            return _ADAPTER.validate_json(document, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DataFileError(f"{name}: its metadata {METADATA_KEY.decode()!r}: {place}: {first['msg']}") from error
+        except ValueError as error:
+            if isinstance(error, DataFileError):
+                raise
+            raise DataFileError(f"{name}: its metadata {METADATA_KEY.decode()!r} is not JSON ({error})") from error
+
+    @classmethod
+    def of_schema(cls, schema: pa.Schema, name: str) -> "RemappedFormat":
+        """What the schema of a file says.
+
+        Args:
+            name: of the file, for messages.
+
+        Raises:
+            DataFileError: the file holds no remapped data, of a later format, or not the columns that it should.
+        """
+        document = (schema.metadata or {}).get(METADATA_KEY)
+        if document is None:
+            raise DataFileError(f"{name}: holds no remapped data; make it with torchrec-cce remap")
+        one = cls.from_json(document, name)
+        for feature in one.features.values():
+            raw = [feature.column] if one.helper == "keep-raw" else []
+            for column in (*feature.pointers, *feature.helpers, *raw):
+                if len(schema.get_all_field_indices(column)) != 1:
+                    raise DataFileError(
+                        f"{name}: there is not one column {column!r}, as its metadata says of feature "
+                        f"{feature.feature!r}; the columns are {schema.names}"
+                    )
+            wanted = feature.item_type(one.layout)
+            for column in (*feature.pointers, *feature.helpers):
+                kind = schema.field(column).type
+                item = kind.value_type if is_id_list(kind) else kind
+                if wanted not in (kind, item):
+                    raise DataFileError(f"{name}: column {column!r} is {kind}, not {wanted} or a list of it")
+        return one
+
+
+_ADAPTER = TypeAdapter(RemappedFormat)
+
+
+def remapped_feature(
+    feature: str,
+    *,
+    table: str,
+    column: str,
+    map_digest: str,
+    num_columns: int,
+    num_rows: int,
+    layout: Layout,
+    helper: HelperPolicy,
+    shared: bool = False,
+) -> RemappedFeature:
+    """A feature with the names of its columns: `feature.pointers`, `feature.helpers`, numbered where there are several.
+
+    Args:
+        shared: several CCE tables have the feature; then names begin with `feature@table`.
+    """
+    one = RemappedFeature(
+        feature=feature,
+        table=table,
+        column=column,
+        map_digest=map_digest,
+        num_columns=num_columns,
+        num_rows=num_rows,
+        pointer_dtype=np.min_scalar_type(num_rows - 1).name,
+        pointers=(),
+    )
+    count = one.num_words if layout == "words" else 1
+
+    def names(kind: str) -> tuple[str, ...]:
+        base = f"{feature_key(feature, table, shared=shared)}.{kind}"
+        return (base,) if count == 1 else tuple(f"{base}.{word}" for word in range(count))
+
+    return replace(one, pointers=names("pointers"), helpers=names("helpers") if helper == "store" else ())
+
+
+def feature_key(feature: str, table: str, *, shared: bool) -> str:
+    """The name of a table's feature in `RemappedFormat.features` and before its columns' names."""
+    return f"{feature}@{table}" if shared else feature
+
+
+def is_id_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds any number of IDs in a row."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def pack(codes: npt.NDArray[np.unsignedinteger]) -> list[npt.NDArray[np.uint64]]:
+    """`codes: [N, c]` uint8/16/32 as words, [N] uint64 each: column 0 in the lowest bits, zeros at the end."""
+    count, num_columns = codes.shape
+    row_bytes = num_columns * codes.itemsize
+    num_words = -(-row_bytes // _WORD_BYTES)
+    padded = np.zeros((count, num_words * _WORD_BYTES), np.uint8)
+    little = np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<"))
+    padded[:, :row_bytes] = little.view(np.uint8).reshape(count, row_bytes)
+    words = padded.view("<u8").astype(np.uint64, copy=False)
+    return [np.ascontiguousarray(words[:, word]) for word in range(num_words)]
+
+
+def unpack(
+    words: Sequence[npt.NDArray[np.uint64]], *, num_columns: int, dtype: npt.DTypeLike
+) -> npt.NDArray[np.unsignedinteger]:
+    """The codes, [N, c] of `dtype`, that `pack` made `words: [N] uint64` each of."""
+    kind: np.dtype[Any] = np.dtype(dtype)
+    stacked = np.ascontiguousarray(np.stack(words, axis=1), dtype="<u8")
+    codes = stacked.view(kind.newbyteorder("<"))[:, :num_columns]
+    return np.ascontiguousarray(codes, dtype=kind)
+
+
+def pointer_arrays(codes: npt.NDArray[np.unsignedinteger], layout: Layout) -> list[pa.Array]:
+    """`codes: [N, c]` as the columns of a layout, one ID a row; `codes_of` is the inverse."""
+    if layout == "words":
+        return [pa.array(word) for word in pack(codes)]
+    values = pa.array(np.ascontiguousarray(codes).reshape(-1))
+    return [pa.FixedSizeListArray.from_arrays(values, type=_list_type(codes.dtype, codes.shape[1]))]
+
+
+def codes_of(arrays: Sequence[pa.Array], feature: RemappedFeature, layout: Layout) -> npt.NDArray[np.unsignedinteger]:
+    """The codes [N, c] in the columns of a feature, one ID a row, without nulls: `pointers` or `helpers`."""
+    if layout == "words":
+        words = [array.to_numpy(zero_copy_only=True) for array in arrays]
+        return unpack(words, num_columns=feature.num_columns, dtype=feature.dtype)
+    (array,) = arrays
+    codes: npt.NDArray[np.unsignedinteger] = array.flatten().to_numpy(zero_copy_only=True)
+    return codes.reshape(len(array), feature.num_columns)
+
+
+def _list_type(dtype: np.dtype[np.unsignedinteger], num_columns: int) -> pa.DataType:
+    # Named as Parquet does, and nullable, because Parquet's reader puts nulls below a null list.
+    return pa.list_(pa.field("element", pa.from_numpy_dtype(dtype)), num_columns)
+
+
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+HELPER_POLICIES: tuple[HelperPolicy, ...] = get_args(HelperPolicy)

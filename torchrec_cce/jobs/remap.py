@@ -1,0 +1,260 @@
+"""Raw IDs to index pointers, one record batch at a time: pure, and the same whatever runs it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from torchrec_cce.data.arrow import BadCell, to_column, why_not_ids
+from torchrec_cce.data.remapped_format import (
+    METADATA_KEY,
+    Layout,
+    RemappedFeature,
+    RemappedFormat,
+    pack,
+    pointer_arrays,
+    unpack,
+)
+from torchrec_cce.errors import DataFileError, InvalidIDError
+from torchrec_cce.hashing import UniversalHash
+from torchrec_cce.kernels.gather import gather_rows, gather_words
+from torchrec_cce.kernels.packed import packed_hashes
+from torchrec_cce.maps.pointer_map import PointerMap
+
+Words = list[npt.NDArray[np.uint64]]
+
+
+class Found(NamedTuple):
+    """What a map has for some IDs."""
+
+    words: Words
+    """[N] uint64 each: the words of the codebook pointers, then those of the helper codes if they are stored."""
+    bad: int
+    """Position of the first ID that the map does not know under `unseen="error"`, or -1; the words there are void."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureMap:
+    """The map of one feature, and the columns that its raw column becomes."""
+
+    feature: RemappedFeature
+    pointer_map: PointerMap
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the pointers' columns, and of the helper codes' if they are stored."""
+        return (*self.feature.pointers, *self.feature.helpers)
+
+    def find(self, ids: npt.NDArray[np.int64]) -> Found:
+        """The words of raw `ids: [N] int64`, by the map's own policy for those that it does not know."""
+        one = self.pointer_map
+        rows, bad = ids, -1
+        unseen: npt.NDArray[np.bool_] | None = None
+        # One pass does it all where a raw ID is its own row and any other is an error.
+        if one.vocabulary is not None or one.unseen != "error" or one.stored is None:
+            rows = one.rows(ids)
+            unseen = rows < 0
+            if not unseen.any():
+                unseen = None
+            elif one.unseen == "error":
+                bad = int(np.argmax(unseen))
+            elif one.unseen == "first_row":
+                ids, rows, unseen = np.where(unseen, one.first_id, ids), np.where(unseen, 0, rows), None
+        if one.stored is None:
+            words = self._hashed(ids, one.codebook_hash)
+        else:
+            words, outside = self._stored(rows)
+            if unseen is None:
+                bad = outside
+            elif one.unseen == "hash":
+                for word, hashed in zip(words, self._hashed(ids[unseen], one.codebook_hash), strict=True):
+                    word[unseen] = hashed
+        if self.feature.helpers:
+            words += self._hashed(ids, one.helper_hash)
+        return Found(words, bad)
+
+    def arrays(self, words: Words, layout: Layout) -> list[pa.Array]:
+        """The words that `find` gave as the columns of a layout, one ID a row."""
+        if layout == "words":
+            return [pa.array(word) for word in words]
+        count, c, dtype = self.feature.num_words, self.feature.num_columns, self.feature.dtype
+        return [
+            array
+            for start in range(0, len(words), count)
+            for array in pointer_arrays(unpack(words[start : start + count], num_columns=c, dtype=dtype), layout)
+        ]
+
+    def _stored(self, rows: npt.NDArray[np.int64]) -> tuple[Words, int]:
+        """The stored pointers of `rows`, and the position of the first that is not a row, or -1."""
+        words = self.pointer_map.words
+        out = np.empty((len(rows), *words.shape[1:]), words.dtype)
+        bad = gather_words(words, rows, out) if words.ndim == 1 else gather_rows(words, rows, out)
+        pointers = self.pointer_map.stored_view
+        if pointers.dtype != self.feature.dtype or (words.ndim == 2 and words.dtype != np.uint64):
+            codes = out.view(pointers.dtype).reshape(len(rows), pointers.shape[1])
+            return pack(codes.astype(self.feature.dtype, copy=False)), bad
+        if words.ndim == 1:
+            return [out.astype(np.uint64, copy=False)], bad
+        return [np.ascontiguousarray(out[:, word]) for word in range(words.shape[1])], bad
+
+    def _hashed(self, ids: npt.NDArray[np.int64], functions: UniversalHash) -> Words:
+        out = np.empty((self.feature.num_words, len(ids)), np.uint64)
+        bits = 8 * self.feature.dtype.itemsize
+        packed_hashes(ids, functions.multipliers, functions.offsets, functions.num_rows, bits, out)
+        return list(out)
+
+
+class UnseenID(BadCell):
+    """A raw ID that its map does not know and, by its policy, must."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Remapper:
+    """All maps of a job: what it does to a schema, and to a batch."""
+
+    format: RemappedFormat
+    maps: Mapping[str, PointerMap]
+    """Table → its map."""
+
+    def features_of(self, column: str) -> list[FeatureMap]:
+        """The features whose raw column this is, in the format's order; none for a column that is left as it is."""
+        return [
+            FeatureMap(feature=one, pointer_map=self.maps[one.table])
+            for one in self.format.features.values()
+            if one.column == column
+        ]
+
+    def schema(self, schema: pa.Schema, name: str) -> pa.Schema:
+        """The schema of the remapped data.
+
+        Args:
+            name: of the file, for messages.
+
+        Raises:
+            DataFileError: a feature's column is missing or holds no IDs, a new column has the name of another, or the
+                data are remapped already.
+        """
+        metadata = dict(schema.metadata or {})
+        if METADATA_KEY in metadata:
+            raise DataFileError(f"{name}: is remapped already; remap the raw data")
+        for one in self.format.features.values():
+            found = len(schema.get_all_field_indices(one.column))
+            if found != 1:
+                what = "there is no column" if found == 0 else f"{found} columns have the name"
+                raise DataFileError(f"{name}: {what} {one.column!r}; the columns are {schema.names}")
+            wrong = why_not_ids(schema.field(one.column).type)
+            if wrong:
+                raise DataFileError(f"{name}: column {one.column!r} {wrong}")
+        fields = [field for raw in schema for field in self.fields(raw)]
+        names = [field.name for field in fields]
+        for one in names:
+            if names.count(one) > 1 and schema.names.count(one) < names.count(one):
+                raise DataFileError(f"{name}: the raw data have a column {one!r} already; rename it")
+        return pa.schema(fields, {**metadata, METADATA_KEY: self.format.to_json()})
+
+    def fields(self, raw: pa.Field) -> list[pa.Field]:
+        """The fields that take the place of a raw field."""
+        found = self.features_of(raw.name)
+        if not found:
+            return [raw]
+        keep = [raw] if self.format.helper == "keep-raw" else []
+        return keep + [
+            pa.field(name, _column_type(raw.type, one.feature.item_type(self.format.layout)), raw.nullable)
+            for one in found
+            for name in one.columns
+        ]
+
+    def batch(self, batch: pa.RecordBatch, name: str, *, first_row: int = 0) -> pa.RecordBatch:
+        """The remapped batch.
+
+        Args:
+            name: of the file, for messages.
+            first_row: of the batch in its file.
+
+        Raises:
+            InvalidIDError: an ID that its map does not know; names file, column, row and value.
+            DataFileError: a null in a list, or what `schema` says.
+        """
+        schema = self.schema(batch.schema, name)
+        arrays = [
+            array
+            for raw, values in zip(batch.schema, batch.columns, strict=True)
+            for array in self.columns(raw.name, values, name, first_row=first_row)
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    def columns(self, column: str, array: pa.Array, name: str, *, first_row: int = 0) -> list[pa.Array]:
+        """What takes the place of a raw column in a batch. Raises as `batch`."""
+        found = self.features_of(column)
+        if not found:
+            return [array]
+        keep = [array] if self.format.helper == "keep-raw" else []
+        try:
+            return keep + [new for one in found for new in _remapped(array, one, self.format.layout)]
+        except BadCell as error:
+            kind = InvalidIDError if isinstance(error, UnseenID) else DataFileError
+            raise kind(f"{name}: column {column!r}, row {first_row + error.row} (the first is 0) {error}") from None
+
+
+def _column_type(raw: pa.DataType, item: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_list(raw):
+        return pa.large_list(pa.field("element", item, nullable=False))
+    if pa.types.is_list(raw) or pa.types.is_fixed_size_list(raw):
+        return pa.list_(pa.field("element", item, nullable=False))
+    return item
+
+
+def _remapped(array: pa.Array, one: FeatureMap, layout: Layout) -> list[pa.Array]:
+    column = to_column(array)
+    words, bad = one.find(column.values)
+    if bad >= 0:
+        row = bad if column.lengths is None else _row_of(column.lengths, bad)
+        value = int(column.values[bad])
+        shown = value % 2**64 if value < 0 and _is_unsigned(array.type) else value
+        known = one.pointer_map
+        where = f"0..{known.num_ids - 1}" if known.vocabulary is None else f"the {known.num_ids} of its vocabulary"
+        raise UnseenID(
+            row,
+            f"holds raw ID {shown}, which the map of table {one.feature.table!r} does not know (its IDs are {where}); "
+            'correct the data, or publish a map with unseen="hash"',
+        )
+    kind = _column_type(array.type, one.feature.item_type(layout))
+    if kind == one.feature.item_type(layout):
+        return [_with_nulls(items, array, layout) for items in one.arrays(words, layout)]
+    lengths = column.dense_lengths()
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    large = pa.types.is_large_list(kind)
+    build = pa.LargeListArray if large else pa.ListArray
+    starts = pa.array(offsets if large else offsets.astype(np.int32))
+    mask = array.is_null() if array.null_count else None
+    return [build.from_arrays(starts, items, type=kind, mask=mask) for items in one.arrays(words, layout)]
+
+
+def _with_nulls(items: pa.Array, raw: pa.Array, layout: Layout) -> pa.Array:
+    """`items`, one for each row of `raw` that is not null, with the nulls of `raw`."""
+    if len(items) == len(raw):
+        return items
+    valid = raw.is_valid().to_numpy(zero_copy_only=False)
+    mask = pa.array(~valid)
+    flat, width = (items, 1) if layout == "words" else (items.flatten(), items.type.list_size)
+    values = flat.to_numpy(zero_copy_only=True).reshape(len(items), width)
+    full = np.zeros((len(raw), width), values.dtype)
+    full[valid] = values
+    if layout == "words":
+        return pa.array(full.reshape(-1), mask=~valid)
+    return pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), type=items.type, mask=mask)
+
+
+def _row_of(lengths: npt.NDArray[np.int32], position: int) -> int:
+    """The row whose bag holds the value at `position`."""
+    return int(np.searchsorted(np.cumsum(lengths, dtype=np.int64), position, side="right"))
+
+
+def _is_unsigned(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_unsigned_integer(kind.value_type if pa.types.is_dictionary(kind) else kind))

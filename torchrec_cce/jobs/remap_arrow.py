@@ -1,0 +1,62 @@
+"""A Parquet file with pointers in place of raw IDs, as an Arrow IPC file: a record batch for each row group."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from torchrec_cce.jobs.remap import Remapper
+
+
+def remap_to_arrow(
+    file: pa.NativeFile,
+    name: str,
+    remapper: Remapper,
+    write: Callable[[Any], object],
+    *,
+    compression: str | None,
+    num_threads: int,
+) -> int:
+    """Write the remapped file, front to back; returns its number of rows. Memory holds one row group.
+
+    Arguments and errors: as `remap_parquet`; `compression` is lz4, zstd or None.
+    """
+    raw = pq.ParquetFile(file)
+    schema = remapper.schema(raw.schema_arrow, name)
+    # What decodes and compresses on several threads takes Arrow's own, of which a worker has one.
+    pa.set_cpu_count(num_threads)
+    options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=num_threads > 1)
+    row = 0
+    with pa.ipc.new_file(pa.PythonFile(_Sink(write), mode="w"), schema, options=options) as writer:
+        for group in range(raw.num_row_groups):
+            table = raw.read_row_group(group, use_threads=num_threads > 1)
+            # One batch, unless a column of strings is too long for one array.
+            for batch in table.combine_chunks().to_batches():
+                writer.write_batch(remapper.batch(batch, name, first_row=row))
+                row += len(batch)
+    return row
+
+
+class _Sink:
+    """A function that takes bytes, as the file object that Arrow wants."""
+
+    closed = False
+
+    def __init__(self, write: Callable[[Any], object]) -> None:
+        self._write = write
+        self._position = 0
+
+    def write(self, data: Any) -> int:
+        self._write(data)
+        self._position += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._position
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,126 @@
+"""The Parquet files that a job reads: a file, a folder with all below it, or a glob, on a disk or in a store."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from torchrec_cce.errors import DataFileError
+from torchrec_cce.maps.storage import Storage
+
+_WILD = set("*?[")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """A file as it was when it was listed."""
+
+    name: str
+    """Path in its folder, with `/`."""
+    num_bytes: int
+    stamp: str
+    """Changes when the file does: its modification time in ns, or what the store calls its content."""
+
+    def hive_keys(self) -> list[str]:
+        """The keys of the folders `key=value` that it lies in."""
+        return [part.split("=")[0] for part in self.name.split("/")[:-1] if "=" in part]
+
+
+def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFile]]:
+    """The folder that all files are in, and the files by their names in it.
+
+    Names that begin with `_` or `.`, of files and of folders, are passed over.
+
+    Args:
+        text: a Parquet file, a folder (its `*.parquet`, also in folders below), or a glob in which `*` and `?` do not
+            match `/` and `**` matches any folders.
+        options: for the object store, see `Storage`.
+
+    Raises:
+        DataFileError: no such file.
+        RegistryError: the store did not answer.
+    """
+    text = text.rstrip("/")
+    folder, pattern = _split(text)
+    if pattern is None:
+        found = list(_walk(folder, options))
+        if found or _is_folder(text):
+            files = [one for one in found if one.name.endswith(".parquet")]
+            if not files:
+                raise DataFileError(f"{text}: no *.parquet in this folder or below it")
+            return folder, files
+        folder, _, pattern = text.rpartition("/")
+        folder = folder or ("/" if text.startswith("/") else ".")
+        one = stat_input(Storage(folder, **options), pattern)
+        if one is None:
+            raise DataFileError(f"{text}: no such file or folder")
+        return folder, [one]
+    wanted = pattern.split("/")
+    files = [one for one in _walk(folder, options) if _matches(one.name.split("/"), wanted)]
+    if not files:
+        raise DataFileError(f"{text}: no file matches")
+    return folder, files
+
+
+def stat_input(storage: Storage, name: str) -> InputFile | None:
+    """A file as it is now, None if there is none."""
+    if storage.local_root is not None:
+        try:
+            stat = (storage.local_root / name).stat()
+        except FileNotFoundError:
+            return None
+        return InputFile(name=name, num_bytes=stat.st_size, stamp=str(stat.st_mtime_ns))
+    found = storage.find(name)
+    if found is None:
+        return None
+    return InputFile(name=name, num_bytes=found.num_bytes, stamp=found.etag or found.modified.isoformat())
+
+
+def _walk(folder: str, options: Mapping[str, Any]) -> Iterator[InputFile]:
+    """All files in a folder and below, in the order of their names."""
+    storage = Storage(folder, **options)
+    if storage.local_root is None:
+        for one in storage.objects(""):
+            if not _hidden(one.name):
+                yield InputFile(name=one.name, num_bytes=one.num_bytes, stamp=one.etag or one.modified.isoformat())
+        return
+    names = [
+        Path(where, file).relative_to(storage.local_root).as_posix()
+        for where, _, files in os.walk(storage.local_root, followlinks=True)
+        for file in files
+    ]
+    for name in sorted(names):
+        found = None if _hidden(name) else stat_input(storage, name)
+        if found is not None:
+            yield found
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in name.split("/"))
+
+
+def _is_folder(text: str) -> bool:
+    return "://" not in text and Path(text).is_dir()
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    """The folder before the first part with a wildcard, and the rest, None if there is none."""
+    head, mark, path = text.rpartition("://") if "://" in text else ("", "", text)
+    parts = path.split("/")
+    wild = next((number for number, part in enumerate(parts) if set(part) & _WILD), None)
+    if wild is None:
+        return text, None
+    folder = "/".join(parts[:wild])
+    if not folder and not mark:
+        folder = "/" if path.startswith("/") else "."
+    return head + mark + folder, "/".join(parts[wild:])
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
