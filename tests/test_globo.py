@@ -1,6 +1,10 @@
-"""Arbitrary 64-bit raw IDs of a real log: counted, looked up, clustered, published, and unseen tomorrow."""
+"""Arbitrary 64-bit raw IDs of a real log: counted, looked up, clustered, published, and unseen tomorrow; and logs
+remapped and trained on.
+"""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +14,16 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
+from tests.training import runs
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, ReclusterConfig, Registry
+from torchrec_cce.data.criteo import read_criteo
+from torchrec_cce.data.parquet import write_parquet
+from torchrec_cce.data.remapped_format import HelperPolicy
+from torchrec_cce.data.universe import bound
 from torchrec_cce.data.vocabulary import BuiltVocabulary, build_vocabulary
+from torchrec_cce.jobs.remap_run import remap
+from torchrec_cce.training.config import RunConfig, parse_config
+from torchrec_cce.training.loop import train
 
 ROWS = 400_000
 FEATURES = ("user", "article")
@@ -79,3 +91,95 @@ def test_clustered_published_and_met_by_the_ids_of_tomorrow(
     unseen = {f"t_{n}": int((~np.isin(ids[n], built[n].vocabulary.keys())).sum()) for n in FEATURES}
     assert serving.unseen_ids() == unseen
     assert all(0.02 * ROWS < count < ROWS for count in unseen.values()), "a log in time order has new IDs every day"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other on a busy machine take ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run_config(
+    path: Path, registry: Path, *, tables: dict[str, Any], dense: tuple[str, ...] = (), **changes: Any
+) -> RunConfig:
+    """40 batches of 500 rows, then validation and test."""
+    values: dict[str, Any] = {
+        "data": {
+            "format": "parquet",
+            "dense": dense,
+            "train": {"path": str(path), "max_rows": 20_000},
+            "validation": {"path": str(path), "skip_rows": 20_000, "max_rows": 3000},
+            "test": {"path": str(path), "skip_rows": 23_000, "max_rows": 3000},
+        },
+        "tables": tables,
+        "embedding": {"max_parameters": 8000},
+        "registry": {"url": str(registry), "start": "current"},
+        "training": {"batch_size": 500, "evaluate_every": 20},
+    }
+    return parse_config({**values, **{name: {**values.get(name, {}), **each} for name, each in changes.items()}})
+
+
+def assert_measures_the_same(
+    raw: Path, helper: HelperPolicy, registry: Path, folder: Path, **settings: Any
+) -> dict[str, float]:
+    """Trained on raw IDs and on pointers: every number of the metrics is the same."""
+    output = folder / helper
+    remap(str(raw), str(output), registry=str(registry), helper=helper, num_workers=1)
+    settings["embedding"] = {"use_helper": helper != "drop"}
+    runs_of = [
+        train(
+            run_config(path, registry, **settings, data={"format": kind}),
+            folder / f"{helper}-{kind}",
+            show_progress=False,
+        )
+        for path, kind in ((raw, "parquet"), (output, "remapped"))
+    ]
+    assert runs.metrics(folder / f"{helper}-parquet") == runs.metrics(folder / f"{helper}-remapped")
+    assert runs_of[0].best == runs_of[1].best
+    assert runs_of[0].best is not None
+    assert 0.5 < runs_of[0].best["test_auc"] < 1
+    return runs_of[0].best
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_globo_remapped_trains_as_raw(real_data: Path, built: dict[str, BuiltVocabulary], tmp_path: Path) -> None:
+    """IDs of 64 bits, of which some are in no vocabulary; a small table that is hashed to its universe."""
+    raw = tmp_path / "raw" / "log.parquet"
+    raw.parent.mkdir()
+    columns = ["label", *FEATURES, "referrer"]
+    rows = pq.ParquetFile(real_data / "globo" / "globo_ctr.parquet").iter_batches(26_000, columns=columns)
+    pq.write_table(pa.Table.from_batches([next(rows)]), raw, row_group_size=20_000)
+    large = {f"t_{name}": {"num_embeddings": 10**6, "features": [name]} for name in FEATURES}
+    tables = {**large, "referrer": 5}
+    collection = CCEEmbeddingBagCollection(tables=run_config(raw, tmp_path, tables=tables).table_configs())
+    for name in FEATURES:
+        start = collection.pointer_map(f"t_{name}")
+        collection.attach_pointer_map(f"t_{name}", start.with_vocabulary(built[name].vocabulary))
+    collection.recluster(seed=0, settings=ReclusterConfig(num_iterations=3))
+    Registry(tmp_path / "registry").publish(collection.snapshot())
+    registry, folder = tmp_path / "registry", tmp_path / "runs"
+    stored, dropped = (
+        assert_measures_the_same(raw, helper, registry, folder, tables=tables) for helper in ("store", "drop")
+    )
+    assert stored != dropped
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_criteo_remapped_trains_as_raw(real_data: Path, tmp_path: Path) -> None:
+    """IDs within a universe, which the log was brought into, and dense columns."""
+    large, small = ("C3", "C12", "C21"), ("C9", "C6")
+    universes = dict.fromkeys(large, 20_000) | dict.fromkeys(small, 30)
+    rows = read_criteo(real_data / "criteo_80k" / "criteo_80k.tsv.gz", max_rows=26_000)
+    dense = [f"I{i}" for i in range(1, 14)]
+    raw = tmp_path / "raw" / "log.parquet"
+    raw.parent.mkdir()
+    write_parquet(raw, (bound(part, universes) for part in rows), dense=dense)
+    settings = {"tables": universes, "dense": tuple(dense)}
+    collection = CCEEmbeddingBagCollection(tables=run_config(raw, tmp_path, **settings).table_configs())
+    assert collection.cce_tables() == list(large)
+    collection.recluster(seed=0, settings=ReclusterConfig(num_iterations=3))
+    Registry(tmp_path / "registry").publish(collection.snapshot())
+    assert_measures_the_same(raw, "keep-raw", tmp_path / "registry", tmp_path / "runs", **settings)

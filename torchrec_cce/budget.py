@@ -1,6 +1,7 @@
 """From a cap on parameters to table configurations, as the paper's experiments set them (Reproducibility section)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -18,6 +19,7 @@ def tables_under_cap(
     method: Method,
     max_parameters: int,
     num_columns: int = 4,
+    use_helper: bool = True,
     seed: int = 0,
 ) -> list[EmbeddingBagConfig]:
     """Compress every table whose full size exceeds the cap; the others stay full tables.
@@ -30,6 +32,7 @@ def tables_under_cap(
         method: how a large table is compressed; `"full"` leaves all as they are.
         max_parameters: the cap on the trained parameters of each table.
         num_columns: columns of `"ce_concat"`, `"ce_hybrid"` and `"cce"`.
+        use_helper: `"cce"`: False for codebook words alone, of as many rows.
         seed: of the hash functions.
 
     Raises:
@@ -42,13 +45,13 @@ def tables_under_cap(
     return [
         table
         if table.num_embeddings * table.embedding_dim <= max_parameters
-        else _compress(table, method, max_parameters, num_columns, seed)
+        else _compress(table, method, max_parameters, num_columns, use_helper, seed)
         for table in tables
     ]
 
 
 def _compress(
-    table: EmbeddingBagConfig, method: Method, max_parameters: int, num_columns: int, seed: int
+    table: EmbeddingBagConfig, method: Method, max_parameters: int, num_columns: int, use_helper: bool, seed: int
 ) -> CompositionalEmbeddingBagConfig:
     num_terms = 2 if method in ("ce_hybrid", "cce") else 1
     num_rows = max_parameters // (num_terms * table.embedding_dim)
@@ -57,7 +60,9 @@ def _compress(
             f"table {table.name!r}: max_parameters={max_parameters} is below one row of {method}; "
             f"at least {num_terms * table.embedding_dim} are needed for embedding_dim={table.embedding_dim}"
         )
-    kind = CCEEmbeddingBagConfig if method == "cce" else CompositionalEmbeddingBagConfig
+    kind: Callable[..., CompositionalEmbeddingBagConfig] = CompositionalEmbeddingBagConfig
+    if method == "cce":
+        kind = partial(CCEEmbeddingBagConfig, use_helper=use_helper)
     return kind(
         name=table.name,
         num_embeddings=table.num_embeddings,

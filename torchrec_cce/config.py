@@ -5,10 +5,14 @@ they are built.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, EmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
@@ -68,6 +72,11 @@ class CompositionalConfig(BaseEmbeddingConfig, ABC):
         """The features of the physical table: `f#table#j`, the columns of a feature side by side."""
         return [f"{feature}#{self.name}#{j}" for feature in self.feature_names for j in range(self.num_columns)]
 
+    @property
+    def num_words(self) -> int:
+        """Words that are looked up and summed for an ID in each column."""
+        return self.num_terms
+
     @abstractmethod
     def physical(self) -> BaseEmbeddingConfig:
         """The stock TorchRec table that is trained: `c·t·k` rows of `d/c` floats, shared by all column features.
@@ -91,12 +100,15 @@ class CompositionalConfig(BaseEmbeddingConfig, ABC):
 @dataclass(kw_only=True)
 class CCEConfig(CompositionalConfig):
     """A Clustered Compositional Embedding table: in each column a codebook word, learned by clustering, plus a helper
-    word, hashed (Tsang and Ahle, NeurIPS 2023). Trained parameters: `2·k·d`.
+    word, hashed (Tsang and Ahle, NeurIPS 2023). Trained parameters: `2·k·d`, or `k·d` without helper.
     """
 
     num_columns: int = 4
     num_terms: int = 2
     """Always 2: codebook and helper."""
+    use_helper: bool = True
+    """False: an ID reads its codebook words alone. The physical table has its helper rows all the same, as zeros, so
+    that maps, versions and placements are those of a table with helper."""
 
     def __post_init__(self) -> None:
         if self.num_terms != 2:
@@ -104,6 +116,24 @@ class CCEConfig(CompositionalConfig):
                 f"table {self.name!r}: num_terms={self.num_terms}; a CCE table has 2, codebook and helper"
             )
         super().__post_init__()
+
+    @property
+    def num_words(self) -> int:
+        return 2 if self.use_helper else 1
+
+    def used_words(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`weights: [2·c·k, d/c]`, with zeros for a helper that is not used."""
+        if self.use_helper:
+            return weights
+        used: npt.NDArray[np.float32] = weights.copy()
+        used.reshape(self.num_columns, 2, -1)[:, 1] = 0
+        return used
+
+    def _physical_fields(self) -> dict[str, Any]:
+        fields = super()._physical_fields()
+        if not self.use_helper:
+            fields["init_fn"] = partial(_init_codebooks, self.init_fn, self.num_columns, self.num_rows)
+        return fields
 
     @property
     def pointer_dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -135,6 +165,16 @@ class CompositionalEmbeddingConfig(CompositionalConfig, EmbeddingConfig):
 @dataclass(kw_only=True)
 class CCEEmbeddingConfig(CCEConfig, CompositionalEmbeddingConfig):
     """A clustered table that gives every ID of a sequence an embedding. Sizes and errors: `CCEConfig`."""
+
+
+def _init_codebooks(
+    init_fn: Callable[[torch.Tensor], object], num_columns: int, num_rows: int, weight: torch.Tensor
+) -> None:
+    """Fill a physical table, of zeros in the helper's rows; a shard, of which the rows are not known, all over."""
+    init_fn(weight)
+    if len(weight) == 2 * num_columns * num_rows:
+        with torch.no_grad():
+            weight.view(num_columns, 2, -1)[:, 1] = 0
 
 
 def pointer_dtype(num_rows: int) -> np.dtype[np.unsignedinteger]:

@@ -33,10 +33,11 @@ class Case:
     pooling: Pooling = "sum"
     form: Form = "int64"
     """Of the IDs. `variable` is a batch size of its own for each feature and rank; `even`, the same on all ranks."""
+    use_helper: bool = True
 
     def tables(self) -> list[EmbeddingBagConfig]:
         shared: dict[str, Any] = {"embedding_dim": DIM}
-        clustered = {"num_embeddings": 400, **shared}
+        clustered = {"num_embeddings": 400, "use_helper": self.use_helper, **shared}
         every = [
             CCEEmbeddingBagConfig(name="user", feature_names=["user", "friend"], num_rows=13, **clustered),
             CCEEmbeddingBagConfig(name="item", feature_names=["item"], num_rows=10, num_columns=2, **clustered),
@@ -77,6 +78,12 @@ UNIFORM = {
 MIXTURES = {
     f"mixed, {optimizer}, {pooling}": Case(placement=MIXED, optimizer=optimizer, pooling=pooling)
     for optimizer, pooling in product(_OPTIMIZERS, (*_POOLINGS, "sum and mean"))
+}
+WITHOUT_HELPER = {
+    f"mixed, without helper, {optimizer}, sum and mean": Case(
+        placement=MIXED, optimizer=optimizer, pooling="sum and mean", use_helper=False
+    )
+    for optimizer in _OPTIMIZERS
 }
 FORMS = {
     "mixed, int32": Case(placement=MIXED, form="int32"),

@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from torchrec_cce.hashing import UniversalHash
 from torchrec_cce.kernels.rows import (
     clustered_rows,
+    coded_rows,
     hashed_rows,
+    helper_rows,
     identity_rows,
     partly_clustered_rows,
+    reference_coded_rows,
     reference_partly_clustered_rows,
     reference_rows,
 )
@@ -39,6 +42,30 @@ def test_clustered_rows_equal_the_reference(sizes: tuple[int, int, int, int], dt
     out = np.full((num_columns, count, 2), -7)
     assert clustered_rows(ids, pointers, hashes.multipliers, hashes.offsets, num_rows, out) == -1
     np.testing.assert_array_equal(out, reference_rows(ids, pointers, hashes, 2))
+    without_helper = np.full((num_columns, count, 1), -7)
+    assert clustered_rows(ids, pointers, hashes.multipliers, hashes.offsets, num_rows, without_helper) == -1
+    np.testing.assert_array_equal(without_helper, out[:, :, :1])
+
+
+@given(sizes=sizes, dtype=st.sampled_from([np.uint8, np.uint16, np.uint32]), seed=st.integers(0, 2**32))
+def test_rows_of_given_codes_equal_the_reference(sizes: tuple[int, int, int, int], dtype: type, seed: int) -> None:
+    """Codes with others beside them, as in padded words, and helper codes that are given or hashed."""
+    padding, count, num_columns, num_rows = sizes
+    num_rows = min(num_rows, np.iinfo(dtype).max + 1)
+    rng = np.random.default_rng(seed)
+    codebook, helper = (rng.integers(0, num_rows, (count, num_columns + padding % 5)).astype(dtype) for _ in range(2))
+    ids = rng.integers(-(2**63), 2**63 - 1, count)
+    hashes = UniversalHash.from_seed(seed, num_columns=num_columns, num_rows=num_rows)
+    out = np.full((num_columns, count, 2), -7)
+    coded_rows(codebook, num_rows, 0, out)
+    coded_rows(helper, num_rows, 1, out)
+    first, second = codebook[:, :num_columns], helper[:, :num_columns]
+    np.testing.assert_array_equal(out, reference_coded_rows([first, second], num_rows))
+    helper_rows(ids, hashes.multipliers, hashes.offsets, num_rows, out)
+    np.testing.assert_array_equal(out, reference_coded_rows([first, hashes.numpy(ids)], num_rows))
+    alone = np.full((num_columns, count, 1), -7)
+    coded_rows(codebook, num_rows, 0, alone)
+    np.testing.assert_array_equal(alone, reference_coded_rows([first], num_rows))
 
 
 @given(sizes=sizes, dtype=st.sampled_from([np.uint8, np.uint16, np.uint32]), seed=st.integers(0, 2**32))
@@ -55,6 +82,9 @@ def test_partly_clustered_rows_equal_the_reference(sizes: tuple[int, int, int, i
     out = np.full((num_columns, count, 2), -7)
     partly_clustered_rows(ids, map_rows, pointers, *functions, num_rows, out)
     np.testing.assert_array_equal(out, reference_partly_clustered_rows(ids, map_rows, pointers, codebook, helper))
+    without_helper = np.full((num_columns, count, 1), -7)
+    partly_clustered_rows(ids, map_rows, pointers, *functions, num_rows, without_helper)
+    np.testing.assert_array_equal(without_helper, out[:, :, :1])
     wild = np.where(map_rows < 0, map_size + 3, map_rows)
     partly_clustered_rows(ids, wild, pointers, *functions, num_rows, out)
     np.testing.assert_array_equal(out, reference_partly_clustered_rows(ids, map_rows, pointers, codebook, helper))

@@ -93,6 +93,7 @@ def assert_equals_reference(collection: CCEEmbeddingCollection, features: KeyedJ
     max_length=st.integers(1, 3),
     clusterings=st.integers(0, 2),
     along=st.sampled_from(["weights", "raw IDs", "raw IDs, not weights", "nothing"]),
+    use_helper=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_cce_equals_the_plain_reference(
@@ -102,12 +103,20 @@ def test_cce_equals_the_plain_reference(
     max_length: int,
     clusterings: int,
     along: str,
+    use_helper: bool,
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
     collection = CCEEmbeddingCollection(
         tables=[
-            cce(features=("user", "friend"), num_columns=num_columns, num_rows=num_rows, seed=seed, embedding_dim=32),
+            cce(
+                features=("user", "friend"),
+                num_columns=num_columns,
+                num_rows=num_rows,
+                use_helper=use_helper,
+                seed=seed,
+                embedding_dim=32,
+            ),
             full(embedding_dim=32),
             hashed(embedding_dim=32),
         ],

@@ -75,17 +75,32 @@ def assert_equals_reference(collection: CCEEmbeddingBagCollection, features: Key
     batch_size=st.integers(1, 5),
     max_length=st.integers(0, 4),
     clusterings=st.integers(0, 2),
+    use_helper=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_cce_equals_the_plain_reference(
-    num_columns: int, num_rows: int, pooling: str, batch_size: int, max_length: int, clusterings: int, seed: int
+    num_columns: int,
+    num_rows: int,
+    pooling: str,
+    batch_size: int,
+    max_length: int,
+    clusterings: int,
+    use_helper: bool,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     kind = PoolingType.MEAN if pooling == "mean" else PoolingType.SUM
     sizes = {"embedding_dim": 32, "pooling": kind}
     collection = CCEEmbeddingBagCollection(
         tables=[
-            cce(features=("user", "friend"), num_columns=num_columns, num_rows=num_rows, seed=seed, **sizes),
+            cce(
+                features=("user", "friend"),
+                num_columns=num_columns,
+                num_rows=num_rows,
+                use_helper=use_helper,
+                seed=seed,
+                **sizes,
+            ),
             full(**sizes),
         ],
         is_weighted=pooling == "weighted",

@@ -60,6 +60,39 @@ def test_every_id_moves_to_its_nearest_codeword_and_the_helper_is_zero() -> None
     assert float(((after - before) ** 2).sum(1).mean()) == pytest.approx(distances, rel=1e-5)
 
 
+def test_without_helper() -> None:
+    """Its rows are zeros from the start, after a clustering and after a version with helper; nothing reads them."""
+
+    def helper(one: CCEEmbeddingBagCollection) -> torch.Tensor:
+        return weight(one).detach().view(C, 2, K, -1)[:, 1]
+
+    one, other = collection(use_helper=False), collection()
+    assert weight(one).shape == weight(other).shape
+    assert not helper(one).any()
+    codebooks = weight(other).detach().view(C, 2, K, -1)[:, 0]
+    assert torch.equal(weight(one).detach().view(C, 2, K, -1)[:, 0], codebooks), "drawn as with a helper"
+    before = embeddings(one)
+    with torch.no_grad():  # as TorchRec leaves shards, which it initialises without asking which rows they are
+        helper(one).fill_(3.0)
+    assert torch.equal(embeddings(one), before)
+    assert not one.snapshot()["t"].weights.reshape(C, 2, -1)[:, 1].any()  # type: ignore[union-attr]
+    same = collection(use_helper=False)
+    assert one.recluster(seed=1)["t"].objective == same.recluster(seed=1)["t"].objective
+    assert torch.equal(weight(one), weight(same))
+    assert not helper(one).any()
+
+    other.recluster(seed=1, settings=ReclusterConfig(helper_init="residual"))
+    assert helper(other).any()
+    one.restore(other.snapshot())
+    assert one.pointer_map("t").digest == other.pointer_map("t").digest
+    assert not helper(one).any()
+    with torch.no_grad():
+        helper(other).zero_()
+    assert torch.equal(embeddings(one), embeddings(other))
+    with pytest.raises(ConfigError, match=r"table 't': helper_init=\"residual\" needs the helper, which is not used"):
+        one.recluster(seed=2, settings=ReclusterConfig(helper_init="residual"))
+
+
 def test_report() -> None:
     one = collection("a", "b")
     reports = one.recluster(seed=1)
@@ -116,11 +149,12 @@ def test_equal_states_and_seeds_give_equal_bits_and_no_seed_is_used_twice() -> N
         (torch.optim.SGD, {"lr": 0.01}, []),
     ],
 )
+@pytest.mark.parametrize("use_helper", [True, False])
 def test_optimizer_state_follows_the_members(
-    kind: type[torch.optim.Optimizer], arguments: dict[str, float], state_names: list[str]
+    kind: type[torch.optim.Optimizer], arguments: dict[str, float], state_names: list[str], use_helper: bool
 ) -> None:
-    """A codebook row gets the mean, over the IDs that now share it, of the mean state of their two old rows."""
-    one = collection()
+    """A codebook row gets the mean, over the IDs that now share it, of the mean state of their old rows, two or one."""
+    one = collection(use_helper=use_helper)
     optimizer = kind(one.parameters(), **arguments)
     train(one, optimizer)
     old = copy.deepcopy(dict(optimizer.state.get(weight(one), {})))
@@ -133,7 +167,9 @@ def test_optimizer_state_follows_the_members(
         after = new[name].view(C, 2, K, -1)
         assert not after[:, 1].any(), "fresh moments for the helper"
         for j in range(C):
-            of_id = (before[j, 0][old_codes[j, 0]] + before[j, 1][old_codes[j, 1]]) / 2
+            of_id = before[j, 0][old_codes[j, 0]]
+            if use_helper:
+                of_id = (of_id + before[j, 1][old_codes[j, 1]]) / 2
             for row in range(K):
                 members = of_id[pointers[:, j] == row]
                 expected = members.mean(0) if len(members) else torch.zeros_like(of_id[0])

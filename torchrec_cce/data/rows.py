@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torchrec.datasets.utils import Batch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torchrec.datasets.utils import Batch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,7 +126,7 @@ def _concat_columns(columns: Sequence[Column]) -> Column:
     return Column(values=values, lengths=np.concatenate([column.dense_lengths() for column in columns]))
 
 
-def to_batch(rows: Rows, features: Sequence[str]) -> Batch:
+def to_batch(rows: Rows, features: Sequence[str]) -> "Batch":
     """The TorchRec batch of `rows`: what a DLRM or a `TrainPipeline` takes.
 
     `labels` and `dense_features` share memory with `rows`; the IDs are copied once, since a KJT holds them end to end.
@@ -141,6 +142,11 @@ def to_batch(rows: Rows, features: Sequence[str]) -> Batch:
     Raises:
         ConfigError: a feature that `rows` does not have.
     """
+    # Here, because jobs read rows in processes that have no use for torch.
+    import torch
+    from torchrec.datasets.utils import Batch
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
     missing = [feature for feature in features if feature not in rows.ids]
     if missing:
         raise ConfigError(f"features {missing} are not among those of the rows: {list(rows.ids)}")

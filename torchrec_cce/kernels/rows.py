@@ -5,6 +5,8 @@ return the position of the first that is not in `0..num_ids - 1`, or -1; IDs aft
 the table's bounds or as zero, so that nothing can be read out of range. The references say the same in plain numpy.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -64,8 +66,11 @@ def clustered_rows(
     num_rows: int,
     out: npt.NDArray[np.int64],
 ) -> int:
-    """Codebook rows by pointers, helper rows by hashes. `pointers: [n, c]`, `multipliers: [c]`, `out: [c, N, 2]`."""
-    num_columns, count, _ = out.shape
+    """Codebook rows by pointers, helper rows by hashes. `pointers: [n, c]`, `multipliers: [c]`.
+
+    `out: [c, N, 2]`, or `[c, N, 1]` for the codebook rows alone.
+    """
+    num_columns, count, num_terms = out.shape
     bad = -1
     limit = np.uint64(len(pointers))
     k = np.uint64(num_rows)
@@ -79,7 +84,8 @@ def clustered_rows(
         at = x if inside else np.uint64(0)
         for j in range(num_columns):
             out[j, i, 0] = 2 * j * num_rows + np.int64(pointers[at, j])
-            out[j, i, 1] = (2 * j + 1) * num_rows + np.int64(hash_one(x, multipliers[j], offsets[j], k))
+            if num_terms > 1:
+                out[j, i, 1] = (2 * j + 1) * num_rows + np.int64(hash_one(x, multipliers[j], offsets[j], k))
     return bad
 
 
@@ -95,8 +101,11 @@ def partly_clustered_rows(
     num_rows: int,
     out: npt.NDArray[np.int64],
 ) -> None:
-    """Codebook rows by the pointers of `map_rows: [N]`, or by a hash of the ID where that is not a row of the map."""
-    num_columns, count, _ = out.shape
+    """Codebook rows by the pointers of `map_rows: [N]`, or by a hash of the ID where that is not a row of the map.
+
+    `out: [c, N, 2]`, or `[c, N, 1]` for the codebook rows alone.
+    """
+    num_columns, count, num_terms = out.shape
     limit = np.uint64(len(pointers))
     k = np.uint64(num_rows)
     for i in range(count):
@@ -111,7 +120,47 @@ def partly_clustered_rows(
             else:
                 code = np.int64(hash_one(x, codebook_multipliers[j], codebook_offsets[j], k))
             out[j, i, 0] = 2 * j * num_rows + code
-            out[j, i, 1] = (2 * j + 1) * num_rows + np.int64(hash_one(x, helper_multipliers[j], helper_offsets[j], k))
+            if num_terms > 1:
+                helper = np.int64(hash_one(x, helper_multipliers[j], helper_offsets[j], k))
+                out[j, i, 1] = (2 * j + 1) * num_rows + helper
+
+
+@jit
+def coded_rows(codes: npt.NDArray[np.unsignedinteger], num_rows: int, term: int, out: npt.NDArray[np.int64]) -> None:
+    """Rows of one term by codes that are given, of a table of two terms a column: `out[j, i, term]`.
+
+    `codes: [N, ≥ c]`, all below `num_rows`; what is beyond `c` is left out. `out: [c, N, 2]`, or `[c, N, 1]` for the
+    codebook rows alone.
+    """
+    num_columns, count, _ = out.shape
+    for i in range(count):
+        for j in range(num_columns):
+            out[j, i, term] = (2 * j + term) * num_rows + np.int64(codes[i, j])
+
+
+@jit
+def helper_rows(
+    ids: npt.NDArray[np.int64],
+    multipliers: npt.NDArray[np.uint64],
+    offsets: npt.NDArray[np.uint64],
+    num_rows: int,
+    out: npt.NDArray[np.int64],
+) -> None:
+    """The helper rows of `ids: [N]` by hashes, `out[j, i, 1]`. `multipliers, offsets: [c]`, `out: [c, N, 2]`."""
+    num_columns, count, _ = out.shape
+    k = np.uint64(num_rows)
+    for i in range(count):
+        x = np.uint64(ids[i])
+        for j in range(num_columns):
+            out[j, i, 1] = (2 * j + 1) * num_rows + np.int64(hash_one(x, multipliers[j], offsets[j], k))
+
+
+def reference_coded_rows(terms: Sequence[npt.NDArray[np.integer]], num_rows: int) -> npt.NDArray[np.int64]:
+    """[c, N, t] int64: what `coded_rows` and `helper_rows` write, from the `[N, c]` codes of codebook and helper."""
+    both = np.stack([codes.T.astype(np.int64) for codes in terms], axis=2)
+    blocks = 2 * np.arange(len(both))[:, None, None] + np.arange(len(terms))
+    rows: npt.NDArray[np.int64] = both + blocks * num_rows
+    return rows
 
 
 def reference_partly_clustered_rows(

@@ -129,15 +129,18 @@ class CCECollection(ABC, nn.Module):
     def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
         """Take over the maps of `tables` together with the weights they come with; without weights, the maps alone.
 
+        A table that does not use its helper leaves the helper's words behind.
+
         Raises:
             MapMismatchError: `tables` are not those of the CCE tables here, or have other sizes. Nothing has changed.
             ConfigError: there are weights, and the tables are sharded or on the meta device.
         """
         self.check_tables(tables)
+        configs = {table.name: table for table in self.cce_configs()}
         weighted = {name: table.weights for name, table in tables.items() if table.weights is not None}
         stores = {name: self._store(name) for name in weighted}
         for name, weights in weighted.items():
-            stores[name].write(TableRows(weights=np.array(weights), states={}))
+            stores[name].write(TableRows(weights=configs[name].used_words(np.array(weights)), states={}))
         for name, table in tables.items():
             self.attach_pointer_map(name, table.pointer_map)
 

@@ -15,7 +15,7 @@ class Combine(nn.Module):
     """Concatenates each feature's columns, which usually means to relabel one tensor: they lie side by side.
 
     Sharded tables return keys in the order of the ranks; those are regrouped by name. Mean pooling of `t·l` rows
-    divides by `t` too often, which is multiplied back here.
+    divides by `t`, the words of an ID, too often, which is multiplied back here.
 
     Args:
         tables: the caller's tables.
@@ -42,5 +42,5 @@ class Combine(nn.Module):
 
 def _pooling_scale(table: EmbeddingBagConfig) -> float:
     if isinstance(table, CompositionalEmbeddingBagConfig) and table.pooling == PoolingType.MEAN:
-        return float(table.num_terms)
+        return float(table.num_words)
     return 1.0

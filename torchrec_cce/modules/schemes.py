@@ -88,7 +88,12 @@ class CCEScheme:
     """CCE: the codebook word by the map's pointers (before the first clustering, a hash), the helper word by a hash."""
 
     pointer_map: PointerMap
-    num_terms: int = 2
+    use_helper: bool = True
+    """False: codebook words alone, of a physical table that has its helper rows all the same."""
+
+    @property
+    def num_terms(self) -> int:
+        return 2 if self.use_helper else 1
 
     @property
     def num_columns(self) -> int:
@@ -98,20 +103,16 @@ class CCEScheme:
     def _unclustered(self) -> HashedScheme:
         terms = (self.pointer_map.codebook_hash, self.pointer_map.helper_hash)
         # The map says which IDs it knows, where they are not simply all below a bound.
-        num_ids = self.pointer_map.num_ids if self._dense else None
+        num_ids = None if self.pointer_map.takes_any_id else self.pointer_map.num_ids
         return HashedScheme(num_ids=num_ids, terms=terms)
-
-    @property
-    def _dense(self) -> bool:
-        """Whether every ID is its own row, and any other is an error: one pass does it all."""
-        return self.pointer_map.vocabulary is None and self.pointer_map.unseen == "error"
 
     def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
         one = self.pointer_map
-        if self._dense and one.stored is None:
+        # Where every ID is its own row, and any other is an error, one pass does it all.
+        if not one.takes_any_id and one.stored is None and self.use_helper:
             return self._unclustered.rows_into(ids, out)
         helper = one.helper_hash
-        if self._dense:
+        if not one.takes_any_id and one.stored is not None:
             bad = clustered_rows(ids, one.stored_view, helper.multipliers, helper.offsets, helper.num_rows, out)
             return Looked(bad=bad)
 
@@ -122,14 +123,15 @@ class CCEScheme:
             return Looked(bad=int(np.argmax(unseen)))
         if num_unseen and one.unseen == "first_row":
             ids, map_rows = np.where(unseen, one.first_id, ids), np.where(unseen, 0, map_rows)
-        if one.stored is None:
+        if one.stored is None and self.use_helper:
             self._unclustered.rows_into(ids, out)
         else:
             codebook = one.codebook_hash
+            none_stored = np.empty((0, one.num_columns), np.uint8)
             partly_clustered_rows(
                 ids,
                 map_rows,
-                one.stored_view,
+                none_stored if one.stored is None else one.stored_view,
                 codebook.multipliers,
                 codebook.offsets,
                 helper.multipliers,
@@ -148,6 +150,6 @@ def scheme_of(config: BaseEmbeddingConfig) -> PointerScheme:
     c, k = config.num_columns, config.num_rows
     if isinstance(config, CCEConfig):
         start = PointerMap.hashed(num_ids=config.num_embeddings, num_columns=c, num_rows=k, seed=seed)
-        return CCEScheme(pointer_map=start)
+        return CCEScheme(pointer_map=start, use_helper=config.use_helper)
     terms = tuple(term_hash(seed, term, num_columns=c, num_rows=k) for term in range(config.num_terms))
     return HashedScheme(num_ids=config.num_embeddings, terms=terms)

@@ -46,7 +46,7 @@ class CombineSequences(nn.Module):
         }
         self._sequences = []
         for table, names in zip(tables, get_embedding_names_by_table(tables), strict=True):
-            c, t = (table.num_columns, table.num_terms) if isinstance(table, CompositionalConfig) else (1, 1)
+            c, t = (table.num_columns, table.num_words) if isinstance(table, CompositionalConfig) else (1, 1)
             i, columns = columns_of[table.name]
             for f, (name, feature) in enumerate(zip(names, table.feature_names, strict=True)):
                 self._sequences.append(

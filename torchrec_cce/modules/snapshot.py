@@ -30,7 +30,7 @@ def snapshot_of(
         feature_names=tuple(config.feature_names),
         # Unpooled embeddings are those of bags of one ID.
         pooling="mean" if isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN else "sum",
-        weights=weights,
+        weights=None if weights is None else config.used_words(weights),
         frequencies=frequencies,
         entropies=() if report is None else report.entropies,
         objective=None if report is None else report.objective,

@@ -44,7 +44,7 @@ def column_constraints(
 
 def _constraints_of(table: BaseEmbeddingConfig, given: ParameterConstraints) -> ParameterConstraints:
     compositional = isinstance(table, CompositionalConfig)
-    c, t = (table.num_columns, table.num_terms) if compositional else (1, 1)
+    c, t = (table.num_columns, table.num_words) if compositional else (1, 1)
     lengths = _by_column(table, "pooling_factors", given.pooling_factors, c)
     poolings = given.num_poolings
     batches = given.batch_sizes

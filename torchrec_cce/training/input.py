@@ -1,6 +1,7 @@
 """From a run's configuration to its batches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from torchrec.datasets.utils import Batch
@@ -8,10 +9,12 @@ from torchrec.datasets.utils import Batch
 from torchrec_cce.data.batches import global_batches, prefetch, rank_part
 from torchrec_cce.data.criteo import read_criteo
 from torchrec_cce.data.parquet import read_parquet
+from torchrec_cce.data.remapped import RemappedLog
 from torchrec_cce.data.rows import Rows, concat, to_batch
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES, DENSE_FEATURES
 from torchrec_cce.data.universe import bound
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.modules.remap import Remap
 from torchrec_cce.training.config import RunConfig, SplitConfig
 
 
@@ -34,26 +37,71 @@ def num_dense(config: RunConfig) -> int:
     return len(DENSE_FEATURES) if config.data.format == "criteo" else len(config.data.dense)
 
 
-def read_batches(config: RunConfig, split: SplitConfig, *, rank: int, world_size: int) -> Iterator[RankBatch]:
+def check_files(config: RunConfig, remap: Remap) -> None:
+    """Look at the schema of every file of remapped data that a run will read, so that it does not stop at one later.
+
+    Raises:
+        DataFileError, MapMismatchError, ConfigError: a file that does not go with the model; see `read_remapped`.
+    """
+    data = config.data
+    if data.format == "remapped":
+        log = _remapped(config, remap)
+        for split in filter(None, (data.train, data.validation, data.test)):
+            log.check(split.path)
+
+
+def read_batches(
+    config: RunConfig, split: SplitConfig, *, remap: Remap, rank: int, world_size: int
+) -> Iterator[RankBatch]:
     """The batches of a split in the order of the file, read and built in a background thread.
 
     Every rank reads the whole split and takes its part of each global batch, so that the global batches do not depend
     on the number of ranks.
 
+    Args:
+        remap: the model's, with the maps that it has now.
+
     Raises:
         DataFileError: from the reader, one line. ConfigError: a table's feature is not in the log.
     """
-    universes = config.universes()
+    finish: Callable[[Rows], Rows]
+    if config.data.format == "remapped":
+        log = _remapped(config, remap)
+        chunks = log.read(split.path, skip_rows=split.skip_rows, max_rows=split.max_rows)
+        finish, keys = log.to_rows, remap.row_keys
+    else:
+        keys = list(config.universes())
+        chunks = _read(config, split, keys)
+        finish = partial(bound, num_embeddings=_bounded(config, remap))
 
     def parts() -> Iterator[RankBatch]:
-        for rows in global_batches(_read(config, split, list(universes)), config.training.batch_size):
+        for rows in global_batches(chunks, config.training.batch_size):
             mine = rank_part(rows, rank=rank, world_size=world_size)
             size = -(-len(rows) // world_size)
             # The filler is a row of the batch, so that no embedding is touched that would not have been.
-            part = bound(mine if len(mine) == size else concat([mine, rows[:1]]), universes)
-            yield RankBatch(to_batch(part, list(universes)), len(mine), len(rows))
+            part = finish(mine if len(mine) == size else concat([mine, rows[:1]]))
+            yield RankBatch(to_batch(part, keys), len(mine), len(rows))
 
     return prefetch(parts())
+
+
+def _bounded(config: RunConfig, remap: Remap) -> dict[str, int]:
+    """Feature → universe, of the features whose raw IDs are brought into it: all but those whose map takes any ID."""
+    free = {name for name in remap.cce_tables() if remap.pointer_map(name).takes_any_id}
+    features = {feature for table, feature in remap.slots if table not in free}
+    return {feature: size for feature, size in config.universes().items() if feature in features}
+
+
+def _remapped(config: RunConfig, remap: Remap) -> RemappedLog:
+    data = config.data
+    return RemappedLog(
+        remap,
+        label=data.label,
+        columns=data.columns,
+        universes=config.universes(),
+        dense=data.dense,
+        dense_transform=data.dense_transform,
+    )
 
 
 def _read(config: RunConfig, split: SplitConfig, features: list[str]) -> Iterator[Rows]:

@@ -1,0 +1,325 @@
+"""Reads remapped data: index pointers in place of raw IDs, as batches that need no map."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from torchrec_cce.config import CCEConfig
+from torchrec_cce.data.arrow import BadCell, to_column
+from torchrec_cce.data.parquet import check_columns
+from torchrec_cce.data.record_batches import Part, read_parts, read_schema
+from torchrec_cce.data.remapped_format import HelperPolicy, RemappedFeature, RemappedFormat, is_id_list, pack
+from torchrec_cce.data.rows import Column, Rows, log_transform
+from torchrec_cce.data.universe import bound
+from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError
+from torchrec_cce.kernels.rows import coded_rows, helper_rows
+from torchrec_cce.modules.remap import Remap
+
+PathLike: TypeAlias = str | os.PathLike[str]
+_Slot: TypeAlias = tuple[str, str]
+"""Table and feature."""
+
+_SUFFIXES = (".parquet", ".arrow")
+_WORD_BYTES = 8
+
+
+def read_remapped(
+    paths: PathLike | Sequence[PathLike],
+    *,
+    remap: Remap,
+    label: str,
+    columns: Mapping[str, str] | None = None,
+    universes: Mapping[str, int] | None = None,
+    dense: Sequence[str] = (),
+    dense_transform: Literal["none", "log1p"] = "none",
+    skip_rows: int = 0,
+    max_rows: int | None = None,
+    chunk_rows: int = 16384,
+) -> Iterator[Rows]:
+    """Stream files of remapped data as one log of the rows of a model's physical tables.
+
+    `to_batch(rows, remap.row_keys)` is what `remap` makes of the raw log, bit by bit, and passes through it unchanged.
+    No pointer of a map is read: its digest is compared, and its helper hash used where files keep raw IDs.
+
+    Args:
+        paths: a file, a folder (its `*.parquet` and `*.arrow`, in subfolders too, sorted by path, but none whose name
+            begins with `_` or `.`), or several of both, in this order.
+        remap: the model's, `CCECollection.remap`, with the maps that the data was remapped with.
+        label, dense, dense_transform, skip_rows, max_rows: as `read_parquet`.
+        columns: feature → raw column, of features of tables without a map; by default of the feature's name.
+        universes: feature → size, of such features whose raw IDs are taken modulo it.
+        chunk_rows: the most rows in a chunk.
+
+    Raises:
+        DataFileError: while iterating. A file is missing or damaged, holds no remapped data, or not all features.
+        MapMismatchError: while iterating. A file's pointers are of another version of a map; the message names both.
+        ConfigError: a file's policy for the helper does not fit the tables, or see `read_parquet`.
+    """
+    log = RemappedLog(
+        remap, label=label, columns=columns, universes=universes, dense=dense, dense_transform=dense_transform
+    )
+    packed = log.read(paths, skip_rows=skip_rows, max_rows=max_rows, chunk_rows=chunk_rows)
+    return map(log.to_rows, packed)
+
+
+class RemappedLog:
+    """`read_remapped` in two steps, so that batches are cut while pointers are packed: `read`, then `to_rows`.
+
+    Args: those of `read_remapped`.
+    """
+
+    def __init__(
+        self,
+        remap: Remap,
+        *,
+        label: str,
+        columns: Mapping[str, str] | None = None,
+        universes: Mapping[str, int] | None = None,
+        dense: Sequence[str] = (),
+        dense_transform: Literal["none", "log1p"] = "none",
+    ) -> None:
+        if dense_transform not in ("none", "log1p"):
+            raise ConfigError(f'dense_transform={dense_transform!r} is not one of "none", "log1p"')
+        self._remap = remap
+        self._label, self._dense, self._log = label, list(dense), dense_transform == "log1p"
+        self._mapped = [slot for slot in remap.slots if isinstance(remap.config(slot[0]), CCEConfig)]
+        others = [feature for table, feature in remap.slots if (table, feature) not in self._mapped]
+        self._raw = {feature: (columns or {}).get(feature, feature) for feature in others}
+        self._universes = {feature: size for feature, size in (universes or {}).items() if feature in others}
+
+    def check(self, paths: PathLike | Sequence[PathLike]) -> None:
+        """Look at the schema of every file. Raises what reading them would."""
+        check = self._checker()
+        for path in remapped_files(paths):
+            check(path, read_schema(path))
+
+    def read(
+        self,
+        paths: PathLike | Sequence[PathLike],
+        *,
+        skip_rows: int = 0,
+        max_rows: int | None = None,
+        chunk_rows: int = 65536,
+    ) -> Iterator[Rows]:
+        """The rows of the log with pointers packed: 64-bit words in place of IDs, a column for each word of an ID.
+
+        Arguments and errors are those of `read_remapped`.
+        """
+        check = self._checker()
+        formats: dict[Path, RemappedFormat] = {}
+
+        def columns_of(path: Path, schema: pa.Schema) -> list[str]:
+            formats[path] = one = check(path, schema)
+            features = [self._find(one, slot, path) for slot in self._mapped]
+            pointers = [name for feature in features for name in (*feature.pointers, *feature.helpers)]
+            kept = [feature.column for feature in features if one.helper == "keep-raw"]
+            return list(dict.fromkeys([self._label, *self._dense, *self._raw.values(), *pointers, *kept]))
+
+        parts = read_parts(
+            remapped_files(paths), columns_of, skip_rows=skip_rows, max_rows=max_rows, chunk_rows=chunk_rows
+        )
+        for part in parts:
+            one = formats[part.path]
+            ids = {feature: part.column(name, to_column) for feature, name in self._raw.items()}
+            for slot in self._mapped:
+                ids.update(_packed(part, one, self._find(one, slot, part.path), slot))
+            rows = Rows(labels=part.labels(self._label), dense=part.dense(self._dense), ids=ids)
+            if self._log:
+                log_transform(rows.dense)
+            yield rows
+
+    def to_rows(self, packed: Rows) -> Rows:
+        """`packed`, or consecutive rows of it, with the rows of the physical tables in place of words and raw IDs.
+
+        Raises:
+            InvalidIDError: a raw ID outside the universe of a table that has no map.
+        """
+        bounded = bound(packed, self._universes)
+        keys = iter(self._remap.row_keys)
+        ids: dict[str, Column] = {}
+        for table, feature in self._remap.slots:
+            config = self._remap.config(table)
+            if isinstance(config, CCEConfig):
+                lengths, rows = self._mapped_rows(bounded, (table, feature), config)
+            else:
+                column = bounded.ids[feature]
+                lengths, rows = column.lengths, self._remap.look_up(table, feature, column.values)
+            if rows.shape[2] > 1:
+                lengths = np.int32(rows.shape[2]) * (np.ones(len(packed), np.int32) if lengths is None else lengths)
+            ids.update({next(keys): Column(values=own.reshape(-1), lengths=lengths) for own in rows})
+        return Rows(labels=packed.labels, dense=packed.dense, ids=ids)
+
+    def _mapped_rows(
+        self, packed: Rows, slot: _Slot, config: CCEConfig
+    ) -> tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.int64]]:
+        """Lengths and rows [c, N, t] of one feature of a CCE table."""
+        first = packed.ids[_word_key(slot, "pointers", 0)]
+        rows = np.empty((config.num_columns, len(first.values), config.num_words), np.int64)
+        coded_rows(_codes(packed, slot, "pointers", config), config.num_rows, 0, rows)
+        raw = packed.ids.get(_raw_key(slot))
+        if raw is not None:
+            hashes = self._remap.pointer_map(slot[0]).helper_hash
+            helper_rows(raw.values, hashes.multipliers, hashes.offsets, config.num_rows, rows)
+        elif config.use_helper:
+            coded_rows(_codes(packed, slot, "helpers", config), config.num_rows, 1, rows)
+        return first.lengths, rows
+
+    def _checker(self) -> Callable[[Path, pa.Schema], RemappedFormat]:
+        """Checks one file after the other, which must agree in what they keep for the helper."""
+        first: list[tuple[Path, HelperPolicy]] = []
+
+        def check(path: Path, schema: pa.Schema) -> RemappedFormat:
+            one = RemappedFormat.of_schema(schema, str(path))
+            features = [self._find(one, slot, path) for slot in self._mapped]
+            for slot, feature in zip(self._mapped, features, strict=True):
+                self._check_feature(path, one, slot, feature)
+            kept = [feature.column for feature in features if one.helper == "keep-raw"]
+            check_columns(path, schema, [self._label, *self._dense], [*self._raw.values(), *kept])
+            first.append((path, one.helper))
+            if one.helper != first[0][1]:
+                raise DataFileError(
+                    f"{path}: its helper policy is {one.helper!r}, that of {first[0][0]} is {first[0][1]!r}; remap all "
+                    "files of a log with one"
+                )
+            return one
+
+        return check
+
+    def _find(self, one: RemappedFormat, slot: _Slot, path: Path) -> RemappedFeature:
+        table, feature = slot
+        found = one.find(feature, table)
+        if found is None:
+            there = ", ".join(f"{each.feature} ({each.table})" for each in one.features.values())
+            raise DataFileError(
+                f"{path}: holds no pointers of feature {feature!r} of table {table!r}; there are those of {there}. "
+                f"Remap the raw data with this feature"
+            )
+        return found
+
+    def _check_feature(self, path: Path, one: RemappedFormat, slot: _Slot, found: RemappedFeature) -> None:
+        table, feature = slot
+        config, pointer_map = self._remap.config(table), self._remap.pointer_map(table)
+        assert isinstance(config, CCEConfig)
+        if found.map_digest != pointer_map.digest:
+            raise MapMismatchError(
+                f"{path}: feature {feature!r} was remapped with version {one.version} (manifest "
+                f"{one.manifest_sha256[:12]}, map digest {found.map_digest[:12]}); the map of table {table!r} is "
+                f"{pointer_map.identity}. Start from version {one.version}, or remap the raw data with the other"
+            )
+        if (one.helper != "drop") != config.use_helper:
+            wanted = "needs use_helper=false" if one.helper == "drop" else "needs use_helper=true"
+            raise ConfigError(
+                f"{path}: its helper policy {one.helper!r} {wanted}, table {table!r} has use_helper="
+                f"{str(config.use_helper).lower()}; change that, or remap the raw data with another policy"
+            )
+        if one.helper == "keep-raw" and pointer_map.unseen == "first_row":
+            raise ConfigError(
+                f"{path}: its helper policy 'keep-raw' cannot tell which raw IDs the map of table {table!r} does not "
+                "know, as unseen='first_row' needs; remap the raw data with 'store'"
+            )
+
+
+def remapped_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
+    """The files that `paths` stands for; see `read_remapped`.
+
+    Raises:
+        DataFileError: a path that is not there, or a folder without such a file.
+    """
+    files: list[Path] = []
+    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
+        if path.is_dir():
+            inside = sorted(one for one in path.rglob("*") if one.suffix in _SUFFIXES and one.is_file())
+            shown = [one for one in inside if not any(name[0] in "_." for name in one.relative_to(path).parts)]
+            if not shown:
+                raise DataFileError(f"{path}: no *.parquet and no *.arrow in this folder")
+            files += shown
+        elif path.exists():
+            files.append(path)
+        else:
+            raise DataFileError(f"{path}: no such file or folder")
+    return files
+
+
+def _word_key(slot: _Slot, kind: str, word: int) -> str:
+    return f"{slot[1]}#{slot[0]}.{kind}.{word}"
+
+
+def _raw_key(slot: _Slot) -> str:
+    return f"{slot[1]}#{slot[0]}.raw"
+
+
+def _codes(packed: Rows, slot: _Slot, kind: str, config: CCEConfig) -> npt.NDArray[np.unsignedinteger]:
+    """[N, ≥ c]: the codes in a feature's words."""
+    count = -(-config.num_columns * config.pointer_dtype.itemsize // _WORD_BYTES)
+    return _as_codes([packed.ids[_word_key(slot, kind, word)] for word in range(count)], config.pointer_dtype)
+
+
+def _as_codes(words: Sequence[Column], dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
+    """[N, ≥ c] of `dtype`: the codes in words, which are little-endian as the machine is. One word is not copied."""
+    values = [word.values for word in words]
+    whole = values[0][:, None] if len(values) == 1 else np.stack(values, axis=1)
+    return whole.view(dtype)
+
+
+def _packed(part: Part, one: RemappedFormat, feature: RemappedFeature, slot: _Slot) -> dict[str, Column]:
+    """The words of a feature's pointers and of its helper, or its raw IDs."""
+    columns: dict[str, Column] = {}
+    for kind, names in (("pointers", feature.pointers), ("helpers", feature.helpers)):
+        if not names:
+            continue
+        if one.layout == "words":
+            words = [part.column(name, to_column) for name in names]
+        else:
+            words = part.column(names[0], _packed_lists)
+        columns.update({_word_key(slot, kind, number): word for number, word in enumerate(words)})
+    if one.helper == "keep-raw":
+        columns[_raw_key(slot)] = part.column(feature.column, to_column)
+    first = columns[_word_key(slot, "pointers", 0)]
+    for column in columns.values():
+        if not np.array_equal(column.dense_lengths(), first.dense_lengths()):
+            raise DataFileError(
+                f"{part.path}: the columns of feature {feature.feature!r} differ in the lengths of their bags, in rows "
+                f"{part.row} to {part.row + part.batch.num_rows - 1}; the file is damaged, remap it again"
+            )
+    for kind, names in (("pointers", feature.pointers), ("helpers", feature.helpers)):
+        if names:
+            words = [column for key, column in columns.items() if key.startswith(f"{slot[1]}#{slot[0]}.{kind}.")]
+            with part.at(names[0]):
+                _check_codes(words, feature)
+    return columns
+
+
+def _packed_lists(array: pa.Array) -> list[Column]:
+    """The words of a column of lists of `c` pointers, or of lists of such lists."""
+    lengths: npt.NDArray[np.int32] | None = None
+    if is_id_list(array.type):
+        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int32)
+        array = array.flatten()
+    elif array.null_count:
+        lengths = array.is_valid().to_numpy(zero_copy_only=False).astype(np.int32)
+        array = array.drop_null()
+    codes = array.flatten()
+    if array.null_count or codes.null_count:
+        raise BadCell(0, "and rows after it hold nulls among pointers; the file is damaged, remap it again")
+    matrix = codes.to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+    return [Column(values=word.view(np.int64), lengths=lengths) for word in pack(matrix)]
+
+
+def _check_codes(words: Sequence[Column], feature: RemappedFeature) -> None:
+    """Raise BadCell where a code is none of the table's: the lookup would read past its rows."""
+    codes = _as_codes(words, feature.dtype)[:, : feature.num_columns]
+    if not codes.size or int(codes.max()) < feature.num_rows:
+        return
+    position, column = np.argwhere(codes >= feature.num_rows)[0]
+    row = int(np.searchsorted(np.cumsum(words[0].dense_lengths()), position, side="right"))
+    raise BadCell(
+        row,
+        f"points at row {codes[position, column]} of column {column}, which has {feature.num_rows}; the file is "
+        "damaged, remap it again",
+    )

@@ -1,0 +1,46 @@
+"""Hashed codes of raw IDs, packed into 64-bit words as remapped data holds them."""
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_cce.hashing import UniversalHash, hash_one
+from torchrec_cce.jit import jit
+
+
+@jit
+def packed_hashes(
+    ids: npt.NDArray[np.int64],
+    multipliers: npt.NDArray[np.uint64],
+    offsets: npt.NDArray[np.uint64],
+    num_rows: int,
+    code_bits: int,
+    out: npt.NDArray[np.uint64],
+) -> None:
+    """Hash `ids: [N]` by `c` functions `multipliers, offsets: [c]` to codes of `code_bits` (8, 16 or 32) bits each.
+
+    `out: [w, N]`: `64 // code_bits` codes a word, the first in the lowest bits; bits that no code fills are zero.
+    """
+    k = np.uint64(num_rows)
+    per_word = 64 // code_bits
+    for word in range(len(out)):
+        first = word * per_word
+        last = min(first + per_word, len(multipliers))
+        for i in range(len(ids)):
+            x = np.uint64(ids[i])
+            packed = np.uint64(0)
+            for j in range(first, last):
+                code = hash_one(x, multipliers[j], offsets[j], k)
+                packed |= code << np.uint64((j - first) * code_bits)
+            out[word, i] = packed
+
+
+def reference_packed_hashes(
+    ids: npt.NDArray[np.int64], functions: UniversalHash, code_bits: int
+) -> npt.NDArray[np.uint64]:
+    """`packed_hashes` in numpy: [w, N]."""
+    codes = functions.numpy(ids).astype(np.uint64)
+    per_word = 64 // code_bits
+    out = np.zeros((-(-functions.num_columns // per_word), len(ids)), np.uint64)
+    for j in range(functions.num_columns):
+        out[j // per_word] |= codes[:, j] << np.uint64(j % per_word * code_bits)
+    return out
