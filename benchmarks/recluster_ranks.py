@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.figure import report
+from tests.sharding.plans import split_by_rows
 from tests.training.launch import on_ranks
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.config import CCEEmbeddingBagConfig
@@ -61,11 +62,10 @@ def recluster_once(folder: str, num_ids: int) -> tuple[float, float, int, str]:
             for i in range(NUM_TABLES)
         ]
         collection = CCEEmbeddingBagCollection(tables=tables)
-        model, optimizer = shard(
-            torch.nn.ModuleDict({"sparse": collection, "dense": torch.nn.Linear(1, 1)}),
-            OptimizerConfig(embedding="sgd"),
-            ranks,
-        )
+        module = torch.nn.ModuleDict({"sparse": collection, "dense": torch.nn.Linear(1, 1)})
+        config = OptimizerConfig(embedding="sgd")
+        plan = split_by_rows(module, config, world_size=ranks.world_size)
+        model, optimizer = shard(module, plan, config, ranks)
         wall, cpu = time.perf_counter(), time.process_time()
         with Peak() as memory:
             recluster_sharded(model, optimizer, seed=0, settings=SETTINGS)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.sharding.plans import split_by_rows
 from tests.training import runs
 from tests.training.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
@@ -83,10 +84,11 @@ def recluster_on_a_rank(
     if full_disk and os.environ["RANK"] == "1":
         os.posix_fallocate = no_space
     with process_group() as ranks:
-        model, optimizer = shard(
-            build_model(config, num_dense=num_dense(config), device=ranks.device), config.optimizer, ranks
-        )
-        for batch in read_batches(config, config.data.train, rank=ranks.rank, world_size=ranks.world_size):
+        model = build_model(config, num_dense=num_dense(config), device=ranks.device)
+        plan = split_by_rows(model, config.optimizer, world_size=ranks.world_size)
+        model, optimizer = shard(model, plan, config.optimizer, ranks)
+        (remap,) = (collection.remap for collection in collections_of(model).values())
+        for batch in read_batches(config, config.data.train, remap=remap, rank=ranks.rank, world_size=ranks.world_size):
             optimizer.zero_grad()
             model(batch.part)[: batch.rows].square().sum().backward()
             optimizer.step()

@@ -17,6 +17,11 @@ from unittest import mock
 
 TIMEOUT = 120.0
 """Seconds that a process may take; nothing here hangs longer."""
+_PRELOADED = [
+    *(f"torchrec_cce.{name}" for name in ("cli.main", "training.demo", "training.placement", "training.publish")),
+    *("torch.distributed.optim", "torch.utils.tensorboard"),
+]
+"""What commands import when they run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +103,7 @@ def wait_for_all(jobs: Sequence[Job]) -> list[Finished]:
 @functools.cache
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchrec_cce.cli.main", "torch.distributed.optim", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(_PRELOADED)
     # One thread each: several processes share the machine, and sums have the same order in all of them.
     with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
         forkserver.ensure_running()

@@ -122,7 +122,12 @@ def test_round_trip_through_json(tmp_path: Path) -> None:
             "Input should be 'full', 'hashing_trick', 'ce_concat',",
         ),
         ('embedding = "adagrad"', 'embedding = "adam2"', "optimizer.embedding", "Input should be 'sgd', "),
-        ('format = "parquet"', 'format = "csv"', "data.format", "Input should be 'criteo' or 'parquet'; found 'csv'"),
+        (
+            'format = "parquet"',
+            'format = "csv"',
+            "data.format",
+            "Input should be 'criteo', 'parquet' or 'remapped'; found 'csv'",
+        ),
         ("batch_size = 64", "batch_size = 0", "training.batch_size", "Input should be greater than 0; found 0"),
         ("max_rows = 1000", "skip_rows = -1", "data.train.skip_rows", "Input should be greater than or equal to 0"),
         ("user = 1000", "user = 0", "tables.user.num_embeddings", "Input should be greater than 0; found 0"),

@@ -7,25 +7,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch.distributed as dist
+from torchrec.distributed.planner import ParameterConstraints
 
 from tests.training import runs
 from tests.training.launch import TIMEOUT, Job, on_ranks, wait_for_all
-from torchrec_cce.sharding import placement
-from torchrec_cce.training import loop, parallel
+from torchrec_cce.sharding.sharder import SHARDING_TYPES
+from torchrec_cce.training import loop, placement
 from torchrec_cce.training.config import RunConfig
 
 CRITEO: dict[str, dict[str, Any]] = {
     "rowwise_adagrad": {"optimizer": {"embedding": "rowwise_adagrad"}},
     "adagrad": {"optimizer": {"embedding": "adagrad"}},
     "sgd": {"optimizer": {"embedding": "sgd", "embedding_learning_rate": 0.5}},
-    "adagrad with weight decay": {"optimizer": {"embedding": "adagrad", "embedding_weight_decay": 0.01}},
+    "adagrad with weight decay, replicated": {
+        "optimizer": {"embedding": "adagrad", "embedding_weight_decay": 0.01},
+        "recluster": {"ct": 1},  # a second one would make more of how all-reduce rounds
+    },
     "adamw, replicated": {"optimizer": {"embedding": "adamw", "embedding_learning_rate": 0.01}},
     "narrow columns, replicated": {"embedding": {"num_columns": 8, "max_parameters": 800}},
     "weighed by frequency": {"recluster": {"weigh_by_frequency": True}},
@@ -63,12 +66,18 @@ def train_on(world_size: int, folder: Path, config: RunConfig, *, resume: bool =
 def assert_equal_metrics(one: list[dict[str, Any]], other: list[dict[str, Any]], tolerance: float) -> None:
     assert [(r["kind"], r["step"]) for r in one] == [(r["kind"], r["step"]) for r in other]
     for a, b in zip(one, other, strict=True):
-        assert a.keys() == b.keys()
-        for key, value in a.items():
-            if isinstance(value, str):
-                assert value == b[key]
-            else:
-                np.testing.assert_allclose(b[key], value, rtol=0, atol=tolerance, err_msg=f"{key} of {a}")
+        assert_close(a, b, tolerance)
+
+
+def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if isinstance(value, dict):
+            assert_close(value, other[key], tolerance)
+        elif value is None or isinstance(value, str):
+            assert value == other[key]
+        else:
+            np.testing.assert_allclose(other[key], value, rtol=0, atol=tolerance, err_msg=f"{key} of {one}")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +90,7 @@ def test_two_ranks_compute_what_one_does(case: str, criteo: Path, tmp_path: Path
     config = runs.criteo_config(criteo, **CRITEO[case])
     one, two = (train_on(n, tmp_path / str(n), config) for n in (1, 2))
     assert sum(record["kind"] == "train" for record in one) == runs.BATCHES + 1
-    assert sum(record["kind"] == "recluster" for record in one) == 2 * 2
+    assert sum(record["kind"] == "recluster" for record in one) == 2 * config.recluster.ct
     assert_equal_metrics(one, two, 1e-6)
 
 
@@ -170,13 +179,29 @@ def test_a_checkpoint_is_resumed_on_another_number_of_ranks(criteo: Path, tmp_pa
         assert_equal_metrics(expected, train_on(after, folder, config, resume=True), 1e-6)
 
 
-def as_placed(replicated: bool, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of this file where all tables are replicated, or where they are fused as usual."""
-    if replicated:
-        parallel.is_fused = placement.is_fused = lambda width, *, in_backward: False  # noqa: ARG005
-        for name in ("rowwise_adagrad", "adagrad"):  # FBGEMM's kernels have another epsilon by default
-            parallel.OPTIMIZERS[name] = partial(parallel.OPTIMIZERS[name], eps=1e-8)  # type: ignore[assignment]
+def as_placed(kind: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of this file where all tables are placed in one way."""
+
+    def constraints(**given: Any) -> ParameterConstraints:
+        return ParameterConstraints(**given | {"sharding_types": [kind]})
+
+    placement.ParameterConstraints = constraints  # type: ignore[assignment,misc]
     return function(*arguments)
+
+
+def placed(run_dir: Path) -> set[str]:
+    return {one["sharding_type"] for one in json.loads((run_dir / "plan.json").read_text()).values()}
+
+
+@pytest.mark.parametrize("kind", SHARDING_TYPES)
+def test_every_placement_computes_what_one_process_does(kind: str, tmp_path: Path) -> None:
+    """Of batches that do not divide among the ranks, down to one row, and of bags that may be empty."""
+    config = runs.parquet_config(runs.write_parquet_log(tmp_path / "log.parquet"), recluster={"ct": 0})
+    expected = train_on(1, tmp_path / "one", config)
+    for rank in on_ranks(tmp_path / kind, 2, as_placed, kind, train_and_log_every_batch, config, tmp_path / "run"):
+        assert rank.code == 0, rank.stderr
+    assert placed(tmp_path / "run") == {kind}
+    assert_equal_metrics(expected, runs.metrics(tmp_path / "run"), 1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
@@ -187,13 +212,15 @@ def test_a_checkpoint_is_resumed_under_another_placement(criteo: Path, tmp_path:
     """
     config = runs.criteo_config(criteo, optimizer={"embedding": optimizer}, recluster={"ct": 1, "cf": 8})
     expected = train_on(1, tmp_path / "undisturbed", config)
-    for before, ranks, after in ((False, 2, True), (True, 2, False), (True, 1, False)):
+    by_rows, replicated = "row_wise", "data_parallel"
+    for before, ranks, after in ((by_rows, 2, replicated), (replicated, 2, by_rows), (replicated, 1, "table_wise")):
         folder = tmp_path / f"{before}-{ranks}-{after}"
         start = (as_placed, before, train_until, config, folder / "run", 11)
         resume = (as_placed, after, train_and_log_every_batch, config, folder / "run", True)
-        for function, *arguments in (start, resume):
+        for kind, (function, *arguments) in ((before, start), (after, resume)):
             for rank in on_ranks(folder, ranks, function, *arguments):
                 assert rank.code == 0, rank.stderr
+            assert placed(folder / "run") == {kind}
         assert_equal_metrics(expected, runs.metrics(folder / "run"), 1e-6)
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingPlanner
+from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingPlanner, ShardingType
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
@@ -163,7 +164,10 @@ class CCEShardingPlanner(ShardingPlanner):
                     f"the model has two different tables of the name {table.name!r}; the planner takes constraints by "
                     "name, so give one another name"
                 )
-        return column_constraints(list(tables.values()), self._constraints)
+        constraints = column_constraints(list(tables.values()), self._constraints)
+        if self._topology.world_size == 1:
+            return {name: _on_one_rank(one) for name, one in constraints.items()}
+        return constraints
 
 
 def planning_topology(
@@ -205,11 +209,11 @@ def _topology_here() -> Topology:
         raise ConfigError(
             "there is no process group to plan for; initialise one, or pass topology=planning_topology(…)"
         )
-    cuda = torch.cuda.is_available()
+    cuda, world_size = torch.cuda.is_available(), dist.get_world_size()
     return planning_topology(
         "cuda" if cuda else "cpu",
-        world_size=dist.get_world_size(),
-        local_world_size=get_local_size(),
+        world_size=world_size,
+        local_world_size=get_local_size() if world_size > 1 else 1,  # else it warns that no launcher told it
         device_bytes=torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if cuda else 0,
         host_bytes=_host_bytes(),
     )
@@ -236,6 +240,14 @@ def _tables(module: nn.Module) -> Iterator[BaseEmbeddingConfig]:
             yield from collection.embedding_bag_configs()
         elif isinstance(collection, EmbeddingCollection):
             yield from collection.embedding_configs()
+
+
+def _on_one_rank(one: ParameterConstraints) -> ParameterConstraints:
+    """One rank sends nothing, so that no table gains by being replicated. To replicate some beside others only costs a
+    second kernel, which the model does not see.
+    """
+    whole = ShardingType.TABLE_WISE.value
+    return replace(one, sharding_types=[whole]) if whole in (one.sharding_types or ()) else one
 
 
 @contextmanager

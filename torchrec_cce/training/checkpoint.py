@@ -18,7 +18,7 @@ from torchrec_cce.sharding.maps import collections_of
 from torchrec_cce.training.position import Position
 
 _PREFIX = "step-"
-_POSITION = "position.json"
+POSITION = "position.json"
 FREQUENCIES = "frequencies.npz"
 
 
@@ -62,13 +62,13 @@ def superseded(run_dir: Path) -> list[Path]:
 
 
 def write_position(folder: Path, position: Position) -> None:
-    with atomic_path(folder / _POSITION) as temporary:
+    with atomic_path(folder / POSITION) as temporary:
         temporary.write_text(position.to_json())
 
 
 def read_position(folder: Path) -> Position:
     """The position that the checkpoint `folder` was written at."""
-    return Position.from_json((folder / _POSITION).read_text())
+    return Position.from_json((folder / POSITION).read_text())
 
 
 def read_frequencies(folder: Path) -> dict[str, npt.NDArray[np.int64]]:

@@ -47,7 +47,8 @@ class SplitConfig:
     """A stretch of a file."""
 
     path: str
-    """A file, or for Parquet also a folder of `*.parquet`; relative to the working directory."""
+    """A file, or for Parquet also a folder of `*.parquet`, for remapped data a tree of `*.parquet` and `*.arrow`;
+    relative to the working directory."""
     skip_rows: NonNegativeInt = 0
     max_rows: PositiveInt | None = None
     """Rows read after the skipped ones; all if not given."""
@@ -57,8 +58,10 @@ class SplitConfig:
 class DataConfig:
     """What to read, and how columns become label, dense features and raw IDs."""
 
-    format: Literal["criteo", "parquet"]
-    """`criteo` is the TSV of the Kaggle and Terabyte logs, plain or .gz, with features `C1 … C26`."""
+    format: Literal["criteo", "parquet", "remapped"]
+    """`criteo` is the TSV of the Kaggle and Terabyte logs, plain or .gz, with features `C1 … C26`. `remapped` is what
+    `torchrec-cce remap` wrote, Parquet or Arrow, with the index pointers of one version of the maps; what is said of
+    Parquet below holds for it too."""
     train: SplitConfig
     validation: SplitConfig | None = None
     test: SplitConfig | None = None
@@ -77,7 +80,8 @@ class TableConfig:
     """One embedding table."""
 
     num_embeddings: PositiveInt
-    """Size of the universe; raw IDs are brought into it by the paper's modulus pre-hash."""
+    """Size of the universe; raw IDs are brought into it by the paper's modulus pre-hash, unless the table's map has a
+    vocabulary or a policy for IDs that it does not know."""
     features: tuple[str, ...] = ()
     """The features that share the table; by default the one that it is named after."""
     pooling: Literal["sum", "mean"] = "sum"
@@ -92,8 +96,12 @@ class EmbeddingConfig:
     max_parameters: PositiveInt | None = None
     """The cap for each table; tables below it stay full. Needed by every method but `full`."""
     num_columns: PositiveInt = 4
+    use_helper: bool = True
+    """`cce`: False for codebook words alone, as data needs that was remapped without helper."""
 
     def __post_init__(self) -> None:
+        if not self.use_helper and self.method != "cce":
+            raise ValueError(f"use_helper=false is for method='cce'; it is {self.method!r}")
         if self.max_parameters is None and self.method != "full":
             raise ValueError(f"method={self.method!r} needs max_parameters, the cap for each table")
 
@@ -114,7 +122,7 @@ class OptimizerConfig:
     """One optimizer for the embedding tables and one for the rest."""
 
     embedding: Literal["sgd", "rowwise_adagrad", "adagrad", "adam", "adamw"] = "rowwise_adagrad"
-    """The first three are fused into the backward pass by FBGEMM; with the others tables are replicated."""
+    """FBGEMM can fuse the first three into the backward pass, without a weight decay; else tables are replicated."""
     embedding_learning_rate: LearningRate = 0.05
     embedding_weight_decay: Annotated[FiniteFloat, Field(ge=0)] | None = None
     """Of the embedding tables; the optimizer's own default if not given: 0.01 for adamw, 0 for the others. Tables that
@@ -154,10 +162,24 @@ class ReclusterSection:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class RegistrySection:
-    """Where maps and codebooks are published."""
+    """Where maps and codebooks come from and are published."""
 
     url: str | None = None
     """A folder, `s3://bucket/prefix` or the like: a version after every clustering. None: nothing is published."""
+    start: int | str | None = None
+    """The version whose tables a new run starts from: its maps, with their vocabularies, and its words. `"current"` is
+    the one that is current then. None: a run starts from hashes and random words."""
+    watch_every: PositiveInt | None = None
+    """Batches between two looks for another version that is current there, which the run then moves to. None: it stays
+    with its own."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.start, str) and self.start != "current":
+            raise ValueError(f"start={self.start!r} is neither 'current' nor the number of a version")
+        if self.start is not None and self.url is None:
+            raise ValueError(f"start={self.start!r} needs url, the registry that has the version")
+        if self.watch_every is not None and self.url is None:
+            raise ValueError(f"watch_every={self.watch_every} needs url, the registry to watch")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -197,6 +219,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.training.early_stopping and self.data.validation is None:
             raise ValueError("early_stopping=true needs data.validation")
+        if self.registry.start is not None and self.embedding.method != "cce":
+            raise ValueError(f"start={self.registry.start!r} is for method='cce'; it is {self.embedding.method!r}")
+        if self.recluster.helper_init == "residual" and not self.embedding.use_helper:
+            raise ValueError("helper_init='residual' needs embedding.use_helper=true")
+        if self.data.format == "remapped":
+            self._check_maps_stay()
         features: dict[str, str] = {}
         for table in self.full_tables():
             for feature in table.feature_names:
@@ -206,6 +234,21 @@ class RunConfig:
         if self.model.name == "gmf" and len(features) != 2:
             raise ValueError(f"name='gmf' needs two features, a user and an item; there are {list(features)}")
         self.table_configs()
+
+    def _check_maps_stay(self) -> None:
+        """Remapped data has the pointers of one version, and none of the raw IDs that another would need."""
+        if self.recluster.ct > 0:
+            raise ValueError(
+                f"ct={self.recluster.ct}: remapped data has the pointers of one version of the maps, and a clustering "
+                "makes another; set ct = 0, cluster a checkpoint with torchrec-cce cluster and remap the raw data again"
+            )
+        if self.recluster.weigh_by_frequency:
+            raise ValueError("weigh_by_frequency=true counts raw IDs, which remapped data does not have")
+        if self.registry.watch_every is not None:
+            raise ValueError(
+                f"watch_every={self.registry.watch_every}: remapped data has the pointers of one version of the maps, "
+                "the run cannot move to another"
+            )
 
     def full_tables(self) -> list[EmbeddingBagConfig]:
         """The tables before compression."""
@@ -228,6 +271,7 @@ class RunConfig:
             method=self.embedding.method,
             max_parameters=self.embedding.max_parameters or 0,
             num_columns=self.embedding.num_columns,
+            use_helper=self.embedding.use_helper,
             seed=self.seed,
         )
 

@@ -10,12 +10,12 @@ from typing import Any, TextIO
 from torchrec_cce.extras import require
 from torchrec_cce.training.position import Position
 
-_METRICS = "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
 def has_measured(run_dir: Path) -> bool:
     """Whether a run has recorded anything."""
-    path = run_dir / _METRICS
+    path = run_dir / METRICS
     return path.exists() and path.stat().st_size > 0
 
 
@@ -36,7 +36,7 @@ class MetricsLog:
         self._board = require("torch.utils.tensorboard", "report").SummaryWriter(
             str(run_dir / "tensorboard"), purge_step=after.step + 1 if after.step else None
         )
-        self._file = (run_dir / _METRICS).open("a", encoding="utf-8")
+        self._file = (run_dir / METRICS).open("a", encoding="utf-8")
         self._file.truncate(min(self.size(), after.metrics_bytes))
 
     def size(self) -> int:

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,23 +21,27 @@ from torchrec_cce.atomic import atomic_path
 from torchrec_cce.errors import ConfigError, RegistryError
 from torchrec_cce.evaluation.compression import Sizes, sizes_of
 from torchrec_cce.evaluation.metrics import Quality, quality
-from torchrec_cce.maps.registry import Registry
+from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.modules.recluster import TableReport
 from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.maps import ShardedMaps, collections_of
 from torchrec_cce.sharding.recluster import recluster_sharded
+from torchrec_cce.sharding.refit import moved_counts
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.checkpoint_writer import CheckpointWriter
 from torchrec_cce.training.config import RunConfig, SplitConfig, config_digest
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
-from torchrec_cce.training.input import RankBatch, num_dense, read_batches
+from torchrec_cce.training.input import RankBatch, check_files, num_dense, read_batches
 from torchrec_cce.training.interrupt import StopRequest
 from torchrec_cce.training.log import MetricsLog, has_measured
 from torchrec_cce.training.model import build_model
 from torchrec_cce.training.parallel import Ranks, process_group, shard
+from torchrec_cce.training.placement import plan_run, record_plan
 from torchrec_cce.training.position import Position
 from torchrec_cce.training.progress import ProgressLine
 from torchrec_cce.training.schedule import Schedule
+from torchrec_cce.training.start import START, open_start
+from torchrec_cce.training.watch import VersionWatcher
 
 _log = logging.getLogger(__name__)
 _LOG_EVERY = 50
@@ -84,9 +88,13 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
         run = _Run(config, run_dir, ranks)
         if resume:
             run.load()
+        else:
+            run.begin()
+        on_first_rank(lambda: check_files(config, run.remap))
+        on_first_rank(lambda: record_plan(run.plan, run_dir))
         log = MetricsLog(run_dir if ranks.is_first else None, after=run.position)
         line = ProgressLine(run_dir.name, visible=show_progress and ranks.is_first)
-        with log, line:
+        with log, line, run.watching():
             result = run.to_the_end(stop, log, line)
         if ranks.is_first:
             with atomic_path(run_dir / "result.json") as temporary:
@@ -107,6 +115,7 @@ def _claim(run_dir: Path, config: RunConfig, start: Start) -> bool:
     if start == "new" and (has_measured(run_dir) or checkpoint.exists(run_dir)):  # a start that failed is no run
         raise ConfigError(f"{run_dir} holds a run already; resume it or choose another folder")
     if start == "new" or (start == "either" and not (run_dir / RUN_CONFIG).exists()):
+        (run_dir / START).unlink(missing_ok=True)
         with atomic_path(run_dir / RUN_CONFIG) as temporary:
             temporary.write_text(json.dumps(config.as_dict(), indent=2))
         return False
@@ -122,26 +131,45 @@ class _Run:
 
     def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks) -> None:
         self.config, self.run_dir, self.ranks = config, run_dir, ranks
+        self.plan = plan_run(config, ranks.world_size)  # before there are weights, which may not fit
         model = build_model(config, num_dense=num_dense(config), device=ranks.device)
         self.model: DistributedModelParallel
         self.optimizer: CombinedOptimizer
-        self.model, self.optimizer = shard(model, config.optimizer, ranks)
+        self.model, self.optimizer = shard(model, self.plan, config.optimizer, ranks)
         self.collections = list(collections_of(self.model).values())
         self.tables = [table for collection in self.collections for table in collection.cce_configs()]
-        self.frequencies: dict[str, npt.NDArray[np.int64]] = {}  # of the IDs on this rank
-        if config.recluster.weigh_by_frequency:
-            self.frequencies = {table.name: np.zeros(table.num_embeddings, np.int64) for table in self.tables}
+        (self.remap,) = (collection.remap for collection in self.collections)
+        self.frequencies: dict[str, npt.NDArray[np.int64]] = {}  # of each row of a map, on this rank
         self.schedule = Schedule(ct=config.recluster.ct, cf=config.recluster.cf, rest=config.recluster.rest)
         self.position = Position()
         self.writer = CheckpointWriter(run_dir, in_background=config.training.checkpoint_in_background)
+        self.watcher: VersionWatcher | None = None
         self.loss = torch.zeros(2, dtype=torch.float64)  # sum and rows since the last record, on this rank
         self.rows = 0
         self.started = time.perf_counter()
-        self.seconds = {"evaluating": 0.0, "clustering": 0.0, "publishing": 0.0, "saving": 0.0}
+        self.seconds = {"evaluating": 0.0, "clustering": 0.0, "publishing": 0.0, "moving": 0.0, "saving": 0.0}
+
+    def begin(self) -> None:
+        """Start from the tables of a version, if the configuration names one."""
+        url, start = self.config.registry.url, self.config.registry.start
+        if url is not None and start is not None:
+            opened = open_start(url, start, self.run_dir)
+            opened.attach(ShardedMaps(self.model))
+            self.position.version = opened.version
+            self.position.entropies = {
+                name: table.entropies for name, table in opened.tables.items() if table.entropies
+            }
+        self.count_from_zero()
+
+    def count_from_zero(self) -> None:
+        if self.config.recluster.weigh_by_frequency:
+            maps = {table.name: self.remap.pointer_map(table.name) for table in self.tables}
+            self.frequencies = {name: np.zeros(one.num_ids, np.int64) for name, one in maps.items()}
 
     def load(self) -> None:
         """Go back to the newest checkpoint."""
         self.position, totals = checkpoint.load(self.run_dir, self.model, self.optimizer)
+        self.count_from_zero()
         if self.ranks.is_first:  # the other ranks start from zero again, so that the sums stay right
             self.frequencies.update(totals)
             self.loss += torch.tensor(self.position.loss, dtype=torch.float64)
@@ -150,6 +178,8 @@ class _Run:
         with self.activity("saving", line):
             self.position.loss = tuple(self.total_loss().tolist())
             self.position.metrics_bytes = log.size()
+            if self.watcher is not None:
+                self.position.version = self.watcher.version
             return self.writer.save(self.model, self.optimizer, self.position, self.total_frequencies())
 
     def to_the_end(self, stop: StopRequest, log: MetricsLog, line: ProgressLine) -> RunResult:
@@ -187,6 +217,7 @@ class _Run:
         """Train to the end of the epoch or of the schedule. Returns whether somebody asked to stop before."""
         position = self.position
         evaluate_every, checkpoint_every = self.config.training.evaluate_every, self.config.training.checkpoint_every
+        watch_every = self.config.registry.watch_every
         trained_before = position.batch  # of a resumed epoch
         for number, batch in enumerate(self.batches(self.config.data.train), start=1):
             if number <= trained_before:
@@ -204,6 +235,8 @@ class _Run:
                 self.record_loss(log)
             if self.schedule.clusters_after(position.step):
                 self.recluster(log, line)
+            if watch_every is not None and position.step % watch_every == 0:
+                self.follow(log)
             if evaluate_every is not None and position.step % evaluate_every == 0:
                 self.validate(log, line)
             if checkpoint_every is not None and position.step % checkpoint_every == 0:
@@ -237,7 +270,8 @@ class _Run:
             for feature in table.feature_names:
                 bags = batch.part.sparse_features[feature]
                 ids = bags.values()[: bags.offsets()[batch.rows] - bags.offsets()[0]]
-                np.add.at(self.frequencies[table.name], ids.numpy(), 1)
+                rows = self.remap.pointer_map(table.name).rows(ids.numpy())
+                np.add.at(self.frequencies[table.name], rows[rows >= 0], 1)
 
     def total_frequencies(self) -> dict[str, npt.NDArray[np.int64]]:
         """Counts over all ranks, on every rank."""
@@ -270,7 +304,12 @@ class _Run:
         digest = config_digest(self.config)
         try:
             published = on_first_rank(
-                lambda: Registry(registry).publish(tables, checkpoint=str(self.run_dir), config_digest=digest)
+                lambda: Registry(registry).publish(
+                    tables,
+                    parent=None if self.watcher is None else self.watcher.version,
+                    checkpoint=str(self.run_dir),
+                    config_digest=digest,
+                )
             )
         except RegistryError as error:
             log.write("publish", self.position.step, error=str(error))
@@ -278,9 +317,49 @@ class _Run:
                 _log.warning("not published after batch %d: %s", self.position.step, error)
             return
         log.write("publish", self.position.step, version=published.version)
+        if self.watcher is not None:
+            self.watcher.published(published.version)
         for collection in self.collections:
             for name in collection.cce_tables():
                 collection.attach_pointer_map(name, collection.pointer_map(name).published_as(published.version))
+
+    def watching(self) -> AbstractContextManager[object]:
+        """While entered, the registry is watched, if the run is to follow it."""
+        url, digest = self.config.registry.url, config_digest(self.config)
+        if url is not None and self.config.registry.watch_every is not None:
+            self.watcher = VersionWatcher(
+                Registry(url),
+                version=self.position.version,
+                is_own=lambda one: (one.checkpoint, one.config_digest) == (str(self.run_dir), digest),
+            )
+        return self.watcher or nullcontext()
+
+    def follow(self, log: MetricsLog) -> None:
+        """Move to the version that is current in the registry, once all ranks have it."""
+        assert self.watcher is not None
+        settings = self.config.recluster.settings()
+        before = {table.name: self.remap.pointer_map(table.name) for table in self.tables}
+        moved = self.watcher.follow(self.model, self.optimizer, before=self.check_raw_ids, settings=settings)
+        if moved is None:
+            return
+        self.seconds["moving"] += moved.seconds
+        if moved.error is not None:
+            log.write("swap", self.position.step, version=moved.version, error=moved.error)
+        for table, report in moved.reports.items():
+            self.position.entropies[table] = report.entropies
+            log.write("swap", self.position.step, version=moved.version, table=table, **asdict(report))
+            if table in self.frequencies:
+                counts = self.frequencies[table]
+                self.frequencies[table] = moved_counts(counts, before[table], self.remap.pointer_map(table))
+
+    def check_raw_ids(self, opened: MapVersion) -> None:
+        """Raise ConfigError if a version takes other raw IDs than the run reads."""
+        for name in {table.name for table in self.tables} & opened.tables.keys():
+            if self.remap.pointer_map(name).takes_any_id != opened.tables[name].pointer_map.takes_any_id:
+                raise ConfigError(
+                    f"table {name!r} takes any raw ID, by a vocabulary or a policy, in only one of the version and "
+                    "this run, which cannot change how it reads IDs; start a run from that version"
+                )
 
     def validate(self, log: MetricsLog, line: ProgressLine) -> None:
         """Evaluate on the validation split and, where that is the best so far, on the test split."""
@@ -318,7 +397,9 @@ class _Run:
         return quality(logits, labels)
 
     def batches(self, split: SplitConfig) -> Iterator[RankBatch]:
-        return read_batches(self.config, split, rank=self.ranks.rank, world_size=self.ranks.world_size)
+        return read_batches(
+            self.config, split, remap=self.remap, rank=self.ranks.rank, world_size=self.ranks.world_size
+        )
 
     def total_loss(self) -> torch.Tensor:
         """Sum of the losses and number of rows since the last record, over all ranks."""

@@ -10,26 +10,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec import EmbeddingBagCollection
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from torchrec_cce.sharding.placement import is_fused, placement_plan
-from torchrec_cce.sharding.sharder import CCEEmbeddingBagCollectionSharder
+from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import OptimizerConfig
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "rowwise_adagrad": RowWiseAdagrad,
-    "adagrad": torch.optim.Adagrad,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
-IN_BACKWARD = ("sgd", "rowwise_adagrad", "adagrad")
-"""The optimizers that FBGEMM fuses into the backward pass on the CPU and on CUDA alike."""
+from torchrec_cce.training.optimizers import OPTIMIZERS, table_optimizer
 
 _GROUPS = itertools.count()
 
@@ -69,37 +59,30 @@ def process_group() -> Iterator[Ranks]:
 
 
 def shard(
-    model: nn.Module, config: OptimizerConfig, ranks: Ranks
+    model: nn.Module, plan: ShardingPlan, config: OptimizerConfig, ranks: Ranks
 ) -> tuple[DistributedModelParallel, CombinedOptimizer]:
-    """Place the tables of `model` on the ranks, replicate the rest, and build the optimizers.
+    """Place the tables of `model` as `plan` says, replicate the rest, and build the optimizers.
 
     The weights stay those that `model` came with, whatever the number of ranks.
     """
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    in_backward = config.embedding in IN_BACKWARD
-    tables = {
-        id(collection.embedding_bags[table.name].weight): is_fused(table.embedding_dim, in_backward=in_backward)
-        for collection in model.modules()
-        if isinstance(collection, EmbeddingBagCollection)
-        for table in collection.embedding_bag_configs()
-    }
-    fused = [parameter for parameter in model.parameters() if tables.get(id(parameter), False)]
-    replicated = {name for name, parameter in model.named_parameters() if tables.get(id(parameter)) is False}
-    arguments = {"lr": config.embedding_learning_rate}
-    if config.embedding_weight_decay is not None:
-        arguments["weight_decay"] = config.embedding_weight_decay
+    optimizer = table_optimizer(config)
+    replicated, fused = set(), []
+    for path, tables in plan.plan.items():
+        for name, placement in tables.items():
+            weight = f"{path}.embedding_bags.{name}.weight"
+            if placement.compute_kernel == EmbeddingComputeKernel.DENSE.value:
+                replicated.add(weight)
+            else:
+                fused.append(model.get_parameter(weight))
     if fused:
-        apply_optimizer_in_backward(OPTIMIZERS[config.embedding], fused, dict(arguments))  # it adds to what it is given
-    sharder = CCEEmbeddingBagCollectionSharder()
-    plan = placement_plan(
-        model, sharder, world_size=ranks.world_size, device_type=ranks.device.type, in_backward=in_backward
-    )
-    sharded = DistributedModelParallel(model, device=ranks.device, plan=plan, sharders=[sharder])
+        apply_optimizer_in_backward(optimizer.kind, fused, dict(optimizer.arguments))  # it adds to what it is given
+    sharded = DistributedModelParallel(model, device=ranks.device, plan=plan, sharders=get_cce_sharders())
     sharded.load_state_dict(weights)
 
     rest = dict(in_backward_optimizer_filter(sharded.named_parameters()))
     groups = [
-        (OPTIMIZERS[config.embedding], arguments, {n: p for n, p in rest.items() if n in replicated}),
+        (optimizer.kind, optimizer.arguments, {n: p for n, p in rest.items() if n in replicated}),
         (
             OPTIMIZERS[config.dense],
             {"lr": config.dense_learning_rate},

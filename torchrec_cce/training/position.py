@@ -26,6 +26,8 @@ class Position:
     """Sum of the training losses since the last record, and the number of rows."""
     metrics_bytes: int = 0
     """Size of `metrics.jsonl`."""
+    version: int | None = None
+    """The registry's newest version that the run knows of, if it watches it: see `VersionWatcher.version`."""
 
     @classmethod
     def from_json(cls, text: str) -> "Position":

@@ -1,0 +1,14 @@
+"""All figures of the offline jobs: remapped data, reclustering a checkpoint, moving a live model."""
+
+from benchmarks.nearest import nearest_figures
+from benchmarks.recluster_job import recluster_job_figures
+from benchmarks.refit import refit_figures
+from benchmarks.remap_job import remap_job_figures
+from benchmarks.remapped_reading import remapped_reading_figures
+
+if __name__ == "__main__":
+    nearest_figures()
+    recluster_job_figures()
+    remap_job_figures()
+    remapped_reading_figures()
+    refit_figures()

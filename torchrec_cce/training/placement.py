@@ -1,0 +1,126 @@
+"""Where a run's tables go: TorchRec's planner, told what their optimizer can do."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchrec import EmbeddingBagConfig
+from torchrec.distributed.planner import ParameterConstraints, Topology
+from torchrec.distributed.types import ShardingPlan, ShardingType
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+from torchrec_cce.atomic import atomic_path
+from torchrec_cce.budget import Method, tables_under_cap
+from torchrec_cce.modules.collection import CCECollection
+from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.sharding.planner import CCEShardingPlanner
+from torchrec_cce.sharding.sharders import get_cce_sharders
+from torchrec_cce.sharding.summary import PlanSummary
+from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.input import num_dense
+from torchrec_cce.training.model import build_model
+from torchrec_cce.training.optimizers import TableOptimizer, table_optimizer
+
+PLAN = "plan.json"
+_META = torch.device("meta")
+_log = logging.getLogger(__name__)
+
+
+def plan_run(config: RunConfig, world_size: int) -> ShardingPlan:
+    """A plan of a run's model for the ranks of the process group, which all call this and get the same.
+
+    It depends on the configuration, the number of ranks and hosts, and the memory of rank 0's machine, and on nothing
+    else.
+
+    Raises:
+        ConfigError: on every rank; the tables do not fit.
+    """
+    model = build_model(config, num_dense=num_dense(config), device=_META)
+    planner = _planner(
+        model,
+        config.table_configs(),
+        table_optimizer(config.optimizer),
+        batch_size=-(-config.training.batch_size // world_size),
+        lengths={},
+    )
+    return planner.collective_plan(model)
+
+
+def summary_of(
+    config: RunConfig, method: Method, topology: Topology, batch_size: int, lengths: Mapping[str, float]
+) -> PlanSummary:
+    """The plan of a run's tables, were they compressed by `method` and trained on the ranks of `topology`.
+
+    Args:
+        batch_size: rows of one rank's batch.
+        lengths: feature → raw IDs in a bag, on average; 1 for those that are not in it.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    tables = tables_under_cap(
+        config.full_tables(),
+        method=method,
+        max_parameters=config.embedding.max_parameters or 0,
+        num_columns=config.embedding.num_columns,
+        use_helper=config.embedding.use_helper,
+        seed=config.seed,
+    )
+    collection = CCEEmbeddingBagCollection(tables, device=_META)
+    planner = _planner(
+        collection,
+        tables,
+        table_optimizer(config.optimizer),
+        batch_size=batch_size,
+        lengths=lengths,
+        topology=topology,
+    )
+    planner.plan(collection, get_cce_sharders())
+    return planner.summary
+
+
+def record_plan(plan: ShardingPlan, run_dir: Path) -> None:
+    """Write to `plan.json` and to the log where each table is: table → sharding type, kernel, ranks."""
+    tables = {
+        name: {
+            "sharding_type": one.sharding_type,
+            "compute_kernel": one.compute_kernel,
+            "ranks": sorted(set(one.ranks or ())),
+        }
+        for placed in plan.plan.values()
+        for name, one in placed.items()
+    }
+    with atomic_path(run_dir / PLAN) as temporary:
+        temporary.write_text(json.dumps(tables, indent=2))
+    for name, table in tables.items():
+        _log.info("table %s: %s, kernel %s, on ranks %s", name, *table.values())
+
+
+def _planner(
+    model: nn.Module,
+    tables: Sequence[EmbeddingBagConfig],
+    optimizer: TableOptimizer,
+    *,
+    batch_size: int,
+    lengths: Mapping[str, float],
+    topology: Topology | None = None,
+) -> CCEShardingPlanner:
+    """A planner for `model`, which is on the meta device and becomes fit for nothing but planning."""
+    for collection in model.modules():
+        if isinstance(collection, CCECollection):
+            # The planner reads the optimizer, whose state takes memory, off the parameters.
+            apply_optimizer_in_backward(optimizer.kind, collection.parameters(), dict(optimizer.arguments))
+    return CCEShardingPlanner(
+        topology=topology,
+        batch_size=batch_size,
+        constraints={
+            table.name: ParameterConstraints(
+                pooling_factors=[lengths.get(feature, 1.0) for feature in table.feature_names],
+                sharding_types=None if optimizer.can_be_fused else [ShardingType.DATA_PARALLEL.value],
+            )
+            for table in tables
+        },
+    )
