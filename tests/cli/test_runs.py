@@ -90,7 +90,10 @@ def test_a_mistake_is_one_line_of_a_real_process(tmp_path: Path) -> None:
     )
     assert finished.returncode == 2
     (line,) = finished.stderr.splitlines()
-    assert line == f"error: {tmp_path}/run.toml:3: data.format: Input should be 'criteo' or 'parquet'; found 'cvs'"
+    assert (
+        line
+        == f"error: {tmp_path}/run.toml:3: data.format: Input should be 'criteo', 'parquet' or 'remapped'; found 'cvs'"
+    )
     assert not (tmp_path / "run").exists()
 
 

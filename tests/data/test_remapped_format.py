@@ -120,11 +120,11 @@ def test_a_schema_must_have_what_it_says() -> None:
     def schema(**types: pa.DataType) -> pa.Schema:
         return pa.schema(list(types.items()), {METADATA_KEY: one.to_json()})
 
-    whole = {"user.pointers": pa.uint64(), "user.helpers": pa.list_(pa.uint64())}
+    whole = {"user.pointers": pa.int64(), "user.helpers": pa.list_(pa.int64())}
     assert RemappedFormat.of_schema(schema(**whole), "f") == one
     with pytest.raises(DataFileError, match=r"f: there is not one column 'user\.helpers'"):
-        RemappedFormat.of_schema(schema(**{"user.pointers": pa.uint64()}), "f")
-    with pytest.raises(DataFileError, match=r"f: column 'user\.pointers' is int64, not uint64"):
-        RemappedFormat.of_schema(schema(**whole | {"user.pointers": pa.int64()}), "f")
+        RemappedFormat.of_schema(schema(**{"user.pointers": pa.int64()}), "f")
+    with pytest.raises(DataFileError, match=r"f: column 'user\.pointers' is uint64, not int64"):
+        RemappedFormat.of_schema(schema(**whole | {"user.pointers": pa.uint64()}), "f")
     with pytest.raises(DataFileError, match="f: holds no remapped data; make it with torchrec-cce remap"):
         RemappedFormat.of_schema(pa.schema([("user", pa.int64())]), "f")

@@ -68,7 +68,7 @@ def test_everything_else_stays() -> None:
     for name in ("label", "nested", "user.x"):
         assert new.schema.field(name).equals(raw.schema.field(name), check_metadata=True)
         assert new.column(name).equals(raw.column(name))
-    assert new.schema.field("user.pointers") == pa.field("user.pointers", pa.uint64(), nullable=False)
+    assert new.schema.field("user.pointers") == pa.field("user.pointers", pa.int64(), nullable=False)
     assert new.schema.metadata == {**raw.schema.metadata, METADATA_KEY: remapper.format.to_json()}
 
 

@@ -30,7 +30,7 @@ def remap(
         typer.Option(help="FEATURE or FEATURE=COLUMN, may be repeated; all that are columns if not given."),
     ] = None,
     layout: Annotated[
-        Layout, typer.Option(help="words: packed into uint64; lists: of the pointers' own width.")
+        Layout, typer.Option(help="words: packed into 64 bits; lists: of the pointers' own width.")
     ] = "words",
     helper: Annotated[
         HelperPolicy, typer.Option(help="drop: nothing for the helper; store: its codes; keep-raw: the raw column.")

@@ -24,7 +24,8 @@ METADATA_KEY = b"torchrec_cce.remapped"
 """Of the JSON document in the metadata of a file's schema."""
 
 Layout = Literal["words", "lists"]
-"""Pointers packed into uint64 words, or as lists of `c` of the pointers' own width."""
+"""Pointers packed into 64-bit words, in columns of int64, or as lists of `c` of the pointers' own width. (The bits of a
+word are unsigned; Parquet's readers take twice as long over unsigned columns, and Spark has none.)"""
 HelperPolicy = Literal["drop", "store", "keep-raw"]
 """What stays for the helper: nothing; its codes beside the pointers; or the raw column, to hash them from again."""
 
@@ -64,7 +65,7 @@ class RemappedFeature:
     def item_type(self, layout: Layout) -> pa.DataType:
         """Of the pointers of one ID in a column."""
         if layout == "words":
-            return pa.uint64()
+            return pa.int64()
         return _list_type(self.dtype, self.num_columns)
 
 
@@ -224,15 +225,20 @@ def unpack(
 def pointer_arrays(codes: npt.NDArray[np.unsignedinteger], layout: Layout) -> list[pa.Array]:
     """`codes: [N, c]` as the columns of a layout, one ID a row; `codes_of` is the inverse."""
     if layout == "words":
-        return [pa.array(word) for word in pack(codes)]
+        return word_arrays(pack(codes))
     values = pa.array(np.ascontiguousarray(codes).reshape(-1))
     return [pa.FixedSizeListArray.from_arrays(values, type=_list_type(codes.dtype, codes.shape[1]))]
+
+
+def word_arrays(words: Sequence[npt.NDArray[np.uint64]]) -> list[pa.Array]:
+    """Words, [N] uint64 each, as the columns of the layout `words`."""
+    return [pa.array(word.view(np.int64)) for word in words]
 
 
 def codes_of(arrays: Sequence[pa.Array], feature: RemappedFeature, layout: Layout) -> npt.NDArray[np.unsignedinteger]:
     """The codes [N, c] in the columns of a feature, one ID a row, without nulls: `pointers` or `helpers`."""
     if layout == "words":
-        words = [array.to_numpy(zero_copy_only=True) for array in arrays]
+        words = [array.to_numpy(zero_copy_only=True).view(np.uint64) for array in arrays]
         return unpack(words, num_columns=feature.num_columns, dtype=feature.dtype)
     (array,) = arrays
     codes: npt.NDArray[np.unsignedinteger] = array.flatten().to_numpy(zero_copy_only=True)

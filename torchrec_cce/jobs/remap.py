@@ -17,6 +17,7 @@ from torchrec_cce.data.remapped_format import (
     pack,
     pointer_arrays,
     unpack,
+    word_arrays,
 )
 from torchrec_cce.errors import DataFileError, InvalidIDError
 from torchrec_cce.hashing import UniversalHash
@@ -79,7 +80,7 @@ class FeatureMap:
     def arrays(self, words: Words, layout: Layout) -> list[pa.Array]:
         """The words that `find` gave as the columns of a layout, one ID a row."""
         if layout == "words":
-            return [pa.array(word) for word in words]
+            return word_arrays(words)
         count, c, dtype = self.feature.num_words, self.feature.num_columns, self.feature.dtype
         return [
             array
