@@ -35,7 +35,7 @@ demo: setup
 	$(BIN)/torchrec-cce demo $(if $(DATA),--data '$(DATA)') $(ARGS)
 
 test: setup
-	$(BIN)/pytest -m 'not nightly and not gpu'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not nightly and not gpu'
 
 test-nightly: setup
 	$(BIN)/pytest -m nightly
