@@ -61,6 +61,23 @@ def night(trained: Path, tmp_path: Path) -> Night:
 
 def test_the_bits_of_a_clustering_in_training(night: Night) -> None:
     """Weights, states and maps, weighed by frequencies; and training goes on to the end."""
+    assert_bits_of_training(night)
+    config = read_run_config(night.run)
+    assert {r["step"] for r in runs.metrics(night.output)} <= set(range(nights.STOPPED + 1))
+    result = loop.train(config, night.output, start="resume", show_progress=False)
+    assert result.steps == runs.BATCHES + 1
+    assert [r["step"] for r in runs.metrics(night.output) if r["kind"] == "recluster"] == [8, 8, 16, 16]
+
+
+def test_the_bits_of_a_clustering_in_training_without_helper(tmp_path: Path) -> None:
+    embedding = {"max_parameters": runs.MAX_PARAMETERS, "use_helper": False}
+    (tmp_path / "trained").mkdir()
+    trained = nights.train_a_run(tmp_path / "trained", embedding=embedding)
+    (tmp_path / "night").mkdir()
+    assert_bits_of_training(Night(tmp_path / "night", trained, thresholds=EASY))
+
+
+def assert_bits_of_training(night: Night) -> None:
     outcome = night.recluster().outcome
     assert (outcome.status, outcome.parent, outcome.version) == ("published", 1, 2)
     with process_group() as ranks:
@@ -90,11 +107,6 @@ def test_the_bits_of_a_clustering_in_training(night: Night) -> None:
         for figures in outcome.tables:
             report = reports[figures.table]
             assert (figures.entropies, figures.churn) == (report.entropies, report.share_changed)
-
-    assert {r["step"] for r in runs.metrics(night.output)} <= set(range(nights.STOPPED + 1))
-    result = loop.train(config, night.output, start="resume", show_progress=False)
-    assert result.steps == runs.BATCHES + 1
-    assert [r["step"] for r in runs.metrics(night.output) if r["kind"] == "recluster"] == [8, 8, 16, 16]
 
 
 def test_what_is_published(night: Night) -> None:

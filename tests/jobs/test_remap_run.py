@@ -390,3 +390,10 @@ def test_another_registry_under_the_same_name(place: Place, monkeypatch: pytest.
     monkeypatch.setattr(remap_run, "_remapped_format", begin_and_replace)
     message = refused(RegistryError, place.run)
     assert "is not the version of that number with which this job began (manifest " in message
+
+
+def test_raw_ids_that_do_not_tell_what_the_map_knows(place: Place) -> None:
+    place.publish(unseen="first_row")
+    with pytest.raises(ConfigError, match=r"the map of table 't_user' knows.*take store or drop"):
+        place.run(helper="keep-raw")
+    assert place.run(helper="store").num_files == len(NAMES)

@@ -24,7 +24,7 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.recluster import TableRows, to_array
 from torchrec_cce.modules.remap import MapStamp
 from torchrec_cce.training import checkpoint
-from torchrec_cce.training.config_file import RUN_CONFIG
+from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 
 METADATA = ".metadata"
 """What `torch.distributed.checkpoint` calls its index."""
@@ -60,6 +60,8 @@ class Checkpoint:
     """
 
     folder: Path
+    use_helper: bool = True
+    """Of its CCE tables; a run says so, a checkpoint by itself does not."""
 
     @classmethod
     def at(cls, path: Path) -> "Checkpoint":
@@ -69,7 +71,8 @@ class Checkpoint:
             ConfigError: there is none.
         """
         if (path / RUN_CONFIG).exists():
-            return cls(folder=checkpoint.newest(path))
+            use_helper = read_run_config(path).embedding.use_helper
+            return cls(folder=checkpoint.newest(path), use_helper=use_helper)
         if not (path / METADATA).exists():
             raise ConfigError(
                 f"{path}: neither the folder of a run ({RUN_CONFIG}) nor a distributed checkpoint ({METADATA})"
@@ -216,7 +219,7 @@ class Checkpoint:
             if key.startswith(stem) and tuple(entry.size[:1]) == size[:1]
         }
         return CheckpointTable(
-            config=_config(name, snapshot, pooled=".embedding_bags." in weight),
+            config=_config(name, snapshot, pooled=".embedding_bags." in weight, use_helper=self.use_helper),
             collection=path,
             maps=maps,
             snapshot=snapshot,
@@ -232,7 +235,7 @@ class Checkpoint:
         return next((key for key in names if key in self._tensors()), None)
 
 
-def _config(name: str, snapshot: TableSnapshot, *, pooled: bool) -> CCEConfig:
+def _config(name: str, snapshot: TableSnapshot, *, pooled: bool, use_helper: bool) -> CCEConfig:
     """What a clustering needs to know of a table's configuration."""
     fields: dict[str, Any] = {
         "name": name,
@@ -241,6 +244,7 @@ def _config(name: str, snapshot: TableSnapshot, *, pooled: bool) -> CCEConfig:
         "feature_names": list(snapshot.feature_names),
         "num_rows": snapshot.pointer_map.num_rows,
         "num_columns": snapshot.pointer_map.num_columns,
+        "use_helper": use_helper,
     }
     return (
         CCEEmbeddingBagConfig(**fields, pooling=_POOLING[snapshot.pooling]) if pooled else CCEEmbeddingConfig(**fields)

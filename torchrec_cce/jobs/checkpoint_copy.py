@@ -97,7 +97,7 @@ def replace_tables(copy: Checkpoint, tables: Sequence[NewTable], *, version: int
             maps = {name: replace(one.table.snapshot, pointer_map=one.pointer_map) for name, one in mine.items()}
             write_folder(folder, maps, provenance=Provenance.of_this_code())
     _note_in_position(copy, tables, version)
-    return Checkpoint(folder=copy.folder)
+    return Checkpoint(folder=copy.folder, use_helper=copy.use_helper)
 
 
 def stamp_version(copy: Checkpoint, tables: Sequence[NewTable], *, version: int) -> None:

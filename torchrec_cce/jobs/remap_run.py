@@ -323,6 +323,12 @@ def _remapped_format(
         raise ConfigError(
             f"features {unknown} are not among those of {opened.identity}, which are {', '.join(tables_of)}"
         )
+    for table in sorted({table for feature in features for table in tables_of[feature]}):
+        if helper == "keep-raw" and opened.tables[table].pointer_map.unseen == "first_row":
+            raise ConfigError(
+                f"helper={helper!r}: raw IDs do not tell which of them the map of table {table!r} knows, and by its "
+                "policy unseen='first_row' the others have the first row's helper; take store or drop"
+            )
     return RemappedFormat(
         version=opened.version,
         manifest_sha256=opened.entry.manifest_sha256,
