@@ -48,10 +48,13 @@ class LocalEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # Whatever still runs is not wanted any more, and may take minutes.
-        for process in self._context.started:
-            if process.pid is not None:  # else it could not be started
-                process.kill()
-        self._pool.shutdown(cancel_futures=True)
+        started = [process for process in self._context.made if process.pid is not None]
+        for process in started:
+            process.kill()
+        # After a Ctrl-C in the middle of a start, to wait for the pool would be to wait for a thread that never began.
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in started:
+            process.join()
         self._resources.close()
 
     def share(self, value: T) -> "FileShared[T]":
@@ -121,11 +124,11 @@ class _Context(SpawnContext):
     """Starts workers, and remembers them."""
 
     def __init__(self) -> None:
-        self.started: list[SpawnProcess] = []
+        self.made: list[SpawnProcess] = []
 
     def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
         process = _Worker(*args, **kwargs)
-        self.started.append(process)
+        self.made.append(process)
         return process
 
 
