@@ -4,6 +4,7 @@ from benchmarks.nearest import nearest_figures
 from benchmarks.recluster_job import recluster_job_figures
 from benchmarks.refit import refit_figures
 from benchmarks.remap_job import remap_job_figures
+from benchmarks.remapped_logs import remapped_logs_figures
 from benchmarks.remapped_reading import remapped_reading_figures
 
 if __name__ == "__main__":
@@ -11,4 +12,5 @@ if __name__ == "__main__":
     recluster_job_figures()
     remap_job_figures()
     remapped_reading_figures()
+    remapped_logs_figures()
     refit_figures()

@@ -168,7 +168,7 @@ def test_killed_thirty_times_at_random_moments(tmp_path: Path) -> None:
     (tmp_path / "killed").mkdir()
     choose = random.Random(1)
     kills = 0
-    with torchrun(tmp_path / "killed", config_of(tmp_path / "killed", log, epochs=60), max_restarts=60) as run:
+    with torchrun(tmp_path / "killed", config_of(tmp_path / "killed", log, epochs=200), max_restarts=60) as run:
         while kills < 30:
             before = run.measured()
             started = run.wait_for(lambda start=before: run.measured() not in (0, start))  # type: ignore[misc]
@@ -178,4 +178,4 @@ def test_killed_thirty_times_at_random_moments(tmp_path: Path) -> None:
             run.kill_a_rank(choose)
             kills += 1
     assert kills == 30, "the run ended before; give it more epochs"
-    assert_undisturbed(tmp_path / "killed", undisturbed(tmp_path, config_of(tmp_path, log, epochs=60)))
+    assert_undisturbed(tmp_path / "killed", undisturbed(tmp_path, config_of(tmp_path, log, epochs=200)))
