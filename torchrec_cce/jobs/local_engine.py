@@ -1,11 +1,9 @@
 """Tasks in processes of this machine."""
 
 import mmap
-import multiprocessing
 import os
 import pickle
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +14,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from torchrec_cce.children import end_with_parent
 from torchrec_cce.errors import JobError
 from torchrec_cce.jobs.scratch import scratch_file
 from torchrec_cce.maps.local_copy import default_cache
@@ -41,14 +40,14 @@ class LocalEngine:
         self._resources = ExitStack()
 
     def __enter__(self) -> "LocalEngine":
-        self._pool = ProcessPoolExecutor(self.num_workers, self._context, _begin)
+        self._pool = ProcessPoolExecutor(self.num_workers, self._context, end_with_parent)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # Whatever still runs is not wanted any more, and may take minutes.
-        started = [process for process in self._context.made if process.pid is not None]
+        started = [process for process in self._context.started if process.pid is not None]
         for process in started:
             process.kill()
         # After a Ctrl-C in the middle of a start, to wait for the pool would be to wait for a thread that never began.
@@ -124,11 +123,11 @@ class _Context(SpawnContext):
     """Starts workers, and remembers them."""
 
     def __init__(self) -> None:
-        self.made: list[SpawnProcess] = []
+        self.started: list[SpawnProcess] = []
 
     def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
         process = _Worker(*args, **kwargs)
-        self.made.append(process)
+        self.started.append(process)
         return process
 
 
@@ -139,18 +138,6 @@ class _Worker(SpawnProcess):
         # Both are inherited, and must be in force before the worker imports anything.
         with _environment(_ONE_THREAD), _masked(signal.SIGINT):
             super().start()
-
-
-def _begin() -> None:
-    """Of a worker: end when the process that started it does, however that ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 from torchrec_cce.errors import JobError
 from torchrec_cce.extras import require
 
+_ENDING_S = 10.0
+
 T = TypeVar("T")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -75,6 +77,8 @@ class RayEngine:
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)
+            if pending:  # or a next task might get one of the workers that are being ended
+                ray.wait(list(pending), num_returns=len(pending), timeout=_ENDING_S, fetch_local=False)
 
     def _result(self, reference: Any, task: object) -> Any:
         ray = self._ray

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from torchrec_cce.budget import Method
+from torchrec_cce.children import end_with_parent
 from torchrec_cce.clustering.entropy import random_entropies
 from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
@@ -107,9 +108,7 @@ class _Runner:
             return [self._run(trial, show_progress=self._show_progress) for trial in trials]
         # Spawned, not forked: the parent may hold threads of OpenMP and of readers.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            self._workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+        with ProcessPoolExecutor(self._workers, mp_context=context, initializer=_begin) as pool:
             return list(pool.map(self._run, trials))
 
     def _run(self, trial: Trial, *, show_progress: bool = False) -> Outcome:
@@ -120,6 +119,12 @@ class _Runner:
         if result.interrupted:
             raise KeyboardInterrupt
         return _outcome(trial, config, result, run_dir, time.perf_counter() - started)
+
+
+def _begin() -> None:
+    """Of a worker, which shares the machine with others."""
+    torch.set_num_threads(1)
+    end_with_parent()
 
 
 def _outcome(trial: Trial, config: RunConfig, result: RunResult, run_dir: Path, seconds: float) -> Outcome:
