@@ -1,9 +1,8 @@
 """Click logs in Parquet: streamed as `Rows` with only the columns that are needed, and written from `Rows`."""
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +11,10 @@ import pyarrow.parquet as pq
 from torchrec_cce.atomic import atomic_path
 from torchrec_cce.data.arrow import BadCell, from_column, to_column, why_not_ids, why_not_numbers
 from torchrec_cce.data.batches import global_batches
+from torchrec_cce.data.files import PathLike, files_of
 from torchrec_cce.data.record_batches import as_data_file_error, read_parts
 from torchrec_cce.data.rows import Rows, log_transform
 from torchrec_cce.errors import ConfigError, DataFileError
-
-PathLike: TypeAlias = str | os.PathLike[str]
 
 _ROW_GROUP_ROWS = 1 << 17
 
@@ -132,18 +130,7 @@ def parquet_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     Raises:
         DataFileError: a path that is not there, or a folder without such a file.
     """
-    files: list[Path] = []
-    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
-        if path.is_dir():
-            inside = sorted(path.glob("*.parquet"))
-            if not inside:
-                raise DataFileError(f"{path}: no *.parquet in this folder")
-            files += inside
-        elif path.exists():
-            files.append(path)
-        else:
-            raise DataFileError(f"{path}: no such file or folder")
-    return files
+    return files_of(paths, lambda folder: sorted(folder.glob("*.parquet")), "*.parquet")
 
 
 def check_columns(path: Path, schema: pa.Schema, numbers: Sequence[str], ids: Collection[str]) -> None:

@@ -1,6 +1,5 @@
 """Reads remapped data: index pointers in place of raw IDs, as batches that need no map."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 
 from torchrec_cce.config import CCEConfig
 from torchrec_cce.data.arrow import BadCell, to_column
+from torchrec_cce.data.files import PathLike, files_of
 from torchrec_cce.data.parquet import check_columns
 from torchrec_cce.data.record_batches import Part, read_parts, read_schema
 from torchrec_cce.data.remapped_format import HelperPolicy, RemappedFeature, RemappedFormat, is_id_list, pack
@@ -21,7 +21,6 @@ from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError
 from torchrec_cce.kernels.rows import coded_rows, helper_rows
 from torchrec_cce.modules.remap import Remap
 
-PathLike: TypeAlias = str | os.PathLike[str]
 _Slot: TypeAlias = tuple[str, str]
 """Table and feature."""
 
@@ -231,19 +230,12 @@ def remapped_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     Raises:
         DataFileError: a path that is not there, or a folder without such a file.
     """
-    files: list[Path] = []
-    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
-        if path.is_dir():
-            inside = sorted(one for one in path.rglob("*") if one.suffix in _SUFFIXES and one.is_file())
-            shown = [one for one in inside if not any(name[0] in "_." for name in one.relative_to(path).parts)]
-            if not shown:
-                raise DataFileError(f"{path}: no *.parquet and no *.arrow in this folder")
-            files += shown
-        elif path.exists():
-            files.append(path)
-        else:
-            raise DataFileError(f"{path}: no such file or folder")
-    return files
+
+    def inside(folder: Path) -> list[Path]:
+        found = sorted(one for one in folder.rglob("*") if one.suffix in _SUFFIXES and one.is_file())
+        return [one for one in found if not any(name[0] in "_." for name in one.relative_to(folder).parts)]
+
+    return files_of(paths, inside, "*.parquet and no *.arrow")
 
 
 def _word_key(slot: _Slot, kind: str, word: int) -> str:

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.data.arrow import BadCell, to_column, why_not_ids
+from torchrec_cce.data.files import PathLike
 from torchrec_cce.data.key_counts import MIN_MEMORY_BYTES, KeyCounts
-from torchrec_cce.data.parquet import PathLike, parquet_files
+from torchrec_cce.data.parquet import parquet_files
 from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.maps.vocabulary import Vocabulary
 

@@ -1,19 +1,16 @@
 """A comparison of methods as a table, a JSON file and a page with plots."""
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from torchrec_cce.atomic import atomic_path
 from torchrec_cce.evaluation.outcome import Outcome, Summary, summarise
-from torchrec_cce.extras import require
+from torchrec_cce.evaluation.page import new_plot, to_png, write_page
 
 COLUMNS = (
     "method",
@@ -74,21 +71,19 @@ def write_report(folder: Path, outcomes: Sequence[Outcome], *, title: str, about
     Args:
         about: facts that belong beside the numbers, e.g. the data and the versions.
     """
-    jinja2 = require("jinja2", "report")
     values = {"title": title, "about": about, "outcomes": [asdict(outcome) for outcome in outcomes]}
     with atomic_path(folder / "report.json") as temporary:
         temporary.write_text(json.dumps(values, indent=2))
-    template = jinja2.Template(Path(__file__).with_name("report.html").read_text(), autoescape=True)
-    page = template.render(
+    write_page(
+        folder / "report.html",
+        Path(__file__).with_name("report.html"),
+        _plots(outcomes),
         title=title,
         about=about,
         columns=COLUMNS,
         rows=[cells(summary) for summary in summarise(outcomes)],
         note=NOTE,
-        plots=[{"name": name, "png": base64.b64encode(png).decode()} for name, png in _plots(outcomes).items()],
     )
-    with atomic_path(folder / "report.html") as temporary:
-        temporary.write_text(page)
 
 
 def _plots(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
@@ -108,7 +103,7 @@ def _plots(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
 
 
 def _quality_plot(outcomes: Sequence[Outcome]) -> bytes:
-    figure, axes = _figure()
+    figure, axes = new_plot()
     by_method: dict[str, list[Summary]] = {}
     for summary in summarise(outcomes):
         by_method.setdefault(summary.method, []).append(summary)
@@ -128,11 +123,11 @@ def _quality_plot(outcomes: Sequence[Outcome]) -> bytes:
         )
     axes.set(xscale="log", xlabel="trained parameters of all tables", ylabel="test AUC")
     axes.legend()
-    return _png(figure)
+    return to_png(figure)
 
 
 def _bytes_plot(outcomes: Sequence[Outcome]) -> bytes:
-    figure, axes = _figure()
+    figure, axes = new_plot()
     summaries = summarise(outcomes)
     names = [_name(summary) for summary in summaries]
     tables = [summary.sizes.table_bytes for summary in summaries]
@@ -141,11 +136,11 @@ def _bytes_plot(outcomes: Sequence[Outcome]) -> bytes:
     axes.set(xlabel="bytes")
     axes.invert_yaxis()
     axes.legend()
-    return _png(figure)
+    return to_png(figure)
 
 
 def _curves_plot(outcomes: Sequence[Outcome]) -> bytes:
-    figure, axes = _figure()
+    figure, axes = new_plot()
     first_seed = min(outcome.seed for outcome in outcomes)
     for outcome in outcomes:
         if outcome.seed != first_seed:
@@ -155,11 +150,11 @@ def _curves_plot(outcomes: Sequence[Outcome]) -> bytes:
         axes.plot([step for step, _ in curve], [bce for _, bce in curve], marker=".", label=_name(outcome))
     axes.set(xlabel="batches", ylabel="validation BCE")
     axes.legend()
-    return _png(figure)
+    return to_png(figure)
 
 
 def _entropy_plot(outcomes: Sequence[Outcome]) -> bytes:
-    figure, axes = _figure()
+    figure, axes = new_plot()
     for outcome in outcomes:
         entropies = outcome.entropies.get(outcome.sizes.largest_table)
         if entropies is not None:
@@ -169,19 +164,8 @@ def _entropy_plot(outcomes: Sequence[Outcome]) -> bytes:
     axes.set(xlabel="columns together", ylabel="entropy, nats", ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
-    return _png(figure)
+    return to_png(figure)
 
 
 def _name(one: Outcome | Summary) -> str:
     return one.method if one.max_parameters is None else f"{one.method} {one.max_parameters:,}"
-
-
-def _figure() -> tuple[Any, Any]:
-    figure = require("matplotlib.figure", "report").Figure(figsize=(7, 4), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()

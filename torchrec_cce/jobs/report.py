@@ -1,16 +1,14 @@
 """What a reclustering job came to, as a page with plots."""
 
-import base64
-import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.atomic import atomic_path
 from torchrec_cce.errors import MissingExtraError
+from torchrec_cce.evaluation.page import new_plot, to_png, write_page
 from torchrec_cce.extras import require
 from torchrec_cce.jobs.gates import Gate
 from torchrec_cce.jobs.recluster_outcome import Outcome
@@ -42,7 +40,8 @@ def write_report(folder: Path, outcome: Outcome, cluster_sizes: Mapping[str, npt
     with atomic_path(folder / "report.json") as temporary:
         temporary.write_text(outcome.to_json())
     try:
-        jinja2, _ = require("jinja2", "report"), require("matplotlib.figure", "report")
+        for library in ("jinja2", "matplotlib.figure"):
+            require(library, "report")
     except MissingExtraError as error:
         return str(error)
     plots = {"entropies": _entropy_plot(outcome), "errors": _error_plot(outcome)}
@@ -52,20 +51,19 @@ def write_report(folder: Path, outcome: Outcome, cluster_sizes: Mapping[str, npt
     for name, (_, png) in plots.items():
         with atomic_path(folder / f"{name}.png") as temporary:
             temporary.write_bytes(png)
-    template = jinja2.Template(Path(__file__).with_name("report.html").read_text(), autoescape=True)
-    page = template.render(
+    write_page(
+        folder / "report.html",
+        Path(__file__).with_name("recluster_report.html"),
+        dict(plots.values()),
         outcome=outcome,
         gate_columns=GATE_COLUMNS,
         gates=[(gate.passed, gate_cells(gate)) for gate in outcome.gates],
-        plots=[{"name": caption, "png": base64.b64encode(png).decode()} for caption, png in plots.values()],
     )
-    with atomic_path(folder / "report.html") as temporary:
-        temporary.write_text(page)
     return None
 
 
 def _entropy_plot(outcome: Outcome) -> tuple[str, bytes]:
-    figure, axes = _figure()
+    figure, axes = new_plot()
     for table in outcome.tables:
         columns = range(1, table.num_columns + 1)
         (line,) = axes.plot(columns, table.entropies, marker="o", label=table.table)
@@ -78,11 +76,11 @@ def _entropy_plot(outcome: Outcome) -> tuple[str, bytes]:
         "Entropies of the new pointers. As random as a hash (dashed), nothing was learned; far below log k (dotted) at "
         "1, or hardly more at 2 than at 1, columns have collapsed"
     )
-    return caption, _png(figure)
+    return caption, to_png(figure)
 
 
 def _error_plot(outcome: Outcome) -> tuple[str, bytes]:
-    figure, axes = _figure()
+    figure, axes = new_plot()
     names = [table.table for table in outcome.tables]
     places = np.arange(len(names))
     for shift, label, values in (
@@ -94,24 +92,13 @@ def _error_plot(outcome: Outcome) -> tuple[str, bytes]:
     axes.set(xlabel="mean squared distance over the variance of the embeddings", yticks=places, yticklabels=names)
     axes.invert_yaxis()
     axes.legend()
-    return "How far today's embeddings are from the words that stand for them", _png(figure)
+    return "How far today's embeddings are from the words that stand for them", to_png(figure)
 
 
 def _size_plot(name: str, sizes: npt.NDArray[np.int64]) -> tuple[str, bytes]:
-    figure, axes = _figure()
+    figure, axes = new_plot()
     for column, counts in enumerate(sizes):
         axes.plot(np.sort(counts)[::-1], label=f"column {column}")
     axes.set(xlabel="codebook rows, the largest first", ylabel="IDs", yscale="symlog", ylim=(0, None))
     axes.legend()
-    return f"IDs of each codebook row of {name}", _png(figure)
-
-
-def _figure() -> tuple[Any, Any]:
-    figure = require("matplotlib.figure", "report").Figure(figsize=(7, 4), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return f"IDs of each codebook row of {name}", to_png(figure)
