@@ -64,6 +64,8 @@ def write_report(folder: Path, outcome: Outcome, cluster_sizes: Mapping[str, npt
 
 def _entropy_plot(outcome: Outcome) -> tuple[str, bytes]:
     figure, axes = new_plot()
+    colours = require("matplotlib", "report").colormaps["turbo"](np.linspace(0.05, 0.95, len(outcome.tables)))
+    axes.set_prop_cycle(color=colours)  # a model may have more tables than the usual ten colours
     for table in outcome.tables:
         columns = range(1, table.num_columns + 1)
         (line,) = axes.plot(columns, table.entropies, marker="o", label=table.table)
@@ -71,7 +73,7 @@ def _entropy_plot(outcome: Outcome) -> tuple[str, bytes]:
         axes.axhline(np.log(table.num_rows), linestyle=":", color=line.get_color())
     axes.set(xlabel="columns together", ylabel="entropy, nats", ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend()
+    figure.legend(loc="outside right upper", fontsize="small", ncols=-(-len(outcome.tables) // 18))
     caption = (
         "Entropies of the new pointers. As random as a hash (dashed), nothing was learned; far below log k (dotted) at "
         "1, or hardly more at 2 than at 1, columns have collapsed"
