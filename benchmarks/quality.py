@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.figure import report
-from torchrec_cce.budget import Method
 from torchrec_cce.data.criteo import read_criteo
 from torchrec_cce.data.dense_ids import DenseIDs, write_dense
 from torchrec_cce.data.parquet import read_parquet
@@ -30,6 +29,7 @@ from torchrec_cce.evaluation.crossing import bootstrap, crossing
 from torchrec_cce.evaluation.outcome import Outcome, Summary, summarise
 from torchrec_cce.evaluation.report import to_markdown, write_report
 from torchrec_cce.hashing import UniversalHash, derive_seed
+from torchrec_cce.sizing import Method
 from torchrec_cce.training.compare import compare
 from torchrec_cce.training.config import parse_config
 from torchrec_cce.training.quiet import quiet_libraries

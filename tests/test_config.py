@@ -94,5 +94,5 @@ def test_tables_at_the_cap_and_the_full_method_stay_full() -> None:
 def test_impossible_budgets() -> None:
     with pytest.raises(ConfigError, match=r"max_parameters=31 .*cce.*at least 32"):
         tables_under_cap([stock("c", 1000)], method="cce", max_parameters=31)
-    with pytest.raises(ConfigError, match="'dhe' is not one of full, hashing_trick"):
-        tables_under_cap([stock("c", 1000)], method="dhe", max_parameters=31)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'bloom' is not one of full, hashing_trick"):
+        tables_under_cap([stock("c", 1000)], method="bloom", max_parameters=31)  # type: ignore[arg-type]

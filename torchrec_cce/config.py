@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,30 +42,12 @@ class CompositionalConfig(BaseEmbeddingConfig, ABC):
     """Of the hash functions. Tables of different names get different functions from one seed."""
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError("a table needs a name")
-        if not self.feature_names:  # type: ignore[has-type]
-            self.feature_names = [self.name]
-        for name in (self.name, *self.feature_names):
-            if "@" in name:
-                raise ConfigError(f"table {self.name!r}: TorchRec reads what follows '@' in {name!r} as a table name")
-        if self.num_embeddings < 1:
-            raise ConfigError(f"table {self.name!r}: num_embeddings={self.num_embeddings} must be at least 1")
+        prepare_table(self)
         if not 1 <= self.num_rows <= MAX_ROWS:
             raise ConfigError(f"table {self.name!r}: num_rows={self.num_rows} is not in 1..2^32")
         if self.num_terms < 1:
             raise ConfigError(f"table {self.name!r}: num_terms={self.num_terms} must be at least 1")
-        allowed = [c for c in range(1, MAX_COLUMNS + 1) if self.embedding_dim >= 1 and self.embedding_dim % c == 0]
-        if self.num_columns not in allowed:
-            raise ConfigError(
-                f"table {self.name!r}: num_columns={self.num_columns} does not divide embedding_dim="
-                f"{self.embedding_dim} into 1 to {MAX_COLUMNS} columns; allowed: {', '.join(map(str, allowed))}"
-            )
-        bound = self.embedding_dim**-0.5
-        if self.weight_init_max is None:  # type: ignore[has-type]
-            self.weight_init_max = bound
-        if self.weight_init_min is None:  # type: ignore[has-type]
-            self.weight_init_min = -bound
+        check_columns(self, self.num_columns)
         super().__post_init__()
 
     def column_feature_names(self) -> list[str]:
@@ -77,6 +59,21 @@ class CompositionalConfig(BaseEmbeddingConfig, ABC):
         """Words that are looked up and summed for an ID in each column."""
         return self.num_terms
 
+    @property
+    def num_physical_rows(self) -> int:
+        """Rows, `d/c` wide, of the table that is trained."""
+        return self.num_columns * self.num_terms * self.num_rows
+
+    @property
+    def num_physical_parameters(self) -> int:
+        """Values in that table."""
+        return int(self.num_physical_rows * self.embedding_dim // self.num_columns)
+
+    @property
+    def num_parameters(self) -> int:
+        """Those of them that are trained."""
+        return self.num_physical_parameters
+
     @abstractmethod
     def physical(self) -> BaseEmbeddingConfig:
         """The stock TorchRec table that is trained: `c·t·k` rows of `d/c` floats, shared by all column features.
@@ -87,7 +84,7 @@ class CompositionalConfig(BaseEmbeddingConfig, ABC):
     def _physical_fields(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "num_embeddings": self.num_columns * self.num_terms * self.num_rows,
+            "num_embeddings": self.num_physical_rows,
             "embedding_dim": self.embedding_dim // self.num_columns,
             "feature_names": self.column_feature_names(),
             "data_type": self.data_type,
@@ -121,6 +118,10 @@ class CCEConfig(CompositionalConfig):
     def num_words(self) -> int:
         return 2 if self.use_helper else 1
 
+    @property
+    def num_parameters(self) -> int:
+        return int(self.num_words * self.num_rows * self.embedding_dim)
+
     def used_words(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """`weights: [2·c·k, d/c]`, with zeros for a helper that is not used."""
         if self.use_helper:
@@ -145,6 +146,9 @@ class CCEConfig(CompositionalConfig):
 class CompositionalEmbeddingBagConfig(CompositionalConfig, EmbeddingBagConfig):
     """A hashed table whose IDs come in bags that are pooled. Sizes and errors: `CompositionalConfig`."""
 
+    signed: bool = False
+    """Multiply each word of an ID by +1 or -1, chosen by another hash: a count sketch (Charikar et al. 2002)."""
+
     def physical(self) -> EmbeddingBagConfig:
         return EmbeddingBagConfig(**self._physical_fields(), pooling=self.pooling)
 
@@ -152,6 +156,33 @@ class CompositionalEmbeddingBagConfig(CompositionalConfig, EmbeddingBagConfig):
 @dataclass(kw_only=True)
 class CCEEmbeddingBagConfig(CCEConfig, CompositionalEmbeddingBagConfig):
     """A clustered table whose IDs come in bags that are pooled. Sizes and errors: `CCEConfig`."""
+
+    def __post_init__(self) -> None:
+        _refuse_signs(self)
+        super().__post_init__()
+
+
+@dataclass(kw_only=True)
+class QuotientRemainderEmbeddingBagConfig(CompositionalEmbeddingBagConfig):
+    """A table of two words an ID, one for `id % m` and one for `id // m`, summed or concatenated (Shi et al. 2020).
+
+    No two IDs share both words. Their product instead of their sum: `QuotientRemainderProductEmbeddingBagConfig`.
+    """
+
+    operation: Literal["sum", "concat"] = "sum"
+    num_rows: int
+    """`m`: rows for remainders. There are `⌈n/m⌉` for quotients."""
+
+    def __post_init__(self) -> None:
+        _refuse_signs(self)
+        if self.operation not in ("sum", "concat"):
+            raise ConfigError(f'table {self.name!r}: operation={self.operation!r} is not one of "sum", "concat"')
+        self.num_columns, self.num_terms = (2, 1) if self.operation == "concat" else (1, 2)
+        super().__post_init__()
+
+    @property
+    def num_physical_rows(self) -> int:
+        return int(self.num_rows + -(-self.num_embeddings // self.num_rows))
 
 
 @dataclass(kw_only=True)
@@ -175,6 +206,43 @@ def _init_codebooks(
     if len(weight) == 2 * num_columns * num_rows:
         with torch.no_grad():
             weight.view(num_columns, 2, -1)[:, 1] = 0
+
+
+def _refuse_signs(table: CompositionalEmbeddingBagConfig) -> None:
+    if table.signed:
+        raise ConfigError(
+            f"table {table.name!r}: signed=True is for CompositionalEmbeddingBagConfig, whose words are hashed; this "
+            f"is a {type(table).__name__}"
+        )
+
+
+def prepare_table(table: BaseEmbeddingConfig) -> None:
+    """Fill in what TorchRec's configurations leave open, and raise ConfigError for names and sizes that cannot be."""
+    if not table.name:
+        raise ConfigError("a table needs a name")
+    if not table.feature_names:
+        table.feature_names = [table.name]
+    for name in (table.name, *table.feature_names):
+        if "@" in name:
+            raise ConfigError(f"table {table.name!r}: TorchRec reads what follows '@' in {name!r} as a table name")
+    for size in ("num_embeddings", "embedding_dim"):
+        if getattr(table, size) < 1:
+            raise ConfigError(f"table {table.name!r}: {size}={getattr(table, size)} must be at least 1")
+    bound = table.embedding_dim**-0.5
+    if table.weight_init_max is None:
+        table.weight_init_max = bound
+    if table.weight_init_min is None:
+        table.weight_init_min = -bound
+
+
+def check_columns(table: BaseEmbeddingConfig, num_columns: int) -> None:
+    """Raise ConfigError unless a table's embeddings divide into so many columns."""
+    allowed = [c for c in range(1, MAX_COLUMNS + 1) if table.embedding_dim % c == 0]
+    if num_columns not in allowed:
+        raise ConfigError(
+            f"table {table.name!r}: num_columns={num_columns} does not divide embedding_dim={table.embedding_dim} "
+            f"into 1 to {MAX_COLUMNS} columns; allowed: {', '.join(map(str, allowed))}"
+        )
 
 
 def pointer_dtype(num_rows: int) -> np.dtype[np.unsignedinteger]:

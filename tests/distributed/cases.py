@@ -11,7 +11,18 @@ import torch.distributed as dist
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.datasets.utils import Batch
 
-from torchrec_cce import CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
+from torchrec_cce import (
+    CCEEmbeddingBagConfig,
+    CompositionalEmbeddingBagConfig,
+    DeepHashEmbeddingBagConfig,
+    LowRankEmbeddingBagConfig,
+    QuotientRemainderEmbeddingBagConfig,
+    QuotientRemainderProductEmbeddingBagConfig,
+    RobeEmbeddingBagConfig,
+    SketchEmbeddingBagConfig,
+    TensorTrainEmbeddingBagConfig,
+)
+from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
 
 STEPS = 20
 BATCH_SIZE = 16
@@ -34,6 +45,8 @@ class Case:
     form: Form = "int64"
     """Of the IDs. `variable` is a batch size of its own for each feature and rank; `even`, the same on all ranks."""
     use_helper: bool = True
+    with_computed: bool = False
+    """Whether the model also has a table of every kind that is computed, which are always replicated."""
 
     def tables(self) -> list[EmbeddingBagConfig]:
         shared: dict[str, Any] = {"embedding_dim": DIM}
@@ -46,11 +59,43 @@ class Case:
                 name="tag", feature_names=["tag"], num_embeddings=90, num_rows=11, **shared
             ),
             EmbeddingBagConfig(name="day", feature_names=["day"], num_embeddings=7, **shared),
+            CompositionalEmbeddingBagConfig(
+                name="signed", feature_names=["s"], num_embeddings=90, num_rows=11, num_columns=4, signed=True, **shared
+            ),
+            QuotientRemainderEmbeddingBagConfig(
+                name="qr_sum", feature_names=["q"], num_embeddings=90, num_rows=20, **shared
+            ),
+            QuotientRemainderEmbeddingBagConfig(
+                name="qr_concat", feature_names=["r"], num_embeddings=90, num_rows=20, operation="concat", **shared
+            ),
+            *(_computed_tables() if self.with_computed else ()),
         ]
-        means = {"mean": {*self.placement}, "sum and mean": {"user", "day"}}.get(self.pooling, set())
+        means = {"mean": {table.name for table in every}, "sum and mean": {"user", "day", "dhe"}}.get(
+            self.pooling, set()
+        )
         for table in every:
             table.pooling = PoolingType.MEAN if table.name in means else PoolingType.SUM
-        return [table for table in every if table.name in self.placement]
+        return [t for t in every if t.name in self.placement or isinstance(t, ComputedEmbeddingBagConfig)]
+
+
+def _computed_tables() -> list[ComputedEmbeddingBagConfig]:
+    shared: dict[str, Any] = {"num_embeddings": 90, "embedding_dim": DIM}
+    return [
+        DeepHashEmbeddingBagConfig(name="dhe", feature_names=["a", "b"], width=8, **shared),
+        RobeEmbeddingBagConfig(name="robe", feature_names=["g"], num_weights=99, block_size=4, signed=True, **shared),
+        TensorTrainEmbeddingBagConfig(name="tt", feature_names=["c"], rank=2, **shared),
+        LowRankEmbeddingBagConfig(name="low_rank", feature_names=["d"], rank=2, **shared),
+        SketchEmbeddingBagConfig(
+            name="sketch",
+            feature_names=["e"],
+            num_rows=9,
+            num_terms=2,
+            num_stored_terms=1,
+            num_weight_rows=30,
+            **shared,
+        ),
+        QuotientRemainderProductEmbeddingBagConfig(name="qr_product", feature_names=["f"], num_rows=20, **shared),
+    ]
 
 
 TABLES = ("user", "item", "tag", "day")
@@ -91,6 +136,20 @@ FORMS = {
     "row_wise, variable, even": Case(placement=_all_as("row_wise"), form="variable, even"),
     "row_wise, mean, variable, even": Case(placement=_all_as("row_wise"), form="variable, even", pooling="mean"),
     "table_row_wise, variable, even": Case(placement=_all_as("table_row_wise"), form="variable, even"),
+}
+
+
+OTHER_METHODS = {
+    f"other methods{', signed' if is_signed else ''}, {way}, {optimizer}, {pooling}": Case(
+        placement={"user": way, "qr_sum": way, "qr_concat": way} | ({"signed": way} if is_signed else {}),
+        optimizer=optimizer,
+        pooling=pooling,
+        with_computed=True,
+    )
+    for way in ("data_parallel", "table_wise", "row_wise")
+    for optimizer in _OPTIMIZERS
+    for pooling, is_signed in (("sum", True), ("mean", True), ("mean", False), ("weighted", True))
+    if is_signed or way == "row_wise"
 }
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.distributed.cases import FORMS, MIXTURES, TABLES, UNIFORM, WITHOUT_HELPER, Case
+from tests.distributed.cases import FORMS, MIXTURES, OTHER_METHODS, TABLES, UNIFORM, WITHOUT_HELPER, Case
 from tests.distributed.parity import Outcome, assert_equal, build_model, compare, on_a_rank
 from tests.training.launch import on_ranks
 
 TOLERANCE = 1e-6
-CASES = UNIFORM | MIXTURES | FORMS | WITHOUT_HELPER
+CASES = UNIFORM | MIXTURES | FORMS | WITHOUT_HELPER | OTHER_METHODS
 OVER_HOSTS = {
     name: case
     for name, case in CASES.items()

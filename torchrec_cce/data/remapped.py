@@ -85,6 +85,8 @@ class RemappedLog:
     ) -> None:
         if dense_transform not in ("none", "log1p"):
             raise ConfigError(f'dense_transform={dense_transform!r} is not one of "none", "log1p"')
+        if remap.makes_weights:
+            raise ConfigError("remapped data has no weights of rows, which weighted bags and signed tables need")
         self._remap = remap
         self._label, self._dense, self._log = label, list(dense), dense_transform == "log1p"
         self._mapped = [slot for slot in remap.slots if isinstance(remap.config(slot[0]), CCEConfig)]

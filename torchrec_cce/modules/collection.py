@@ -10,10 +10,12 @@ from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.clustering.settings import ReclusterConfig
+from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
 from torchrec_cce.config import CCEConfig, CompositionalConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.modules.computed.table import ComputedTable
 from torchrec_cce.modules.recluster import ParameterStore, TableReport, TableRows, recluster_rows
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.snapshot import snapshot_of
@@ -47,7 +49,11 @@ class CCECollection(ABC, nn.Module):
             if not table.feature_names:
                 table.feature_names = [table.name]
         self._tables = tables
-        self._physical = [t.physical() if isinstance(t, CompositionalConfig) else t for t in tables]
+        self._physical = [
+            table.physical() if isinstance(table, CompositionalConfig) else table
+            for table in tables
+            if not isinstance(table, ComputedEmbeddingBagConfig)
+        ]
         # The order matters: `load_state_dict` checks the maps in `remap` before it overwrites a weight, and a subclass
         # adds its trained tables after.
         self.remap = Remap(tables, is_weighted=is_weighted)
@@ -67,6 +73,9 @@ class CCECollection(ABC, nn.Module):
             weight = self._parameter(table.name)
             if not weight.is_meta:
                 table.init_fn(weight)
+        for module in self.modules():
+            if isinstance(module, ComputedTable):
+                module.reset_parameters()
 
     def configs(self) -> list[BaseEmbeddingConfig]:
         """All tables, as they were described."""

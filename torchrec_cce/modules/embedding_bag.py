@@ -1,13 +1,17 @@
 """`CCEEmbeddingBagCollection`: TorchRec's `EmbeddingBagCollection` with compressed tables."""
 
+from dataclasses import replace
+
 import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingBagCollectionInterface
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.combine import Combine
+from torchrec_cce.modules.computed.collection import ComputedTables
 
 
 class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
@@ -15,10 +19,12 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
 
     Three steps: `remap` (raw IDs → rows, on the CPU, no parameters), `ebc` (a stock `EmbeddingBagCollection`, which
     TorchRec shards, fuses, checkpoints and quantizes like any other) and `combine` (columns → the caller's features).
+    Tables that are computed and not looked up are in `computed`, and replicated; without others, `ebc` is None.
 
     Args:
         tables: `EmbeddingBagConfig` for a full table, `CompositionalEmbeddingBagConfig` for a hashed one,
-            `CCEEmbeddingBagConfig` for a clustered one, in any mixture.
+            `CCEEmbeddingBagConfig` for a clustered one, or what derives from `ComputedEmbeddingBagConfig`, in any
+            mixture.
         is_weighted: whether the input carries per-sample weights.
         device: of the trained tables. From the meta device they are materialised by `to_empty(device=…)` and
             `reset_parameters()`.
@@ -49,7 +55,15 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
                     f"table {table.name!r}: mean pooling is not defined for weighted bags; use PoolingType.SUM"
                 )
         self._is_weighted = is_weighted
-        self.ebc = EmbeddingBagCollection(tables=self._physical, is_weighted=is_weighted, device=device)
+        if self.remap.makes_weights:  # which divide by the length of a bag where means are wanted
+            self._physical = [replace(table, pooling=PoolingType.SUM) for table in self._physical]
+        self.ebc = (
+            EmbeddingBagCollection(tables=self._physical, is_weighted=self.remap.makes_weights, device=device)
+            if self._physical
+            else None
+        )
+        computed = [table for table in tables if isinstance(table, ComputedEmbeddingBagConfig)]
+        self.computed = ComputedTables(computed, is_weighted=is_weighted, device=device) if computed else None
         self.combine = Combine(tables, self._physical)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -58,7 +72,9 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         Raises:
             InvalidIDError: a raw ID outside its table's universe, or not an integer; names feature and value.
         """
-        pooled: KeyedTensor = self.combine(self.ebc(self.remap(features)))
+        rows = self.remap(features)
+        looked_up = [] if self.ebc is None else [self.ebc(rows)]  # under way, if sharded, while others are computed
+        pooled: KeyedTensor = self.combine(looked_up + ([] if self.computed is None else [self.computed(rows)]))
         return pooled
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:

@@ -7,13 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_cce.config import CCEConfig, CompositionalConfig
+from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
+from torchrec_cce.config import CCEConfig, CompositionalConfig, CompositionalEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, identity
-from torchrec_cce.modules.schemes import CCEScheme, PointerScheme, scheme_of
+from torchrec_cce.modules.schemes import CCEScheme, PointerScheme, SignedScheme, scheme_of
 
 _DIGEST_BYTES = 32
 
@@ -54,6 +55,9 @@ class Remap(nn.Module):
     KeyedJaggedTensor that is remapped already passes through. Runs on the CPU (Appendix D) and returns the result on
     the device that the features came from.
 
+    Where a table is signed, every row has a weight: the sign of the word, times the ID's weight, if the input has any,
+    or divided by the number of IDs in the bag, if its table pools by the mean.
+
     Args:
         tables: one configuration per table.
         is_weighted: whether per-sample weights are carried along.
@@ -62,12 +66,15 @@ class Remap(nn.Module):
     def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
         super().__init__()
         self._is_weighted = is_weighted
+        self.makes_weights = is_weighted or any(is_signed(table) for table in tables)
         self._configs = {table.name: table for table in tables}
         self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
         self.slots = [(table.name, feature) for table in tables for feature in table.feature_names]
         self.row_keys = [key for table in tables for key in _row_keys(table)]
-        self._changes_keys = any(isinstance(table, CompositionalConfig) for table in tables)
+        self._changes_keys = any(
+            isinstance(table, CompositionalConfig | ComputedEmbeddingBagConfig) for table in tables
+        )
 
     def config(self, table: str) -> BaseEmbeddingConfig:
         return self._configs[table]
@@ -131,7 +138,6 @@ class Remap(nn.Module):
             self.look_up(table, feature, ids[start : start + n], shaped)
 
         lengths = features.lengths().cpu().split(features.stride_per_key())
-        weights = features.weights().cpu() if self._is_weighted else None
         sources = [position[feature] for _, feature in self.slots]  # one per slot
         columns = [source for source, scheme in zip(sources, schemes, strict=True) for _ in range(scheme.num_columns)]
         terms = [scheme.num_terms for scheme in schemes for _ in range(scheme.num_columns)]
@@ -139,16 +145,40 @@ class Remap(nn.Module):
             keys=self.row_keys,
             values=rows,
             lengths=torch.cat([lengths[source] * t for source, t in zip(columns, terms, strict=True)]),
-            weights=None
-            if weights is None
-            else torch.cat(
-                [
-                    weights[bounds[source] : bounds[source + 1]].repeat_interleave(t)
-                    for source, t in zip(columns, terms, strict=True)
-                ]
-            ),
+            weights=self._weights(features, sources, ids, lengths) if self.makes_weights else None,
             **_variable_batch(features, columns, self.row_keys),
         ).to(device)
+
+    def _weights(
+        self,
+        features: KeyedJaggedTensor,
+        sources: Sequence[int],
+        ids: npt.NDArray[np.int64],
+        lengths: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """Of all rows, in their order.
+
+        Args:
+            sources: slot → number of its feature in the input.
+            ids, lengths: the values of the input, and the bags' lengths of each feature.
+        """
+        bounds = features.offset_per_key()
+        given = features.weights().cpu() if self._is_weighted else None
+        parts = []
+        for (table, _), source in zip(self.slots, sources, strict=True):
+            span = slice(bounds[source], bounds[source + 1])
+            if given is not None:
+                weights = given[span]
+            elif getattr(self._configs[table], "pooling", None) == PoolingType.MEAN:
+                weights = (1 / lengths[source]).repeat_interleave(lengths[source])
+            else:
+                weights = torch.ones(span.stop - span.start)
+            scheme = self._schemes[table]
+            if isinstance(scheme, SignedScheme):
+                parts.append((torch.from_numpy(scheme.signs(ids[span])) * weights[:, None]).flatten())
+            else:
+                parts.append(weights.repeat_interleave(scheme.num_terms).repeat(scheme.num_columns))
+        return torch.cat(parts)
 
     def look_up(
         self, table: str, feature: str, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64] | None = None
@@ -219,9 +249,14 @@ class Remap(nn.Module):
                 self.attach_pointer_map(table, found.published_as(stamp.version))
 
 
+def is_signed(table: BaseEmbeddingConfig) -> bool:
+    return isinstance(table, CompositionalEmbeddingBagConfig) and table.signed
+
+
 def _row_keys(table: BaseEmbeddingConfig) -> list[str]:
-    compositional = isinstance(table, CompositionalConfig)
-    return table.column_feature_names() if compositional else list(table.feature_names)
+    if isinstance(table, CompositionalConfig):
+        return table.column_feature_names()
+    return table.id_feature_names() if isinstance(table, ComputedEmbeddingBagConfig) else list(table.feature_names)
 
 
 def _int64_on_cpu(features: KeyedJaggedTensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -12,7 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
-from torchrec_cce.config import CCEConfig, CompositionalConfig
+from torchrec_cce.config import (
+    CCEConfig,
+    CompositionalConfig,
+    CompositionalEmbeddingBagConfig,
+    QuotientRemainderEmbeddingBagConfig,
+)
 from torchrec_cce.hashing import UniversalHash, derive_seed, term_hash
 from torchrec_cce.kernels.rows import clustered_rows, hashed_rows, identity_rows, partly_clustered_rows
 from torchrec_cce.maps.pointer_map import PointerMap
@@ -84,6 +89,40 @@ class HashedScheme:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SignedScheme(HashedScheme):
+    """A count sketch: hashed words, each times +1 or -1."""
+
+    sign_hash: UniversalHash
+    """`c·t` functions onto 2, term fastest."""
+
+    def signs(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Of the words of `ids: [N]`: [c, N, t] float32, each 1 or -1."""
+        bits = self.sign_hash.numpy(ids).reshape(len(ids), self.num_columns, self.num_terms)
+        signs: npt.NDArray[np.float32] = (2 * bits - 1).transpose(1, 0, 2).astype(np.float32)
+        return signs
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuotientRemainderScheme:
+    """One word by `id % m`, one by `id // m`, whose rows come after the `m` of the first."""
+
+    num_ids: int
+    num_remainders: int
+    """`m`."""
+    num_columns: int
+    num_terms: int
+    """One of the two is 2, the other 1: words are concatenated or summed."""
+
+    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
+        quotients, remainders = np.divmod(ids, self.num_remainders)
+        words = out[0] if self.num_columns == 1 else out[:, :, 0].T  # [N, 2], a view
+        words[:, 0] = remainders
+        words[:, 1] = self.num_remainders + quotients
+        bad = np.flatnonzero((ids < 0) | (ids >= self.num_ids))
+        return Looked(bad=int(bad[0]) if len(bad) else -1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CCEScheme:
     """CCE: the codebook word by the map's pointers (before the first clustering, a hash), the helper word by a hash."""
 
@@ -144,12 +183,18 @@ class CCEScheme:
 
 def scheme_of(config: BaseEmbeddingConfig) -> PointerScheme:
     """The scheme that a table starts with."""
-    if not isinstance(config, CompositionalConfig):
+    if not isinstance(config, CompositionalConfig):  # a full table, or a computed one, which takes the IDs themselves
         return FullScheme(num_ids=config.num_embeddings)
     seed = derive_seed(config.seed, config.name)
     c, k = config.num_columns, config.num_rows
     if isinstance(config, CCEConfig):
         start = PointerMap.hashed(num_ids=config.num_embeddings, num_columns=c, num_rows=k, seed=seed)
         return CCEScheme(pointer_map=start, use_helper=config.use_helper)
-    terms = tuple(term_hash(seed, term, num_columns=c, num_rows=k) for term in range(config.num_terms))
+    t = config.num_terms
+    if isinstance(config, QuotientRemainderEmbeddingBagConfig):
+        return QuotientRemainderScheme(num_ids=config.num_embeddings, num_remainders=k, num_columns=c, num_terms=t)
+    terms = tuple(term_hash(seed, term, num_columns=c, num_rows=k) for term in range(t))
+    if isinstance(config, CompositionalEmbeddingBagConfig) and config.signed:
+        sign_hash = UniversalHash.from_seed(derive_seed(seed, "signs"), num_columns=c * t, num_rows=2)
+        return SignedScheme(num_ids=config.num_embeddings, terms=terms, sign_hash=sign_hash)
     return HashedScheme(num_ids=config.num_embeddings, terms=terms)

@@ -27,6 +27,7 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingPlanner, ShardingType
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
+from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.sharding.agreement import on_first_rank
@@ -233,7 +234,7 @@ def _tables(module: nn.Module) -> Iterator[BaseEmbeddingConfig]:
     for collection in module.modules():  # a parent comes before its children
         if isinstance(collection, CCECollection):
             inside.update(collection.modules())
-            yield from collection.configs()
+            yield from (table for table in collection.configs() if not isinstance(table, ComputedEmbeddingBagConfig))
         elif collection in inside:
             continue
         elif isinstance(collection, EmbeddingBagCollection):

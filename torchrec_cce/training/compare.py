@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from torchrec_cce.budget import Method
 from torchrec_cce.children import end_with_parent
 from torchrec_cce.clustering.entropy import random_entropies
 from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.evaluation.outcome import Entropies, Outcome
+from torchrec_cce.sizing import Method
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.loop import RunResult, train
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_cce.budget import Method
 from torchrec_cce.data.criteo import read_criteo
 from torchrec_cce.data.dense_ids import write_dense
 from torchrec_cce.data.parquet import parquet_files, read_parquet
@@ -22,6 +21,7 @@ from torchrec_cce.data.tsv import DENSE_FEATURES
 from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.evaluation.outcome import Outcome
 from torchrec_cce.evaluation.report import write_report
+from torchrec_cce.sizing import Method
 from torchrec_cce.training.compare import compare
 from torchrec_cce.training.config import RunConfig, can_name_a_table, parse_config
 

@@ -27,6 +27,8 @@ class TableOptimizer:
     """What trains the tables, wherever they are placed: fused, or as `kind(parameters, **arguments)`."""
 
     kind: type[torch.optim.Optimizer]
+    computed_kind: type[torch.optim.Optimizer]
+    """Of computed tables, whose parameters' rows are no embeddings: rowwise Adagrad becomes Adagrad."""
     arguments: dict[str, Any]
     can_be_fused: bool
     """Whether FBGEMM does the same in the backward pass. If not, all tables are replicated."""
@@ -40,6 +42,7 @@ def table_optimizer(config: OptimizerConfig) -> TableOptimizer:
         arguments["weight_decay"] = config.embedding_weight_decay
     return TableOptimizer(
         kind=OPTIMIZERS[config.embedding],
+        computed_kind=OPTIMIZERS["adagrad" if config.embedding == "rowwise_adagrad" else config.embedding],
         arguments=arguments,
         # FBGEMM takes a weight decay without a word and decays nothing.
         can_be_fused=config.embedding in _FUSED and not config.embedding_weight_decay,

@@ -17,6 +17,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from torchrec_cce.modules.computed.collection import ComputedTables
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import OptimizerConfig
 from torchrec_cce.training.optimizers import OPTIMIZERS, table_optimizer
@@ -80,15 +81,19 @@ def shard(
     sharded = DistributedModelParallel(model, device=ranks.device, plan=plan, sharders=get_cce_sharders())
     sharded.load_state_dict(weights)
 
+    computed = {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, ComputedTables)
+        for name, _ in module.named_parameters()
+    }
     rest = dict(in_backward_optimizer_filter(sharded.named_parameters()))
-    groups = [
-        (optimizer.kind, optimizer.arguments, {n: p for n, p in rest.items() if n in replicated}),
-        (
-            OPTIMIZERS[config.dense],
-            {"lr": config.dense_learning_rate},
-            {n: p for n, p in rest.items() if n not in replicated},
-        ),
+    kinds = [
+        (optimizer.kind, optimizer.arguments, replicated),
+        (optimizer.computed_kind, optimizer.arguments, computed),
+        (OPTIMIZERS[config.dense], {"lr": config.dense_learning_rate}, rest.keys() - replicated - computed),
     ]
+    groups = [(kind, arguments, {n: p for n, p in rest.items() if n in names}) for kind, arguments, names in kinds]
     optimizers = [_keyed(kind, arguments, parameters) for kind, arguments, parameters in groups if parameters]
     return sharded, CombinedOptimizer([sharded.fused_optimizer, *optimizers])
 

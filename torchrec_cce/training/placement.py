@@ -13,12 +13,14 @@ from torchrec.distributed.types import ShardingPlan, ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from torchrec_cce.atomic import atomic_path
-from torchrec_cce.budget import Method, tables_under_cap
+from torchrec_cce.budget import tables_under_cap
+from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.sharding.planner import CCEShardingPlanner
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.sharding.summary import PlanSummary
+from torchrec_cce.sizing import Method
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense
 from torchrec_cce.training.model import build_model
@@ -122,5 +124,6 @@ def _planner(
                 sharding_types=None if optimizer.can_be_fused else [ShardingType.DATA_PARALLEL.value],
             )
             for table in tables
+            if not isinstance(table, ComputedEmbeddingBagConfig)  # replicated, and nothing to plan
         },
     )
