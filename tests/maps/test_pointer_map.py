@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.modules.plain import cce_codes
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
-from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.pointer_map import PointerMap, Unseen
 from torchrec_cce.maps.vocabulary import Vocabulary
 
 
@@ -122,6 +122,28 @@ def test_a_grown_vocabulary_changes_no_embedding(old: set[int], new: set[int], c
     assert after.generation == before.generation
     for raw_id in keys.tolist():
         assert cce_codes(after, raw_id) == cce_codes(before, raw_id)
+
+
+@pytest.mark.parametrize("is_clustered", [False, True])
+@pytest.mark.parametrize("unseen", ["error", "hash", "first_row"])
+def test_codes_of_any_id(unseen: Unseen, is_clustered: bool) -> None:
+    """By the policy, one ID at a time; where that is an error, as under "hash"."""
+    keys = [5, -1, 2**62, 0]
+    one = hashed().with_vocabulary(Vocabulary.build(np.array(keys)), unseen=unseen)
+    if is_clustered:
+        one = one.clustered(np.arange(16, dtype=np.uint8).reshape(4, 4), one.next_helper_hash(1))
+    ids = np.array([0, 7, 5, -(2**63), -1, 7])
+    plain = []
+    for raw_id in ids.tolist():
+        known = raw_id if raw_id in keys or unseen != "first_row" else keys[0]
+        codebook, helper = (hash_of.numpy(np.array([known]))[0] for hash_of in (one.codebook_hash, one.helper_hash))
+        stored = is_clustered and known in keys
+        plain.append([one.stored_view[keys.index(known)] if stored else codebook, helper])
+    np.testing.assert_array_equal(one.codes_of_any(ids), np.array(plain).transpose(2, 1, 0))
+    assert one.resolve(ids).num_unseen == 3
+    nothing = 0 if unseen == "first_row" else -1
+    assert one.resolve(ids).rows.tolist() == [3, nothing, 0, nothing, 1, nothing]
+    assert one.codes_of_any(np.array([], np.int64)).shape == (4, 2, 0)
 
 
 def test_what_does_not_fit_together() -> None:

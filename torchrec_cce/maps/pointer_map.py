@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,17 @@ Unseen = Literal["error", "hash", "first_row"]
 the words of the ID in row 0."""
 
 _CHUNK = 65536
+
+
+class Resolved(NamedTuple):
+    """Raw IDs, after what a map's `unseen` says of those that it does not know."""
+
+    ids: npt.NDArray[np.int64]
+    """[N] those that hashes are taken of."""
+    rows: npt.NDArray[np.int64]
+    """[N] their rows; -1 where hashed pointers take the place of stored ones, or there is to be an error."""
+    num_unseen: int
+    """How many the map does not know."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,9 +110,7 @@ class PointerMap:
             pointers = np.empty((len(keys), self.num_columns), self.stored_view.dtype)
             for start in range(0, len(keys), _CHUNK):
                 part = slice(start, start + _CHUNK)
-                known = rows[part] >= 0
-                pointers[part][known] = self.stored_view[rows[part][known]]
-                pointers[part][~known] = self.codebook_hash.numpy(keys[part][~known])
+                pointers[part] = self._stored_or_hashed(keys[part], rows[part])
             grown = list_array(pointers)
         return replace(
             self, num_ids=vocabulary.num_ids, stored=grown, vocabulary=vocabulary, unseen=unseen, version=None
@@ -190,6 +199,32 @@ class PointerMap:
         if self.vocabulary is not None:
             return self.vocabulary.rows(ids)
         return np.where((ids >= 0) & (ids < self.num_ids), ids, -1)
+
+    def resolve(self, ids: npt.NDArray[np.int64]) -> Resolved:
+        """The rows of any raw `ids: [N] int64`, by the map's own policy for those that it does not know."""
+        rows = self.rows(ids)
+        unseen = rows < 0
+        num_unseen = int(np.count_nonzero(unseen))
+        if num_unseen and self.unseen == "first_row":
+            ids, rows = np.where(unseen, self.first_id, ids), np.where(unseen, 0, rows)
+        return Resolved(ids, rows, num_unseen)
+
+    def codes_of_any(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Codebook and helper codes of any raw `ids: [N] int64`, as `[c, 2, N] int64`; see `resolve`.
+
+        Where `unseen` is an error, those of IDs that the map does not know are hashed, as by `with_vocabulary`.
+        """
+        ids, rows, _ = self.resolve(ids)
+        return np.stack([self._stored_or_hashed(ids, rows).T, self.helper_hash.numpy(ids).T], axis=1)
+
+    def _stored_or_hashed(self, ids: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """[N, c] codebook codes of `ids: [N]`: those of their rows, hashed where there is none (-1)."""
+        if self.stored is None:
+            return self.codebook_hash.numpy(ids)
+        codes = self.codebook_codes(rows).astype(np.int64)  # a gather gives 0 where there is no row
+        unseen = rows < 0
+        codes[unseen] = self.codebook_hash.numpy(ids[unseen])
+        return codes
 
     def gather(
         self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.unsignedinteger] | None = None
