@@ -21,9 +21,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.figure import race, report
 from torchrec_cce.jobs.remap import FeatureMap, Found, Remapper
+from torchrec_cce.jobs.remap_features import remapped_format
+from torchrec_cce.jobs.remap_file import open_version
 from torchrec_cce.jobs.remap_input import InputFile
 from torchrec_cce.jobs.remap_parquet import remap_parquet
-from torchrec_cce.jobs.remap_run import _open, _remapped_format, remap
+from torchrec_cce.jobs.remap_run import remap
 from torchrec_cce.jobs.remap_thrift import Struct, i64, read_struct, write_struct
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import Registry
@@ -234,9 +236,9 @@ def _remapping(registry: str, source: str, found: dict[str, float]) -> Callable[
     """The work of a task of a job, once its map is open; it counts the CPU seconds of lookups."""
 
     path = Path(source)
-    opened = _open(registry, None, {})
+    opened = open_version(registry, None, {})
     file = InputFile(name=path.name, num_bytes=0, stamp="")
-    remapped = _remapped_format(opened, str(path.parent), file, None, "words", "drop", {})
+    remapped = remapped_format(opened, str(path.parent), file, None, "words", "drop", {})
     remapper = Remapper(format=remapped, maps={name: table.pointer_map for name, table in opened.tables.items()})
     find = FeatureMap.find
 

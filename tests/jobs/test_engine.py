@@ -12,6 +12,7 @@ import pytest
 
 from tests.training.launch import Job
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError
+from torchrec_cce.jobs.counters import TICK_S, Counters
 from torchrec_cce.jobs.engine import Engine, EngineName, Shared, engine_of
 
 
@@ -83,6 +84,28 @@ def test_workers_have_one_thread_for_arithmetic(engine: Engine) -> None:
     before = os.environ.get("OMP_NUM_THREADS")
     assert {result for _, result in engine.run(threads, range(4))} == {("1", 1)}
     assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def count_slowly(task: tuple[Counters, int]) -> None:
+    counters, start = task
+    for number in range(1, 31):
+        counters.set(start, number, -number)
+        time.sleep(0.1)
+
+
+def test_numbers_that_tasks_set_are_seen_meanwhile(engine: Engine) -> None:
+    """Each task's in steps of its own, and at a bounded rate."""
+    counters = engine.counters(4)
+    assert counters.read() == [0] * 4
+    seen: list[list[int]] = []
+    started = time.monotonic()
+    for _ in engine.run(count_slowly, [(counters, 0), (counters, 2)], tick=lambda: seen.append(counters.read())):
+        pass
+    assert 3 <= len(seen) <= (time.monotonic() - started) / TICK_S + 1
+    for start in (0, 2):
+        assert len({numbers[start] for numbers in seen} - {0}) > 1
+        assert all(numbers[start] == -numbers[start + 1] for numbers in seen)
+    assert engine.counters(1).read() == [0]
 
 
 def killed(number: int) -> int:

@@ -6,6 +6,7 @@ import pickle
 import resource
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from tests.jobs.remap_cases import make_map, make_snapshot
 from tests.training.launch import Job
 from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, RemappedFormat
 from torchrec_cce.errors import CCEError, ConfigError, DataFileError, InvalidIDError, JobError, RegistryError
-from torchrec_cce.jobs import remap_run
+from torchrec_cce.jobs import local_engine, remap_file, remap_run
+from torchrec_cce.jobs.counters import FileCounters
 from torchrec_cce.jobs.engine import engine_of
 from torchrec_cce.jobs.remap import Remapper
 from torchrec_cce.jobs.remap_check import check_file
@@ -57,7 +59,16 @@ class Inline:
     def __exit__(self, *error: object) -> None:
         """Nothing to end."""
 
-    def run(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    def counters(self, count: int) -> FileCounters:
+        self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115  as long as the engine
+        self._file.write(bytes(8 * count))
+        self._file.flush()
+        return FileCounters(path=self._file.name, count=count)
+
+    def run(
+        self, function: Callable[[Any], Any], tasks: Iterable[Any], *, tick: Callable[[], object]
+    ) -> Iterator[tuple[Any, Any]]:
+        assert callable(tick)
         return ((task, function(pickle.loads(pickle.dumps(task)))) for task in tasks)
 
 
@@ -123,7 +134,7 @@ def test_every_file_is_remapped(with_workers: Place) -> None:
     assert (report.num_files, report.num_rows, report.version, report.skipped_files) == (3, 3000, 1, 0)
     assert 3 * 700 <= report.checked_rows <= 3 * 900
     assert report.num_bytes == sum(len(found[name]) for name in NAMES)
-    assert [one.done_files for one in seen] == [1, 2, 3]
+    assert list(dict.fromkeys(one.done_files for one in seen if one.done_files)) == [1, 2, 3]
     assert (seen[-1].rows, seen[-1].done_bytes) == (3000, seen[-1].num_bytes)
     remapper = place.remapper()
     for name in NAMES:
@@ -378,18 +389,34 @@ def test_two_jobs_at_once(place: Place) -> None:
 
 def test_another_registry_under_the_same_name(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A version of the same number and another manifest, as after a registry was made anew while a job ran."""
-    begin = remap_run._remapped_format
+    begin = remap_run.remapped_format
 
     def begin_and_replace(*arguments: Any) -> RemappedFormat:
         remapped = begin(*arguments)
         shutil.rmtree(place.registry)
         place.publish()
-        remap_run._OPENED.clear()  # as in a worker, which has not opened it yet
+        remap_file._OPENED.clear()  # as in a worker, which has not opened it yet
         return remapped
 
-    monkeypatch.setattr(remap_run, "_remapped_format", begin_and_replace)
+    monkeypatch.setattr(remap_run, "remapped_format", begin_and_replace)
     message = refused(RegistryError, place.run)
     assert "is not the version of that number with which this job began (manifest " in message
+
+
+def test_progress_within_a_file(with_workers: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By row groups, while nothing is finished; and it never goes back."""
+    place, seen = with_workers, []
+    monkeypatch.setattr(local_engine, "TICK_S", 0.002)
+    path = place.folder / "large" / "one.parquet"
+    write_log(path, 5, rows=20_000, row_group_size=50)
+    place.run("out", input=str(path.parent), num_workers=1, progress=seen.append)
+    within = [one for one in seen if one.done_files == 0 and one.rows > 0]
+    assert len({one.rows for one in within}) > 3
+    for one in within:
+        assert one.rows % 50 == 0
+        assert one.done_bytes == one.num_bytes * one.rows // 20_000
+    assert seen == sorted(seen, key=lambda one: (one.rows, one.done_bytes, one.done_files))
+    assert (seen[-1].rows, seen[-1].done_bytes, seen[-1].done_files) == (20_000, path.stat().st_size, 1)
 
 
 def test_raw_ids_that_do_not_tell_what_the_map_knows(place: Place) -> None:

@@ -17,7 +17,7 @@ from torchrec_cce.jobs.remap_folder import Compression, FileFormat
 from torchrec_cce.training.command import one_line_errors
 
 if TYPE_CHECKING:
-    from torchrec_cce.jobs.remap_run import Progress as Done
+    from torchrec_cce.jobs.remap_progress import Progress as Done
 
 
 def remap(

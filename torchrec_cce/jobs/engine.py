@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Literal, Protocol, TypeVar, get_args
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.jobs.counters import Counters
 from torchrec_cce.jobs.local_engine import LocalEngine
 from torchrec_cce.jobs.ray_engine import RayEngine
 
@@ -35,8 +36,17 @@ class Engine(Protocol):
         """Make `value` (picklable) available to all workers."""
         ...
 
+    def counters(self, count: int) -> Counters:
+        """So many numbers that tasks set."""
+        ...
+
     def run(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int = 1
+        self,
+        function: Callable[[Task], Result],
+        tasks: Iterable[Task],
+        *,
+        threads: int = 1,
+        tick: Callable[[], object] | None = None,
     ) -> Iterator[tuple[Task, Result]]:
         """Call `function` on each of `tasks`: pairs of task and result, in the order in which they are done.
 
@@ -46,6 +56,7 @@ class Engine(Protocol):
             function: of a module, so that workers find it by its name.
             tasks: picklable; `str(task)` is how an error names one.
             threads: that each task starts, at most `num_workers`: so many fewer of them run at a time.
+            tick: called in this thread whenever `TICK_S` have passed without a result.
 
         Raises:
             JobError: a worker vanished, for example killed or out of memory.

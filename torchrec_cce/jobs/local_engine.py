@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from torchrec_cce.children import end_with_parent
 from torchrec_cce.errors import JobError
+from torchrec_cce.jobs.counters import COUNTER, TICK_S, FileCounters
 from torchrec_cce.jobs.scratch import scratch_file
 from torchrec_cce.maps.local_copy import default_cache
 
@@ -71,10 +72,20 @@ class LocalEngine:
             file.seek(start)
             file.write(part)
         file.flush()
-        return FileShared(path=f"/proc/{os.getpid()}/fd/{file.fileno()}", head=head, bounds=bounds)
+        return FileShared(path=_path_of(file), head=head, bounds=bounds)
+
+    def counters(self, count: int) -> FileCounters:
+        """In a file. Raises OSError if there is no room for it."""
+        file = self._resources.enter_context(scratch_file(default_cache() / "live", count * COUNTER.itemsize))
+        return FileCounters(path=_path_of(file), count=count)
 
     def run(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int = 1
+        self,
+        function: Callable[[Task], Result],
+        tasks: Iterable[Task],
+        *,
+        threads: int = 1,
+        tick: Callable[[], object] | None = None,
     ) -> Iterator[tuple[Task, Result]]:
         # With one thread each, a second task waits for every worker; with more, it would run beside the first.
         most = 2 * self.num_workers if threads == 1 else self.num_workers // threads
@@ -86,7 +97,9 @@ class LocalEngine:
                     pending[self._pool.submit(function, task)] = task
                 if not pending:
                     return
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                done, _ = wait(pending, None if tick is None else TICK_S, return_when=FIRST_COMPLETED)
+                if tick is not None and not done:
+                    tick()
                 for future in done:
                     result = future.result()
                     yield pending.pop(future), result
@@ -117,6 +130,11 @@ class FileShared(Generic[T]):
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         value: T = pickle.loads(self.head, buffers=[view[start:stop] for start, stop in self.bounds])
         return value
+
+
+def _path_of(file: BinaryIO) -> str:
+    """Under which other processes open an open file that may have no name."""
+    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 class _Context(SpawnContext):

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -10,8 +12,10 @@ from typing import Any, Generic, TypeVar
 
 from torchrec_cce.errors import JobError
 from torchrec_cce.extras import require
+from torchrec_cce.jobs.counters import TICK_S
 
 _ENDING_S = 10.0
+_ANSWER_S = 1.0
 
 T = TypeVar("T")
 Task = TypeVar("Task")
@@ -35,6 +39,7 @@ class RayEngine:
         self._ray: Any = require("ray", "ray")
         self._wanted = num_workers
         self._connected_here = False
+        self._actors: list[Any] = []
 
     def __enter__(self) -> "RayEngine":
         ray = self._ray
@@ -52,14 +57,27 @@ class RayEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
         if self._connected_here:
             self._ray.shutdown()
 
     def share(self, value: T) -> "RayShared[T]":
         return RayShared(reference=self._ray.put(value))
 
+    def counters(self, count: int) -> "RayCounters":
+        """In an actor, which takes no CPU from the tasks."""
+        actor = self._ray.remote(num_cpus=0)(_Numbers).remote(count)
+        self._actors.append(actor)
+        return RayCounters(actor, count)
+
     def run(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int = 1
+        self,
+        function: Callable[[Task], Result],
+        tasks: Iterable[Task],
+        *,
+        threads: int = 1,
+        tick: Callable[[], object] | None = None,
     ) -> Iterator[tuple[Task, Result]]:
         ray = self._ray
         remote = ray.remote(num_cpus=threads, max_retries=0)(function)
@@ -71,9 +89,12 @@ class RayEngine:
                     pending[remote.remote(task)] = task
                 if not pending:
                     return
-                (done,), _ = ray.wait(list(pending), num_returns=1)
-                result = self._result(done, pending[done])
-                yield pending.pop(done), result
+                found, _ = ray.wait(list(pending), num_returns=1, timeout=None if tick is None else TICK_S)
+                if tick is not None and not found:
+                    tick()
+                for done in found:
+                    result = self._result(done, pending[done])
+                    yield pending.pop(done), result
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)
@@ -104,3 +125,43 @@ class RayShared(Generic[T]):
         """The value, its arrays in the node's shared memory and read-only."""
         value: T = require("ray", "ray").get(self.reference)
         return value
+
+
+class RayCounters:
+    """Numbers that an actor of the cluster has, to which a task sends its own at most twice a second."""
+
+    def __init__(self, actor: Any, count: int) -> None:
+        self._actor = actor
+        self._numbers = [0] * count
+        self._next: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RayCounters, (self._actor, 0)  # tasks do not read
+
+    def set(self, start: int, *values: int) -> None:
+        now = time.monotonic()
+        if self._next is None or now < self._next:  # a short task has nothing to tell
+            self._next = self._next or now + TICK_S
+            return
+        self._next = now + TICK_S
+        self._actor.set.remote(start, values)
+
+    def read(self) -> list[int]:
+        """What was read before while the actor does not answer: that somebody watches is no reason to fail."""
+        ray = require("ray", "ray")
+        with suppress(ray.exceptions.RayError):
+            self._numbers = ray.get(self._actor.read.remote(), timeout=_ANSWER_S)
+        return self._numbers
+
+
+class _Numbers:
+    """The actor."""
+
+    def __init__(self, count: int) -> None:
+        self._numbers = [0] * count
+
+    def set(self, start: int, values: tuple[int, ...]) -> None:
+        self._numbers[start : start + len(values)] = values
+
+    def read(self) -> list[int]:
+        return self._numbers

@@ -35,6 +35,8 @@ class Found(NamedTuple):
     """[N] uint64 each: the words of the codebook pointers, then those of the helper codes if they are stored."""
     bad: int
     """Position of the first ID that the map does not know under `unseen="error"`, or -1; the words there are void."""
+    num_unseen: int
+    """How many the map does not know, and has something for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,30 +54,25 @@ class FeatureMap:
     def find(self, ids: npt.NDArray[np.int64]) -> Found:
         """The words of raw `ids: [N] int64`, by the map's own policy for those that it does not know."""
         one = self.pointer_map
-        rows, bad = ids, -1
-        unseen: npt.NDArray[np.bool_] | None = None
+        rows, num_unseen, bad = ids, 0, -1
         # One pass does it all where a raw ID is its own row and any other is an error.
         if one.vocabulary is not None or one.unseen != "error" or one.stored is None:
-            rows = one.rows(ids)
-            unseen = rows < 0
-            if not unseen.any():
-                unseen = None
-            elif one.unseen == "error":
-                bad = int(np.argmax(unseen))
-            elif one.unseen == "first_row":
-                ids, rows, unseen = np.where(unseen, one.first_id, ids), np.where(unseen, 0, rows), None
+            ids, rows, num_unseen = one.resolve(ids)
+            if num_unseen and one.unseen == "error":
+                bad = int(np.argmax(rows < 0))
         if one.stored is None:
             words = self._hashed(ids, one.codebook_hash)
         else:
             words, outside = self._stored(rows)
-            if unseen is None:
+            if not num_unseen:
                 bad = outside
             elif one.unseen == "hash":
+                unseen = rows < 0
                 for word, hashed in zip(words, self._hashed(ids[unseen], one.codebook_hash), strict=True):
                     word[unseen] = hashed
         if self.feature.helpers:
             words += self._hashed(ids, one.helper_hash)
-        return Found(words, bad)
+        return Found(words, bad, num_unseen)
 
     def arrays(self, words: Words, layout: Layout) -> list[pa.Array]:
         """The words that `find` gave as the columns of a layout, one ID a row."""
@@ -210,7 +207,7 @@ def _column_type(raw: pa.DataType, item: pa.DataType) -> pa.DataType:
 
 def _remapped(array: pa.Array, one: FeatureMap, layout: Layout) -> list[pa.Array]:
     column = to_column(array)
-    words, bad = one.find(column.values)
+    words, bad, _ = one.find(column.values)
     if bad >= 0:
         row = bad if column.lengths is None else _row_of(column.lengths, bad)
         value = int(column.values[bad])

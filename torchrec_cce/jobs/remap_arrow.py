@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.jobs.remap import Remapper
+from torchrec_cce.jobs.remap_parquet import RowsDone
 
 
 def remap_to_arrow(
@@ -17,6 +18,7 @@ def remap_to_arrow(
     *,
     compression: str | None,
     num_threads: int,
+    progress: RowsDone = lambda _, __: None,
 ) -> int:
     """Write the remapped file, front to back; returns its number of rows. Memory holds one row group.
 
@@ -35,6 +37,7 @@ def remap_to_arrow(
             for batch in table.combine_chunks().to_batches():
                 writer.write_batch(remapper.batch(batch, name, first_row=row))
                 row += len(batch)
+            progress(row, raw.metadata.num_rows)
     return row
 
 

@@ -1,13 +1,17 @@
 """The Parquet files that a job reads: a file, a folder with all below it, or a glob, on a disk or in a store."""
 
 import os
+import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from torchrec_cce.errors import DataFileError
+import pyarrow as pa
+
+from torchrec_cce.errors import CCEError, DataFileError
 from torchrec_cce.maps.storage import Storage
 
 _WILD = set("*?[")
@@ -76,6 +80,20 @@ def stat_input(storage: Storage, name: str) -> InputFile | None:
     if found is None:
         return None
     return InputFile(name=name, num_bytes=found.num_bytes, stamp=found.etag or found.modified.isoformat())
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """What goes wrong while a raw file is read, as a DataFileError of one line."""
+    try:
+        yield
+    except CCEError:
+        raise
+    except FileNotFoundError as error:
+        raise DataFileError(f"{name}: no such file; it has gone since the job began") from error
+    except (pa.ArrowException, OSError, ValueError, IndexError, KeyError, struct.error) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataFileError(f"{name}: cannot be read as Parquet ({reason})") from error
 
 
 def _walk(folder: str, options: Mapping[str, Any]) -> Iterator[InputFile]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from torchrec_cce.jobs.remap import Found
+from torchrec_cce.jobs.remap_chunk import Chunk
 from torchrec_cce.jobs.remap_thrift import BINARY, STRUCT, Struct, i32, i64, items, read_struct, write_struct
 
 CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
@@ -22,15 +23,6 @@ PLAIN, RLE, BIT_PACKED, DICTIONARIES = 0, 3, 4, (2, 8)
 INT32, INT64 = 1, 2
 
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """A column chunk in a file to be: its bytes, and its entry in the footer with offsets from its own start."""
-
-    parts: list[bytes | memoryview | pa.Buffer]
-    entry: Struct
-    """`ColumnChunk`."""
 
 
 class CannotRewrite(Exception):
