@@ -99,7 +99,7 @@ def test_a_mistake_is_one_line_of_a_real_process(tmp_path: Path) -> None:
 
 def missing(path: Path) -> str:
     path.unlink()
-    return f"{path}: No such file or directory"
+    return f"{path}: no such file or folder"
 
 
 def truncated_gzip(path: Path) -> str:
@@ -192,7 +192,7 @@ def test_evaluate_needs_a_log(log: Path, tmp_path: Path) -> None:
         run(tmp_path, "evaluate", tmp_path / "run"), f"{tmp_path}/run has no test split; name a log with --data"
     )
     finished = run(tmp_path, "evaluate", tmp_path / "run", "--data", tmp_path / "no.tsv")
-    assert_refused(finished, f"{tmp_path}/no.tsv: No such file")
+    assert_refused(finished, f"{tmp_path}/no.tsv: no such file or folder")
 
 
 def test_quiet_says_one_line_only(log: Path, tmp_path: Path) -> None:

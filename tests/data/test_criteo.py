@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.plain import INT64, assert_same, joined
-from torchrec_cce.data.criteo import read_criteo
+from torchrec_cce.data.criteo import KAGGLE_UNIVERSES, read_criteo
 from torchrec_cce.data.rows import Column, Rows, log_transform
 from torchrec_cce.data.tsv import (
     CATEGORICAL_FEATURES,
@@ -104,13 +104,13 @@ def test_round_trip(
 def test_compiled_loop_takes_what_the_plain_one_takes(line: bytes) -> None:
     labels, dense, ids = np.zeros(1, np.float32), np.zeros((1, 13), np.float32), np.zeros((26, 1), np.int64)
     buffer = np.frombuffer(line + b"\n", dtype=np.uint8)
-    filled, at, good = parse_lines(buffer, 0, 0, labels, dense, ids)
+    filled, at, wait, lines, good = parse_lines(buffer, 0, 0, 3, 0, labels, dense, ids)
     try:
         label, integers, keys = parse_line(line.removesuffix(b"\r"))
     except ValueError:
-        assert (filled, at, good) == (0, 0, False)
+        assert (filled, at, wait, lines, good) == (0, 0, 0, 0, False)
         return
-    assert (filled, at, good) == (1, len(buffer), True)
+    assert (filled, at, wait, lines, good) == (1, len(buffer), 2, 1, True)
     assert labels[0] == label
     np.testing.assert_array_equal(dense[0], np.maximum(np.array(integers, dtype=np.float32), 0))
     assert ids[:, 0].tolist() == keys
@@ -161,6 +161,83 @@ def test_skip_and_max_rows(tmp_path: Path, name: str, skip: int, most: int | Non
     chunks = list(read_criteo(path, skip_rows=skip, max_rows=most, chunk_rows=chunk_rows))
     found = [key for chunk in chunks for key in chunk.ids["C1"].values.tolist()]
     assert found == list(range(10))[skip:][:most]
+
+
+def numbered_files(folder: Path, sizes: list[int], suffix: str = "") -> list[Path]:
+    """Files whose rows, one file after the other, have C1 = 0, 1, 2, …; every second one ends without a line end."""
+    folder.mkdir(exist_ok=True)
+    starts = np.cumsum([0, *sizes])
+    return [
+        write(
+            folder / f"day_{day}{suffix}",
+            b"\n".join(line_with(14, b"%x" % row) for row in range(start, start + size)) + b"\n" * (day % 2),
+        )
+        for day, (start, size) in enumerate(zip(starts, sizes, strict=False))
+    ]
+
+
+def read_numbers(paths: Path | list[Path], **options: int | None) -> list[int]:
+    return [key for chunk in read_criteo(paths, **options) for key in chunk.ids["C1"].values.tolist()]  # type: ignore[arg-type]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    suffix=st.sampled_from(["", ".gz"]),
+    skip=st.integers(0, 12),
+    most=st.integers(0, 30) | st.none(),
+    every=st.integers(1, 5),
+    first=st.integers(0, 12),
+    chunk_rows=st.integers(1, 10),
+)
+def test_several_files_are_one_log_of_which_every_nth_row_is_read(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    suffix: str,
+    skip: int,
+    most: int | None,
+    every: int,
+    first: int,
+    chunk_rows: int,
+) -> None:
+    paths = numbered_files(tmp_path_factory.mktemp("days"), sizes, suffix)
+    options = {"skip_rows": skip, "max_rows": most, "every": every, "first": first, "chunk_rows": chunk_rows}
+    chunks = list(read_criteo(paths, **options))  # type: ignore[arg-type]
+    found = [key for chunk in chunks for key in chunk.ids["C1"].values.tolist()]
+    assert found == list(range(sum(sizes)))[skip:][:most][first::every]
+    assert [len(chunk) for chunk in chunks[:-1]] == [chunk_rows] * (len(chunks) - 1)
+
+
+def test_sampling_beyond_the_first_block_of_bytes(tmp_path: Path) -> None:
+    paths = numbered_files(tmp_path / "days", [20_000, 7_777, 10_000])
+    assert read_numbers(paths, skip_rows=19, every=8, first=3) == list(range(22, 37_777, 8))
+    # The last row that is read is the last one that is looked for: nothing of the third file is opened.
+    paths[2].write_bytes(b"rubbish")
+    assert read_numbers(paths, max_rows=27_777, every=7777) == [0, 7777, 15_554, 23_331]
+
+
+def test_lines_that_are_not_read_are_not_checked_and_those_that_are_say_where(tmp_path: Path) -> None:
+    (tmp_path / "days").mkdir()
+    lines = [GOOD] * 10
+    lines[7] = b"rubbish"
+    paths = [write(tmp_path / "days" / f"day_{day}", b"\n".join(lines)) for day in (0, 1)]
+    assert sum(map(len, read_criteo(paths, every=2))) == 10
+    with pytest.raises(DataFileError, match=r"day_0:8: found 1 tab-separated columns"):
+        list(read_criteo(paths, every=2, first=1))
+    with pytest.raises(DataFileError, match=r"day_1:8: found 1 tab-separated columns"):
+        list(read_criteo(paths, skip_rows=8, every=9))
+
+
+def test_a_pattern_is_its_files_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    numbered_files(tmp_path / "days", [3] * 12, ".gz")
+    assert read_numbers(tmp_path / "days" / "day_*.gz") == list(range(36))
+    patterns = [tmp_path / "days" / pattern for pattern in ("day_1[01].gz", "day_?.gz")]
+    assert read_numbers(patterns) == [*range(30, 36), *range(30)]
+
+
+def test_a_missing_file_is_found_out_before_any_is_read(tmp_path: Path) -> None:
+    paths = numbered_files(tmp_path / "days", [3, 3])
+    with pytest.raises(DataFileError, match="day_2: no such file or folder"):
+        next(read_criteo([*paths, tmp_path / "days" / "day_2"], chunk_rows=1))
 
 
 def test_skipped_lines_and_lines_after_max_rows_are_not_checked(tmp_path: Path) -> None:
@@ -277,6 +354,15 @@ def folder(path: Path) -> Path:
     return path
 
 
+def nothing_of_the_pattern(path: Path) -> Path:
+    return path / "day_*.gz"
+
+
+def that_cannot_be_read(path: Path) -> Path:
+    (path / "log.tsv").symlink_to("/proc/self/mem")  # its first byte is an I/O error
+    return path / "log.tsv"
+
+
 def empty(path: Path) -> Path:
     return write(path / "empty.tsv", b"")
 
@@ -297,8 +383,10 @@ def no_line_ends(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (no_file, ": No such file or directory; pass one Criteo TSV file"),
-        (folder, ": Is a directory; pass one Criteo TSV file"),
+        (no_file, ": no such file or folder"),
+        (folder, ": a folder; name the files in it, or a pattern such as "),
+        (nothing_of_the_pattern, ": no file matches this pattern"),
+        (that_cannot_be_read, ": Input/output error; pass a Criteo TSV file, plain or .gz"),
         (empty, ":1: the file is empty"),
         (empty_gzip, ":1: the file is empty"),
         (zero_bytes, ":1: the file is empty"),
@@ -313,7 +401,9 @@ def test_no_such_log(tmp_path: Path, make: Callable[[Path], Path], message: str)
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("arguments", [{"skip_rows": -1}, {"max_rows": -1}, {"chunk_rows": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"skip_rows": -1}, {"max_rows": -1}, {"chunk_rows": 0}, {"every": 0}, {"first": -1}]
+)
 def test_bad_arguments(tmp_path: Path, arguments: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(arguments))}={next(iter(arguments.values()))}"):
         list(read_criteo(write(tmp_path / "log.tsv", GOOD), **arguments))
@@ -335,3 +425,26 @@ def test_real_lines_parse_as_the_plain_loop_says(real_data: Path) -> None:
     path = real_data / "criteo_80k" / "criteo_10k.tsv"
     rows = joined(list(read_criteo(path, chunk_rows=999)))
     assert_same(rows, expected_rows([parse_line(line) for line in path.read_bytes().splitlines()]))
+
+
+def test_real_log_in_days(real_data: Path, tmp_path: Path) -> None:
+    """Cut into files by lines, plain and gzip, an eighth of it is every eighth line."""
+    lines = (real_data / "criteo_80k" / "criteo_10k.tsv").read_bytes().splitlines(keepends=True)
+    days = [
+        write(tmp_path / f"day_{day}{suffix}", b"".join(lines[start : start + 4000]))
+        for day, (start, suffix) in enumerate([(0, ""), (4000, ".gz"), (8000, "")])
+    ]
+    rows = joined(list(read_criteo(days, every=8, first=5, chunk_rows=100)))
+    assert_same(rows, expected_rows([parse_line(line.rstrip(b"\r\n")) for line in lines[5::8]]))
+
+
+def test_kaggle_universes(real_data: Path) -> None:
+    """The whole log has 33,762,577 distinct values; the first rows of it have fewer, of small features half."""
+    assert list(KAGGLE_UNIVERSES) == list(CATEGORICAL_FEATURES)
+    assert sum(KAGGLE_UNIVERSES.values()) == 33_762_577
+    rows = joined(list(read_criteo(real_data / "criteo_80k" / "criteo_80k.tsv.gz")))
+    sizes = {feature: len(np.unique(column.values)) for feature, column in rows.ids.items()}
+    for feature, most in KAGGLE_UNIVERSES.items():
+        assert sizes[feature] <= most
+        if most < 30:
+            assert sizes[feature] >= 0.5 * most

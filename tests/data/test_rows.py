@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.plain import assert_same, bags_of, column, cut, joined, numbered, rows
-from torchrec_cce.data.rows import Column, Rows, concat, log_transform, to_batch
+from torchrec_cce.data.rows import Column, Rows, concat, log_transform, thinned, to_batch
 from torchrec_cce.errors import ConfigError
 
 
@@ -47,6 +47,22 @@ def test_concat_refuses_rows_that_differ() -> None:
         concat([numbered(3), numbered(3, ("a", "c"))])
     with pytest.raises(ConfigError, match="empty list"):
         concat([])
+
+
+@given(rows(), st.lists(st.integers(0, 5), max_size=4), st.integers(1, 5), st.integers(0, 14))
+def test_thinned_is_every_nth_row_however_the_stream_was_cut(
+    whole: Rows, sizes: list[int], every: int, first: int
+) -> None:
+    parts = list(thinned(cut(whole, sizes), every=every, first=first))
+    assert all(map(len, parts))
+    expected = [whole[row : row + 1] for row in range(first, len(whole), every)]
+    assert_same(joined([whole[:0], *parts]), joined([whole[:0], *expected]))
+
+
+def test_thinned_refuses_what_cannot_be() -> None:
+    for every, first in ((0, 0), (1, -1)):
+        with pytest.raises(ConfigError, match=f"every={every} must be at least 1, first={first} at least 0"):
+            list(thinned([numbered(3)], every=every, first=first))
 
 
 @given(rows(min_rows=1), st.permutations(["one", "maybe", "many"]))

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.training.config import parse_config
+from torchrec_cce.training.config import SplitConfig, parse_config
 from torchrec_cce.training.config_file import read_config, read_run_config
 
 GOOD = """\
@@ -113,13 +114,17 @@ def test_round_trip_through_json(tmp_path: Path) -> None:
         ("early_stopping = true", "early_stopping = 1", "training.early_stopping", "Input should be a valid boolean"),
         ("user = 1000", 'user = "many"', "tables.user.num_embeddings", "Input should be a valid integer; found 'many'"),
         ("dense = [", "dense = [3,", "data.dense.0", "Input should be a valid string; found 3"),
-        ('path = "train.parquet"', "path = 7", "data.train.path", "Input should be a valid string; found 7"),
+        ('path = "train.parquet"', "path = 7", "data.train.path", "7 is neither a file, folder or pattern nor a list"),
+        ('path = "train.parquet"', 'path = ["a", 7]', "data.train.path", "['a', 7] is neither a file, folder or"),
+        ('path = "train.parquet"', "path = []", "data.train.path", "[] is neither a file, folder or pattern nor a"),
+        ("max_rows = 1000", 'part = "half"', "data.train.part", "Input should be a valid array; found 'half'"),
+        ("max_rows = 1000", "part = [0, 2, 4]", "data.train.part", "Tuple should have at most 2 items after"),
         # Values
         (
             'method = "cce"',
             'method = "cec"',
             "embedding.method",
-            "Input should be 'full', 'hashing_trick', 'ce_concat',",
+            "Input should be 'full', 'hashing_trick', ",
         ),
         ('embedding = "adagrad"', 'embedding = "adam2"', "optimizer.embedding", "Input should be 'sgd', "),
         (
@@ -130,6 +135,9 @@ def test_round_trip_through_json(tmp_path: Path) -> None:
         ),
         ("batch_size = 64", "batch_size = 0", "training.batch_size", "Input should be greater than 0; found 0"),
         ("max_rows = 1000", "skip_rows = -1", "data.train.skip_rows", "Input should be greater than or equal to 0"),
+        ("max_rows = 1000", "sample_every = 0", "data.train.sample_every", "Input should be greater than 0; found 0"),
+        ("max_rows = 1000", "part = [-1, 2]", "data.train.part.0", "Input should be greater than or equal to 0"),
+        ("max_rows = 1000", "part = [2, 2]", "data.train.part", "part=[2, 2] must be [i, n] with i in 0..1; the first"),
         ("user = 1000", "user = 0", "tables.user.num_embeddings", "Input should be greater than 0; found 0"),
         (
             "embedding_learning_rate = 0.1",
@@ -191,6 +199,34 @@ def test_no_tables(tmp_path: Path) -> None:
     assert message.startswith("run.toml:1: tables: Dictionary should have at least 1 item")
     number = len(text.splitlines()) + 1
     assert read(tmp_path, text + "[tables]\n").startswith(f"run.toml:{number}: tables: Dictionary should have at least")
+
+
+def test_tables_of_a_data_set_in_one_line(tmp_path: Path) -> None:
+    text = GOOD[: GOOD.index("[tables]")] + GOOD[GOOD.index("[embedding]") :]
+    (tmp_path / "run.toml").write_text('tables = "criteo_kaggle"\n' + text)
+    config = read_config(tmp_path / "run.toml")
+    assert config.universes() == KAGGLE_UNIVERSES
+    assert parse_config(json.loads(json.dumps(config.as_dict()))) == config
+    message = read(tmp_path, 'tables = "criteo"\n' + text)
+    assert message == "run.toml:1: tables: 'criteo' is no preset; allowed: 'criteo_kaggle', or a section [tables]"
+
+
+def test_the_rows_of_a_split() -> None:
+    """As the readers number them, from `skip_rows` on."""
+    for options, expected in [
+        ({}, range(100)),
+        ({"sample_every": 8}, range(0, 100, 8)),
+        ({"part": (1, 2)}, range(1, 100, 2)),
+        ({"sample_every": 8, "part": (0, 2)}, range(0, 100, 16)),
+        ({"sample_every": 8, "part": (1, 2)}, range(8, 100, 16)),
+    ]:
+        split = SplitConfig(path="log.tsv", **options)  # type: ignore[arg-type]
+        assert range(100)[split.first :: split.every] == expected
+
+
+def test_what_messages_call_a_split() -> None:
+    assert str(SplitConfig(path="log.tsv")) == "log.tsv"
+    assert str(SplitConfig(path=("day_0", "day_1"))) == "day_0, day_1"
 
 
 def test_gmf_needs_two_features(tmp_path: Path) -> None:

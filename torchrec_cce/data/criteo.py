@@ -4,17 +4,30 @@ Every line is a row, so line numbers in errors are exact. A compiled loop parses
 a CSV reader that makes strings first, and nothing it refuses is lost to a type inference or a quoting rule.
 """
 
-import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from torchrec_cce.data.files import PathLike, files_of
 from torchrec_cce.data.rows import Column, Rows, log_transform
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES, DENSE_FEATURES, parse_line, parse_lines
 from torchrec_cce.errors import ConfigError, DataFileError
+
+KAGGLE_UNIVERSES = dict(
+    zip(
+        CATEGORICAL_FEATURES,
+        (
+            *(1_460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5_683, 8_351_593, 3_194),
+            *(27, 14_992, 5_461_306, 10, 5_652, 2_173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572),
+        ),
+        strict=True,
+    )
+)
+"""Feature → distinct values in the 45,840,617 rows of the Kaggle log, a missing one counted, without any threshold: the
+tables of DLRM and of the paper, 33,762,577 rows in all. The paper brings the Terabyte log into them by a modulus."""
 
 _BLOCK_BYTES = 1 << 18  # fits the cache; what gzip makes of one block stays small too
 _LONGEST_LINE = 1 << 16  # far beyond any log; stops a file without line ends from being read into memory
@@ -22,59 +35,75 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 def read_criteo(
-    path: str | os.PathLike[str], *, skip_rows: int = 0, max_rows: int | None = None, chunk_rows: int = 16384
+    paths: PathLike | Sequence[PathLike],
+    *,
+    skip_rows: int = 0,
+    max_rows: int | None = None,
+    every: int = 1,
+    first: int = 0,
+    chunk_rows: int = 16384,
 ) -> Iterator[Rows]:
-    """Stream a Criteo log: label, 13 integers (`I1`..`I13`), 26 hexadecimal categories (`C1`..`C26`).
+    """Stream one or more files of a Criteo log as one: label, 13 integers (`I1`..`I13`), 26 categories (`C1`..`C26`).
 
     As in DLRM, an integer becomes `log(1 + max(x, 0))`, a missing integer 0, and a missing category the raw ID 0. A
     category has up to 16 hexadecimal digits and is read as the two's complement of that 64-bit number. Lines end in LF
     or CRLF.
 
     Args:
-        path: a TSV file without a header; `*.gz` is decompressed on the way.
+        paths: a TSV file without a header, or several, in this order; see `criteo_files`.
         skip_rows: lines to pass over without checking them.
-        max_rows: rows to read after those; None = to the end.
+        max_rows: lines of the log after those; None = to the end.
+        every, first: of those lines, numbered from 0, the rows `first`, `first + every`, `first + 2·every`, … are
+            read; the others are passed over, too.
         chunk_rows: rows of each chunk; the last one may have fewer.
 
     Yields:
         `Rows` with `dense [N, 13] float32` and one ID in every bag of the 26 features.
 
     Raises:
-        DataFileError: while iterating; one line that starts with `path:line:` (line 1 is the first). The file is
-            missing, empty, not readable, truncated or damaged gzip, or a line is not a row. Rows before that line may
-            have been yielded.
-        ConfigError: a negative `skip_rows` or `max_rows`, or `chunk_rows < 1`.
+        DataFileError: while iterating; one line. A file is missing, which is found out before any is read. Or, after
+            `path:line:` (line 1 is the first of that file): it is empty, not readable, truncated or damaged gzip, or a
+            line is not a row. Rows before that line may have been yielded.
+        ConfigError: a negative `skip_rows`, `max_rows` or `first`, `every < 1` or `chunk_rows < 1`.
     """
-    if skip_rows < 0 or chunk_rows < 1 or (max_rows is not None and max_rows < 0):
+    if min(skip_rows, first) < 0 or min(every, chunk_rows) < 1 or (max_rows is not None and max_rows < 0):
         raise ConfigError(
-            f"skip_rows={skip_rows}, max_rows={max_rows}, chunk_rows={chunk_rows}: the first two must be at least 0, "
-            "the last at least 1"
+            f"skip_rows={skip_rows}, max_rows={max_rows}, first={first}, every={every}, chunk_rows={chunk_rows}: the "
+            "first three must be at least 0, the last two at least 1"
         )
-    path = Path(path)
-    line = 1  # the line that `buffer[at]` starts
-    left = max_rows
+    left = None if max_rows is None else len(range(first, max_rows, every))
     chunk = _Chunk(chunk_rows if left is None else min(chunk_rows, left))
-    buffers = _whole_lines(path)
-    while (buffer := _next_buffer(buffers, path, line)) is not None:
-        at = 0
-        if line <= skip_rows:
-            ends = np.flatnonzero(buffer == ord("\n"))
-            skipped = min(len(ends), skip_rows + 1 - line)
-            line, at = line + skipped, int(ends[skipped - 1]) + 1
-        while at < len(buffer) and left != 0:
-            before = chunk.filled
-            chunk.filled, at, good = parse_lines(buffer, at, before, chunk.labels, chunk.dense, chunk.ids)
-            line += chunk.filled - before
-            if not good:
-                raise DataFileError(f"{path}:{line}: {_what_is_wrong(buffer, at)}")
-            if chunk.filled == len(chunk.labels):
-                yield chunk.rows()
-                left = None if left is None else left - chunk.filled
-                chunk = _Chunk(chunk_rows if left is None else min(chunk_rows, left))
-        if left == 0:
-            return
+    wait = skip_rows + first  # lines to pass over before the next row
+    for path in criteo_files(paths):
+        line = 1  # the line that `buffer[at]` starts
+        buffers = _whole_lines(path)
+        while left != 0 and (buffer := _next_buffer(buffers, path, line)) is not None:
+            at = 0
+            while at < len(buffer) and left != 0:
+                parsed = parse_lines(buffer, at, wait, every, chunk.filled, chunk.labels, chunk.dense, chunk.ids)
+                chunk.filled, at, wait, lines, good = parsed
+                line += lines
+                if not good:
+                    raise DataFileError(f"{path}:{line}: {_what_is_wrong(buffer, at)}")
+                if chunk.filled == len(chunk.labels):
+                    yield chunk.rows()
+                    left = None if left is None else left - chunk.filled
+                    chunk = _Chunk(chunk_rows if left is None else min(chunk_rows, left))
     if chunk.filled:
         yield chunk.rows()
+
+
+def criteo_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
+    """The files that `paths` stands for: files, `*.gz` among them, and patterns such as `day_*`; see `files_of`.
+
+    Raises:
+        DataFileError: a path that is not there, a folder, or a pattern that nothing matches.
+    """
+
+    def inside(folder: Path) -> list[Path]:
+        raise DataFileError(f"{folder}: a folder; name the files in it, or a pattern such as {folder / 'day_*'}")
+
+    return files_of(paths, inside, "Criteo TSV file")
 
 
 class _Chunk:
@@ -113,7 +142,7 @@ def _next_buffer(buffers: Iterator[npt.NDArray[np.uint8]], path: Path, line: int
             "of a file that is not compressed"
         ) from None
     except OSError as error:
-        raise DataFileError(f"{path}: {error.strerror or error}; pass one Criteo TSV file, plain or .gz") from error
+        raise DataFileError(f"{path}: {error.strerror or error}; pass a Criteo TSV file, plain or .gz") from error
 
 
 def _whole_lines(path: Path) -> Iterator[npt.NDArray[np.uint8]]:

@@ -1,6 +1,6 @@
 """`Rows`: what every reader yields, N consecutive rows of a log in numpy arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -52,6 +52,12 @@ class Column:
         first, last = self._offsets[start], self._offsets[stop]
         return Column(values=self.values[first:last], lengths=self.lengths[start:stop])
 
+    def take(self, rows: npt.NDArray[np.bool_]) -> "Column":
+        """The bags of the rows that are True in `rows: [N] bool`, copied."""
+        if self.lengths is None:
+            return Column(values=self.values[rows])
+        return Column(values=self.values[np.repeat(rows, self.lengths)], lengths=self.lengths[rows])
+
     def dense_lengths(self) -> npt.NDArray[np.int32]:
         """[N] int32, ones where `lengths` is None."""
         return np.ones(len(self.values), dtype=np.int32) if self.lengths is None else self.lengths
@@ -59,7 +65,8 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """N consecutive rows of a log. `rows[a:b]` is a view; nothing here copies but `concat` and `to_batch`."""
+    """N consecutive rows of a log, or of what is read of it. `rows[a:b]` is a view; nothing here copies but `concat`,
+    `thinned` and `to_batch`."""
 
     labels: npt.NDArray[np.float32]
     """[N] float32."""
@@ -124,6 +131,30 @@ def _concat_columns(columns: Sequence[Column]) -> Column:
     if all(column.lengths is None for column in columns):
         return Column(values=values)
     return Column(values=values, lengths=np.concatenate([column.dense_lengths() for column in columns]))
+
+
+def thinned(chunks: Iterable[Rows], *, every: int, first: int = 0) -> Iterator[Rows]:
+    """Of a stream of rows, numbered from 0: the rows `first`, `first + every`, `first + 2·every`, ….
+
+    They are the same however the stream was cut into chunks. A chunk that has none of them is left out.
+
+    Raises:
+        ConfigError: `every < 1` or a negative `first`.
+    """
+    if every < 1 or first < 0:
+        raise ConfigError(f"every={every} must be at least 1, first={first} at least 0")
+    wait = first  # rows to pass over before the next one
+    for chunk in chunks:
+        taken = np.zeros(len(chunk), dtype=np.bool_)
+        taken[wait::every] = True
+        wait += len(range(wait, len(chunk), every)) * every - len(chunk)
+        if not taken.any():
+            continue
+        yield Rows(
+            labels=chunk.labels[taken],
+            dense=chunk.dense[taken],
+            ids={feature: column.take(taken) for feature, column in chunk.ids.items()},
+        )
 
 
 def to_batch(rows: Rows, features: Sequence[str]) -> "Batch":

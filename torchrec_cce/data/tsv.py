@@ -66,26 +66,38 @@ def _shown(cell: bytes) -> str:
 def parse_lines(
     buffer: npt.NDArray[np.uint8],
     start: int,
+    wait: int,
+    every: int,
     row: int,
     labels: npt.NDArray[np.float32],
     dense: npt.NDArray[np.float32],
     ids: npt.NDArray[np.int64],
-) -> tuple[int, int, bool]:
+) -> tuple[int, int, int, int, bool]:
     """Parse whole lines of `buffer` from byte `start` on into rows `row`, `row + 1`, … until either is exhausted.
 
     Args:
         buffer: [B] uint8; the last byte is a newline, which also ends every inner loop, so none checks for B.
+        wait: lines to pass over, unread, before the first one that is parsed.
+        every: after that, of so many lines the last one is parsed; 1 = all.
         labels: [N] float32. dense: [N, 13] float32, negative integers as 0. ids: [26, N] int64.
 
     Returns:
-        (the first row not filled, the first byte not parsed, whether all is well). If not, the line that starts at
-        that byte is one that `parse_line` refuses.
+        (the first row not filled, the first byte not parsed, the `wait` from there on, how many lines lie before it,
+        whether all is well). If not, the line that starts at that byte is one that `parse_line` refuses.
     """
+    lines = 0
     while start < len(buffer) and row < len(labels):
         at = start
+        if wait > 0:
+            while buffer[at] != _NEWLINE:
+                at += 1
+            start = at + 1
+            wait -= 1
+            lines += 1
+            continue
         label = buffer[at] - _ZERO
         if label < 0 or label > 1 or buffer[at + 1] != _TAB:
-            return row, start, False
+            return row, start, wait, lines, False
         labels[row] = label
         at += 2
         for column in range(dense.shape[1]):
@@ -96,7 +108,7 @@ def parse_lines(
                 number = number * 10 + (buffer[at] - _ZERO)
                 at += 1
             if buffer[at] != _TAB or at - first > _MAX_DECIMAL or (negative and at == first):
-                return row, start, False
+                return row, start, wait, lines, False
             dense[row, column] = 0 if negative else number
             at += 1
         for column in range(ids.shape[0]):
@@ -105,20 +117,22 @@ def parse_lines(
                 key = (key << np.uint64(4)) | np.uint64(_HEX_VALUE[buffer[at]])
                 at += 1
             if at - first > _MAX_HEX:
-                return row, start, False
+                return row, start, wait, lines, False
             ids[column, row] = np.int64(key)
             if column + 1 < ids.shape[0]:
                 if buffer[at] != _TAB:
-                    return row, start, False
+                    return row, start, wait, lines, False
             else:
                 if buffer[at] == _RETURN:
                     at += 1
                 if buffer[at] != _NEWLINE:
-                    return row, start, False
+                    return row, start, wait, lines, False
             at += 1
         start = at
         row += 1
-    return row, start, True
+        wait = every - 1
+        lines += 1
+    return row, start, wait, lines, True
 
 
 @jit

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from torchrec.datasets.utils import Batch
 
 from torchrec_cce.data.batches import global_batches, prefetch, rank_part
-from torchrec_cce.data.criteo import read_criteo
-from torchrec_cce.data.parquet import read_parquet
+from torchrec_cce.data.criteo import criteo_files, read_criteo
+from torchrec_cce.data.parquet import parquet_files, read_parquet
 from torchrec_cce.data.remapped import RemappedLog
-from torchrec_cce.data.rows import Rows, concat, to_batch
+from torchrec_cce.data.rows import Rows, concat, thinned, to_batch
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES, DENSE_FEATURES
 from torchrec_cce.data.universe import bound
 from torchrec_cce.errors import ConfigError
@@ -38,25 +38,30 @@ def num_dense(config: RunConfig) -> int:
 
 
 def check_files(config: RunConfig, remap: Remap) -> None:
-    """Look at the schema of every file of remapped data that a run will read, so that it does not stop at one later.
+    """Look for every file that a run will read, and at the schema of remapped data, so that it does not stop later.
 
     Raises:
-        DataFileError, MapMismatchError, ConfigError: a file that does not go with the model; see `read_remapped`.
+        DataFileError: a file is missing.
+        DataFileError, MapMismatchError, ConfigError: a file does not go with the model; see `read_remapped`.
     """
     data = config.data
-    if data.format == "remapped":
-        log = _remapped(config, remap)
-        for split in filter(None, (data.train, data.validation, data.test)):
+    log = _remapped(config, remap) if data.format == "remapped" else None
+    for split in filter(None, (data.train, data.validation, data.test)):
+        if log is not None:
             log.check(split.path)
+        elif data.format == "criteo":
+            criteo_files(split.path)
+        else:
+            parquet_files(split.path)
 
 
 def read_batches(
     config: RunConfig, split: SplitConfig, *, remap: Remap, rank: int, world_size: int
 ) -> Iterator[RankBatch]:
-    """The batches of a split in the order of the file, read and built in a background thread.
+    """The batches of a split in the order of its files, read and built in a background thread.
 
     Every rank reads the whole split and takes its part of each global batch, so that the global batches do not depend
-    on the number of ranks.
+    on the number of ranks; nor does anything else decide which rows they are but `split` and the files.
 
     Args:
         remap: the model's, with the maps that it has now.
@@ -67,7 +72,8 @@ def read_batches(
     finish: Callable[[Rows], Rows]
     if config.data.format == "remapped":
         log = _remapped(config, remap)
-        chunks = log.read(split.path, skip_rows=split.skip_rows, max_rows=split.max_rows)
+        packed = log.read(split.path, skip_rows=split.skip_rows, max_rows=split.max_rows)
+        chunks = thinned(packed, every=split.every, first=split.first)
         finish, keys = log.to_rows, remap.row_keys
     else:
         keys = list(config.universes())
@@ -110,8 +116,10 @@ def _read(config: RunConfig, split: SplitConfig, features: list[str]) -> Iterato
         unknown = [feature for feature in features if feature not in CATEGORICAL_FEATURES]
         if unknown:
             raise ConfigError(f"features {unknown} are not in Criteo's log, which has C1 to C26")
-        return read_criteo(split.path, skip_rows=split.skip_rows, max_rows=split.max_rows)
-    return read_parquet(
+        return read_criteo(
+            split.path, skip_rows=split.skip_rows, max_rows=split.max_rows, every=split.every, first=split.first
+        )
+    rows = read_parquet(
         split.path,
         label=data.label,
         ids={feature: data.columns.get(feature, feature) for feature in features},
@@ -120,3 +128,4 @@ def _read(config: RunConfig, split: SplitConfig, features: list[str]) -> Iterato
         skip_rows=split.skip_rows,
         max_rows=split.max_rows,
     )
+    return thinned(rows, every=split.every, first=split.first)

@@ -246,7 +246,7 @@ class _Run:
             if self.schedule.ends_after(position.step):
                 break
         if position.step == 0:
-            raise ConfigError(f"{self.config.data.train.path}: no rows to train on")
+            raise ConfigError(f"{self.config.data.train}: no rows to train on")
         self.record_loss(log)
         return False
 
@@ -390,7 +390,7 @@ class _Run:
             part = batch.part.to(self.ranks.device)
             outputs.append(torch.stack([self.model(part), part.labels])[:, : batch.rows].cpu())
         if not outputs:
-            raise ConfigError(f"{split.path}: no rows to evaluate on")
+            raise ConfigError(f"{split}: no rows to evaluate on")
         gathered: list[torch.Tensor] = [torch.empty(0)] * self.ranks.world_size
         dist.all_gather_object(gathered, torch.cat(outputs, dim=1))
         logits, labels = torch.cat(gathered, dim=1)
