@@ -220,7 +220,7 @@ class LowRankEmbeddingBagConfig(ComputedEmbeddingBagConfig):
 
 def _root_above(value: int, degree: int) -> int:
     """The smallest whole number whose `degree`-th power is at least `value`."""
-    root = max(1, round(value ** (1 / degree)) - 1)  # not above
-    while int(root**degree) < value:
+    root: int = max(1, round(value ** (1 / degree)) - 1)  # not above
+    while root**degree < value:
         root += 1
     return root

@@ -23,7 +23,7 @@ from torch import nn
 from torchrec import EmbeddingBagConfig, PoolingType
 
 from torchrec_cce.budget import tables_under_cap
-from torchrec_cce.clustering.settings import ReclusterConfig
+from torchrec_cce.clustering.settings import Backend, ReclusterConfig
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
 from torchrec_cce.sizing import Method
 
@@ -146,6 +146,8 @@ class EmbeddingConfig:
     max_parameters: PositiveInt | None = None
     """The cap for each table; tables below it stay full. Needed by every method but `full`."""
     num_columns: PositiveInt = 4
+    num_terms: PositiveInt | None = None
+    """Summed words of the methods that leave it open, see `tables_under_cap`; their usual number if not given."""
     use_helper: bool = True
     """`cce`: False for codebook words alone, as data needs that was remapped without helper."""
 
@@ -195,6 +197,8 @@ class ReclusterSection:
     """Weigh IDs by how often they were trained on; costs 8 bytes an ID."""
     points_per_centroid: int = 256
     num_iterations: int = 50
+    backend: Backend = "numba"
+    """Of k-means: our own, or another that has to be installed."""
     helper_init: Literal["zero", "residual"] = "zero"
 
     def __post_init__(self) -> None:
@@ -206,6 +210,7 @@ class ReclusterSection:
         return ReclusterConfig(
             points_per_centroid=self.points_per_centroid,
             num_iterations=self.num_iterations,
+            backend=self.backend,
             helper_init=self.helper_init,
         )
 
@@ -233,12 +238,26 @@ class RegistrySection:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DeriveSection:
+    """Another run, whose newest checkpoint a new run starts from: large tables get pointers and words by quantization
+    of its embeddings."""
+
+    run: str
+    """Its folder, with the same tables and dimension; its method and cap may be any."""
+    dense: bool = True
+    """Take over all its other weights, too."""
+    circular: bool = False
+    """Cluster each column by the other columns: collapses, see `quantize`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainingConfig:
     """How long to train, and what is done in between."""
 
     batch_size: PositiveInt = 2048
     """Rows of a global batch, shared by the ranks."""
-    epochs: PositiveInt = 1
+    epochs: NonNegativeInt = 1
+    """0: the model that a run starts from is evaluated, and not trained."""
     evaluate_every: PositiveInt | None = None
     """Batches between two evaluations on the validation split; once an epoch if not given."""
     checkpoint_every: PositiveInt | None = None
@@ -262,6 +281,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     recluster: ReclusterSection = ReclusterSection()
     registry: RegistrySection = RegistrySection()
+    derive: DeriveSection | None = None
     training: TrainingConfig = TrainingConfig()
     seed: int = 0
     """Of weights, hash functions and clusterings."""
@@ -269,6 +289,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.training.early_stopping and self.data.validation is None:
             raise ValueError("early_stopping=true needs data.validation")
+        if self.training.epochs == 0 and self.derive is None and self.registry.start is None:
+            raise ValueError("epochs=0 is for a run that starts from another one, by derive or by registry.start")
+        if self.derive is not None and self.registry.start is not None:
+            raise ValueError("derive and registry.start are two models to start from; give one of them")
         if self.registry.start is not None and self.embedding.method != "cce":
             raise ValueError(f"start={self.registry.start!r} is for method='cce'; it is {self.embedding.method!r}")
         if self.recluster.helper_init == "residual" and not self.embedding.use_helper:
@@ -290,7 +314,8 @@ class RunConfig:
         if self.recluster.ct > 0:
             raise ValueError(
                 f"ct={self.recluster.ct}: remapped data has the pointers of one version of the maps, and a clustering "
-                "makes another; set ct = 0, cluster a checkpoint with torchrec-cce cluster and remap the raw data again"
+                "makes another; set ct = 0, cluster a checkpoint with torchrec-cce recluster, and remap the raw data "
+                "again"
             )
         if self.recluster.weigh_by_frequency:
             raise ValueError("weigh_by_frequency=true counts raw IDs, which remapped data does not have")
@@ -321,6 +346,7 @@ class RunConfig:
             method=self.embedding.method,
             max_parameters=self.embedding.max_parameters or 0,
             num_columns=self.embedding.num_columns,
+            num_terms=self.embedding.num_terms,
             use_helper=self.embedding.use_helper,
             seed=self.seed,
         )

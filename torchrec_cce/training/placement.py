@@ -68,6 +68,7 @@ def summary_of(
         method=method,
         max_parameters=config.embedding.max_parameters or 0,
         num_columns=config.embedding.num_columns,
+        num_terms=config.embedding.num_terms,
         use_helper=config.embedding.use_helper,
         seed=config.seed,
     )

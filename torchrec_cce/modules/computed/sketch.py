@@ -59,7 +59,8 @@ class Sketch(ComputedTable):
 
         Args:
             pointers: [n, c, stored terms], each below `num_rows`.
-            words: [c, stored terms, k, d/c]; None leaves those that there are.
+            words: [c, stored terms, k, d/c]. The words of the other terms become 0, as a helper's after a clustering.
+                None leaves those that there are.
 
         Raises:
             ConfigError: other shapes, or words for terms that share theirs with others.
@@ -75,6 +76,7 @@ class Sketch(ComputedTable):
         with torch.no_grad():
             self.pointers.copy_(torch.from_numpy(pointers.astype(np.int64)))
             if words is not None:
+                tables.zero_()
                 tables[:, :stored] = torch.from_numpy(words).to(self.words)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
