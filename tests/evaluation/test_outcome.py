@@ -36,3 +36,9 @@ def test_a_run_that_diverged_is_not_in_the_mean(tmp_path: Path) -> None:
     assert summary.auc == Spread(mean=0.7, deviation=0.0)
     (summary,) = summarise([outcome(tmp_path, "cce", auc=math.nan)])
     assert math.isnan(summary.auc.mean)
+
+
+def test_a_method_that_a_comparison_has_twice_goes_by_its_names(tmp_path: Path) -> None:
+    outcomes = [outcome(tmp_path, "cce", name=name) for name in ("narrow", "wide", "narrow")]
+    assert [(s.method, s.name, s.seeds) for s in summarise(outcomes)] == [("cce", "narrow", 2), ("cce", "wide", 1)]
+    assert [s.name for s in summarise([outcome(tmp_path, "cce")])] == ["cce"]

@@ -23,6 +23,8 @@ class Outcome:
     """One method, at one cap, from one seed."""
 
     method: str
+    name: str = ""
+    """What it is called in a comparison, which may have a method several times; its method if not given."""
     max_parameters: int | None
     """The cap for each table; None for full tables."""
     seed: int
@@ -30,6 +32,8 @@ class Outcome:
     """Of the embedding tables."""
     validation_bce: float
     """The lowest of the run."""
+    validation_auc: float = math.nan
+    """Where it is the lowest."""
     bce: float
     """On the test split, at the lowest validation BCE."""
     auc: float
@@ -41,6 +45,10 @@ class Outcome:
     seconds: float
     """Of the whole run: start, reading, evaluations and clusterings counted."""
     run_dir: str
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +68,7 @@ class Summary:
     """One method at one cap, over seeds."""
 
     method: str
+    name: str
     max_parameters: int | None
     learning_rate: float
     seeds: int
@@ -69,13 +78,14 @@ class Summary:
 
 
 def summarise(outcomes: Sequence[Outcome]) -> list[Summary]:
-    """One summary for each method and cap, in the order of their first outcome."""
+    """One summary for each name and cap, in the order of their first outcome."""
     groups: dict[tuple[str, int | None], list[Outcome]] = {}
     for outcome in outcomes:
-        groups.setdefault((outcome.method, outcome.max_parameters), []).append(outcome)
+        groups.setdefault((outcome.name, outcome.max_parameters), []).append(outcome)
     return [
         Summary(
-            method=method,
+            method=group[0].method,
+            name=name,
             max_parameters=cap,
             learning_rate=group[0].learning_rate,
             seeds=len(group),
@@ -83,7 +93,7 @@ def summarise(outcomes: Sequence[Outcome]) -> list[Summary]:
             auc=_spread([outcome.auc for outcome in group]),
             sizes=group[0].sizes,
         )
-        for (method, cap), group in groups.items()
+        for (name, cap), group in groups.items()
     ]
 
 

@@ -35,7 +35,7 @@ def cells(summary: Summary) -> tuple[str, ...]:
     """One row of the table, as `COLUMNS` names them."""
     sizes = summary.sizes
     return (
-        summary.method,
+        summary.name,
         "" if summary.max_parameters is None else f"{summary.max_parameters:,}",
         str(summary.auc),
         str(summary.bce),
@@ -106,7 +106,7 @@ def _quality_plot(outcomes: Sequence[Outcome]) -> bytes:
     figure, axes = new_plot()
     by_method: dict[str, list[Summary]] = {}
     for summary in summarise(outcomes):
-        by_method.setdefault(summary.method, []).append(summary)
+        by_method.setdefault(summary.name, []).append(summary)
     for method, summaries in by_method.items():
         if summaries[0].max_parameters is None:
             full = summaries[0]
@@ -168,4 +168,4 @@ def _entropy_plot(outcomes: Sequence[Outcome]) -> bytes:
 
 
 def _name(one: Outcome | Summary) -> str:
-    return one.method if one.max_parameters is None else f"{one.method} {one.max_parameters:,}"
+    return one.name if one.max_parameters is None else f"{one.name} {one.max_parameters:,}"

@@ -3,14 +3,15 @@
 import json
 import re
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.training.config import RunConfig, TableConfig, parse_config
+from torchrec_cce.training.config import RunConfig, parse_config
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,6 +24,21 @@ RUN_CONFIG = "config.json"
 _KEY = r"""(?:"[^"]*"|'[^']*'|[\w-]+)"""
 _DOTTED = rf"({_KEY}(?:\s*\.\s*{_KEY})*)"
 
+T = TypeVar("T")
+
+
+class WrongValue(ConfigError):
+    """A value of a configuration that cannot be, and where it is."""
+
+    def __init__(self, keys: Sequence[str], message: str) -> None:
+        super().__init__(f"{'.'.join(keys) or 'config'}: {message}")
+        self.keys, self.message = list(keys), message
+
+    @classmethod
+    def first_of(cls, error: ValidationError, root: type) -> "WrongValue":
+        """The first of pydantic's errors about a dataclass `root`."""
+        return cls(*_explain(error, root))
+
 
 def read_config(path: str | Path) -> RunConfig:
     """Read and check a TOML file.
@@ -30,19 +46,27 @@ def read_config(path: str | Path) -> RunConfig:
     Raises:
         ConfigError: one line, `path:line: key: what is wrong`.
     """
+    return read_toml(path, _parse)
+
+
+def read_toml(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> T:
+    """What `parse` makes of a TOML file.
+
+    Raises:
+        ConfigError: one line, `path:line: key: what is wrong`; the last two are those of a `WrongValue`.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:
-        return parse_config(tomllib.loads(text))
+        return parse(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
         at = line.group(1) if line else max(1, len(text.splitlines()))
         raise ConfigError(f"{path}:{at}: not TOML: {error}") from error
-    except ValidationError as error:
-        keys, message = _explain(error)
-        raise ConfigError(f"{path}:{_line_of(text, keys)}: {'.'.join(keys) or 'config'}: {message}") from error
+    except WrongValue as error:
+        raise ConfigError(f"{path}:{_line_of(text, error.keys)}: {error}") from error
 
 
 def read_run_config(run_dir: Path) -> RunConfig:
@@ -55,61 +79,87 @@ def read_run_config(run_dir: Path) -> RunConfig:
     if not path.exists():
         raise ConfigError(f"{run_dir}: no {RUN_CONFIG}, so there is no run in this folder")
     try:
-        return parse_config(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        keys, message = _explain(error)
-        raise ConfigError(f"{path}: {'.'.join(keys) or 'config'}: {message}") from error
+        return _parse(json.loads(path.read_text(encoding="utf-8")))
+    except WrongValue as error:
+        raise ConfigError(f"{path}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON: {error}") from error
 
 
-def _explain(error: ValidationError) -> tuple[list[str], str]:
+def _parse(values: dict[str, Any]) -> RunConfig:
+    try:
+        return parse_config(values)
+    except ValidationError as error:
+        raise WrongValue.first_of(error, RunConfig) from error
+
+
+def _explain(error: ValidationError, root: type) -> tuple[list[str], str]:
     """Where the first error is, and what is wrong there."""
     first = error.errors()[0]
     keys = [str(part) for part in first["loc"] if part != "[key]"]
     message, kind = first["msg"], first["type"]
     if kind == "unexpected_keyword_argument":
-        message = f"unknown key; allowed: {', '.join(_allowed(keys[:-1]))}"
+        message = f"unknown key; allowed: {', '.join(_allowed(root, keys[:-1]))}"
     elif kind == "missing":
         message = "is required"
     elif kind == "value_error":
         message = message.removeprefix("Value error, ")
         # Our own messages name the value found as `key=value`.
         named = re.search(r"\b(\w+)=", message)
-        keys += _path_to(named.group(1), keys) if named else []
+        keys += _path_to(root, named.group(1), keys) if named else []
     elif isinstance(first["input"], str | int | float):
         message = f"{message}; found {first['input']!r}"
     return keys, message
 
 
-def _allowed(keys: list[str]) -> list[str]:
+def _allowed(root: type, keys: Sequence[str]) -> list[str]:
     """The keys of the section at `keys`."""
-    if keys[:1] == ["tables"]:
-        return [one.name for one in fields(TableConfig)]
-    section: Any = RunConfig
+    section = _section(root, keys)
+    return [one.name for one in fields(section)] if is_dataclass(section) else []
+
+
+def _section(root: type, keys: Sequence[str]) -> Any:
+    """The type of what is at `keys`; where that holds several of one dataclass, the dataclass."""
+    section: Any = root
     for key in keys:
-        hint = get_type_hints(section)[key]
-        section = next((part for part in get_args(hint) if is_dataclass(part)), hint)
-    return [one.name for one in fields(section)]
+        if is_dataclass(section):
+            hint = get_type_hints(section).get(key)
+            # Of a dict or a tuple of sections, the next key names one.
+            section = hint if get_origin(hint) in (dict, tuple) else _dataclass_in(hint)
+        else:
+            section = _dataclass_in(section)
+    return _dataclass_in(section)
 
 
-def _path_to(name: str, keys: list[str]) -> list[str]:
+def _dataclass_in(hint: Any) -> Any:
+    return next((part for part in get_args(hint) if is_dataclass(part)), hint)
+
+
+def _path_to(root: type, name: str, keys: Sequence[str]) -> list[str]:
     """From the section at `keys` to its own key `name` or that of a section in it; empty if there is none."""
-    if name in _allowed(keys):
+    if name in _allowed(root, keys):
         return [name]
-    sections = [one.name for one in fields(RunConfig) if is_dataclass(one.type)] if not keys else []
-    return next(([section, name] for section in sections if name in _allowed([section])), [])
+    sections = (section for section in _allowed(root, keys) if is_dataclass(_section(root, [*keys, section])))
+    return next(([section, name] for section in sections if name in _allowed(root, [*keys, section])), [])
 
 
 def _line_of(text: str, keys: list[str]) -> int:
     """The line of the TOML `text` that sets `keys`, or else of the innermost table that should have."""
     best_line, best_depth = 1, 0
     table: list[str] = []
+    elements: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
+        element = re.match(rf"\s*\[\[\s*{_DOTTED}\s*\]\]", line)
         header = re.match(rf"\s*\[\s*{_DOTTED}\s*\]", line)
         assignment = re.match(rf"\s*{_DOTTED}\s*=", line)
-        if header:
+        if element:
+            name = element.group(1)
+            elements[name] = elements.get(name, -1) + 1
+            path = table = [*_parts(name), str(elements[name])]
+        elif header:
             path = table = _parts(header.group(1))
+            if path[0] in elements:  # of the last element
+                path.insert(1, str(elements[path[0]]))
         elif assignment:
             path = [*table, *_parts(assignment.group(1))]
         else:
