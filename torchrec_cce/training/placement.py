@@ -115,7 +115,8 @@ def _planner(
     for collection in model.modules():
         if isinstance(collection, CCECollection):
             # The planner reads the optimizer, whose state takes memory, off the parameters.
-            apply_optimizer_in_backward(optimizer.kind, collection.parameters(), dict(optimizer.arguments))
+            looked_up = [p for name, p in collection.named_parameters() if not name.startswith("computed.")]
+            apply_optimizer_in_backward(optimizer.kind, looked_up, dict(optimizer.arguments))
     return CCEShardingPlanner(
         topology=topology,
         batch_size=batch_size,
