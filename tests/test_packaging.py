@@ -5,15 +5,15 @@ import sys
 
 import pytest
 
-OPTIONAL = ["faiss", "ray", "triton", "obstore", "matplotlib", "tensorboard", "jinja2"]
+OPTIONAL = ["faiss", "sklearn", "ray", "triton", "obstore", "matplotlib", "tensorboard", "jinja2"]
 
 _BLOCKED = """
 import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Blocker())
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+def find_others(name, path=None, target=None):
+    return None if name.split(".")[0] in {blocked!r} else find(name, path, target)
+PathFinder.find_spec = find_others
 """
 
 

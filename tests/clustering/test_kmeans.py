@@ -8,11 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from torchrec_cce.clustering import kmeans as module
 from torchrec_cce.clustering.assign import NearestCentroid
-from torchrec_cce.clustering.kmeans import FUSED_MIN_FLOATS, Backend, kmeans
+from torchrec_cce.clustering.distinct import first_distinct
+from torchrec_cce.clustering.kmeans import FUSED_MIN_FLOATS, kmeans
+from torchrec_cce.clustering.settings import Backend
 from torchrec_cce.errors import ClusteringError, ConfigError
 
 faiss = pytest.importorskip("faiss")
+cluster = pytest.importorskip("sklearn.cluster")
 
 
 def objective(
@@ -29,7 +33,69 @@ def sums_of_two(rng: np.random.Generator, num_points: int, width: int, spread: f
     return (picked + noise).astype(np.float32)
 
 
-BACKENDS: list[Backend] = ["numba", "faiss"]
+def start(
+    points: npt.NDArray[np.float32], num_rows: int, seed: int, weights: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.float32]:
+    """The first centroids that `kmeans` takes."""
+    rng = np.random.default_rng(seed)
+    return points[first_distinct(points, module._random_order(len(points), weights, rng), num_rows)[0]]
+
+
+def of_scikit_learn(
+    points: npt.NDArray[np.float32],
+    first: npt.NDArray[np.float32],
+    num_iterations: int,
+    weights: npt.NDArray[np.float32] | None,
+) -> npt.NDArray[np.float64]:
+    """The centroids after so many iterations from `first`; none of the clusters may run empty on the way."""
+    model = cluster.KMeans(len(first), init=first.astype(np.float64), n_init=1, max_iter=num_iterations, tol=0)
+    model.fit(points.astype(np.float64), sample_weight=weights)
+    return model.cluster_centers_
+
+
+BACKENDS: list[Backend] = ["numba", "faiss", "sklearn"]
+
+
+@pytest.mark.parametrize("backend", ["numba", "sklearn"])
+@pytest.mark.parametrize("num_iterations", [1, 2, 7, 50])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("num_points", "num_rows", "width"), [(3000, 40, 1), (3000, 50, 4), (5000, 60, 16)])
+def test_same_start_same_centroids_as_scikit_learn(
+    num_points: int, num_rows: int, width: int, weighted: bool, num_iterations: int, backend: Backend
+) -> None:
+    """After the same number of iterations, in the same order."""
+    rng = np.random.default_rng(width)
+    points = sums_of_two(rng, num_points, width, spread=0.3)
+    weights = rng.uniform(0.5, 3, num_points).astype(np.float32) if weighted else None
+    expected = of_scikit_learn(points, start(points, num_rows, 5, weights), num_iterations, weights)
+    found = kmeans(points, num_rows, seed=5, weights=weights, num_iterations=num_iterations, backend=backend)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["numba", "sklearn"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_same_centroids_as_scikit_learn_of_many_duplicates(weighted: bool, backend: Backend) -> None:
+    """Copies of 300 points, some of weight zero, which scikit-learn must not be given."""
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((300, 3)).astype(np.float32)[rng.integers(0, 300, 4000)]
+    weights = (rng.integers(0, 4, 4000) / np.float32(2)).astype(np.float32) if weighted else None
+    counted = weights > 0 if weights is not None else np.ones(4000, bool)
+    kept = weights[counted] if weights is not None else None
+    expected = of_scikit_learn(points[counted], start(points[counted], 25, 3, kept), 20, kept)
+    found = kmeans(points, 25, seed=3, weights=weights, num_iterations=20, backend=backend)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fewer_points_than_centroids(backend: Backend) -> None:
+    """scikit-learn refuses them; here they are the centroids, each once."""
+    points = np.array([[3, 1], [1, 2], [3, 1], [2, 0]], np.float32)
+    weights = np.array([1, 1, 1, 0], np.float32)
+    with pytest.raises(ValueError, match="n_samples=4 should be >= n_clusters=5"):
+        of_scikit_learn(points, np.zeros((5, 2), np.float32), 1, None)
+    assert kmeans(points, 5, seed=0, backend=backend).tolist() == [[1, 2], [2, 0], [3, 1]]
+    assert kmeans(points, 3, seed=0, backend=backend).tolist() == [[1, 2], [2, 0], [3, 1]]
+    assert kmeans(points, 5, seed=0, weights=weights, backend=backend).tolist() == [[1, 2], [3, 1]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -37,8 +103,6 @@ BACKENDS: list[Backend] = ["numba", "faiss"]
     ("num_points", "num_rows", "width"), [(2000, 40, 2), (6000, 64, 4), (4000, 50, 8), (40000, 30, 4)]
 )
 def test_objective_is_that_of_scikit_learn(num_points: int, num_rows: int, width: int, backend: Backend) -> None:
-    from sklearn.cluster import KMeans
-
     # So much noise that the start matters little: over 12 starts, ours and theirs differ by at most 0.6 %.
     points = sums_of_two(np.random.default_rng(width), num_points, width, spread=0.5)
     ours, theirs = [], []
@@ -47,7 +111,7 @@ def test_objective_is_that_of_scikit_learn(num_points: int, num_rows: int, width
         assert centroids.shape == (num_rows, width)
         assert centroids.dtype == np.float32
         ours.append(objective(points, centroids))
-        model = KMeans(num_rows, init="random", n_init=1, max_iter=50, tol=0, random_state=seed).fit(points)
+        model = cluster.KMeans(num_rows, init="random", n_init=1, max_iter=50, tol=0, random_state=seed).fit(points)
         theirs.append(model.inertia_ / num_points)
     assert np.mean(ours) < 1.03 * np.mean(theirs)
 
@@ -55,6 +119,7 @@ def test_objective_is_that_of_scikit_learn(num_points: int, num_rows: int, width
 @pytest.mark.parametrize(("num_rows", "width"), [(256, 2), (256, 4), (300, 8), (256, 16), (1100, 4)])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_objective_is_that_of_faiss(num_rows: int, width: int, weighted: bool) -> None:
+    backends: list[Backend] = ["numba", "faiss"]
     rng = np.random.default_rng(width)
     points = sums_of_two(rng, 40 * num_rows, width)
     weights = rng.random(len(points)).astype(np.float32) if weighted else None
@@ -63,7 +128,7 @@ def test_objective_is_that_of_faiss(num_rows: int, width: int, weighted: bool) -
             objective(points, kmeans(points, num_rows, seed=seed, weights=weights, backend=backend), weights)
             for seed in range(3)
         ]
-        for backend in BACKENDS
+        for backend in backends
     ]
     assert np.mean(costs[0]) < 1.005 * np.mean(costs[1])
 
@@ -173,8 +238,11 @@ def test_seed_chooses_the_start() -> None:
     assert not np.array_equal(kmeans(points, 30, seed=5), kmeans(points, 30, seed=6))
 
 
-def test_nothing_is_printed_or_warned(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
-    kmeans(sums_of_two(np.random.default_rng(0), 60, 2), 50, seed=0)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_printed_or_warned(
+    backend: Backend, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    kmeans(sums_of_two(np.random.default_rng(0), 60, 2), 50, seed=0, backend=backend)
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
 
@@ -238,10 +306,11 @@ def test_many_duplicates_do_not_hide_the_distinct_ones() -> None:
     assert kmeans(points, 3, seed=0).shape == (3, 2)
 
 
-def test_the_result_is_finite_where_clusters_run_empty() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_result_is_finite_where_clusters_run_empty(backend: Backend) -> None:
     rng = np.random.default_rng(0)
     points = rng.integers(0, 3, (500, 4)).astype(np.float32)  # at most 81 distinct
-    centroids = kmeans(points, 70, seed=0)
+    centroids = kmeans(points, 70, seed=0, backend=backend)
     assert centroids.shape == (70, 4)
     assert np.isfinite(centroids).all()
 
@@ -265,7 +334,7 @@ def test_not_finite_is_an_error_that_says_how_many(value: float) -> None:
         (np.zeros((4, 2), np.float32), 0, {}, "num_centroids=0"),
         (np.zeros((4, 2), np.float32), 1, {"num_iterations": 0}, "num_iterations=0"),
         (np.zeros((4, 2), np.float32), 1, {"num_threads": 0}, "num_threads=0"),
-        (np.zeros((4, 2), np.float32), 1, {"backend": "sklearn"}, "backend='sklearn' is not one of"),
+        (np.zeros((4, 2), np.float32), 1, {"backend": "torch"}, "backend='torch' is not one of"),
         (np.zeros((4, 2), np.float32), 1, {"weights": np.ones(3, np.float32)}, r"shape \[3\] for 4 points"),
         (np.zeros((2, 2), np.float32), 1, {"weights": np.array([-1, 1], np.float32)}, "1 of 2 weights are negative"),
         (
@@ -283,19 +352,27 @@ def test_refuses_what_cannot_work(
         kmeans(points, num_rows, seed=0, **options)
 
 
-def test_works_without_faiss_and_says_what_to_install() -> None:
-    program = """
+@pytest.mark.parametrize(
+    ("backend", "module_name", "what"),
+    [
+        ("faiss", "faiss", "install torchrec-cce[cpu] or torchrec-cce[cuda]"),
+        ("sklearn", "sklearn", "install torchrec-cce[sklearn]"),
+        ("sklearn", "threadpoolctl", "install torchrec-cce[sklearn]"),
+    ],
+)
+def test_works_without_a_library_and_says_what_to_install(backend: str, module_name: str, what: str) -> None:
+    program = f"""
 import sys
-sys.modules["faiss"] = None
+sys.modules["{module_name}"] = None
 import numpy as np
 from torchrec_cce.clustering import assign, entropy, kmeans, recluster
 points = np.arange(4, dtype=np.float32)[:, None]
 print(kmeans.kmeans(points, 2, seed=0).shape)
 try:
-    kmeans.kmeans(points, 2, seed=0, backend="faiss")
+    kmeans.kmeans(points, 2, seed=0, backend="{backend}")
 except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "(2, 1)" in done.stdout
-    assert "install torchrec-cce[cpu] or torchrec-cce[cuda]" in done.stdout
+    assert what in done.stdout

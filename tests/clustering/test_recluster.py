@@ -17,6 +17,7 @@ from torchrec_cce.clustering.column import PAIR, sum_errors
 from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.clustering.fixed_point import FixedPoint
 from torchrec_cce.clustering.frequencies import Frequencies
+from torchrec_cce.clustering.kmeans import kmeans
 from torchrec_cce.clustering.loops import nearest_plain
 from torchrec_cce.clustering.recluster import Reclustered, recluster_table
 from torchrec_cce.clustering.sample import training_sample
@@ -181,6 +182,25 @@ def test_any_chunk_size_on_any_table(
     whole = table.recluster(dtype=np.uint8, seed=seed, **options)
     assert_same(table.recluster(dtype=np.uint8, seed=seed, chunk_size=chunk_size, **options), whole)
     assert np.isfinite(whole.weights).all()
+
+
+@pytest.mark.parametrize("backend", ["numba", "faiss", "sklearn"])
+def test_the_backend_that_was_chosen_finds_the_words(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same start; where no cluster runs empty, scikit-learn's words are ours."""
+    asked = []
+
+    def spy(*args: Any, **options: Any) -> npt.NDArray[np.float32]:
+        asked.append(options["backend"])
+        return kmeans(*args, **options)
+
+    table = Table.random(n=2000, k=40)
+    expected = table.recluster()
+    monkeypatch.setattr(column_module, "kmeans", spy)
+    found = table.recluster(backend=backend)
+    assert asked == [backend] * 3
+    np.testing.assert_allclose(found.objective, expected.objective, rtol=0.02)
+    if backend == "sklearn":
+        np.testing.assert_allclose(found.weights, expected.weights, atol=1e-5)
 
 
 @pytest.mark.parametrize("helper_init", ["zero", "residual"])
@@ -499,6 +519,8 @@ def test_config_refuses_what_is_not_positive(name: str) -> None:
 def test_config_refuses_another_helper() -> None:
     with pytest.raises(ConfigError, match="helper_init='mean' is not one of"):
         ReclusterConfig(helper_init="mean")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="backend='torch' is not one of"):
+        ReclusterConfig(backend="torch")  # type: ignore[arg-type]
 
 
 @settings(deadline=None, max_examples=50)

@@ -145,6 +145,7 @@ def test_round_trip_through_json(tmp_path: Path) -> None:
             "optimizer.embedding_learning_rate",
             "Input should be a finite number",
         ),
+        ("cf = 10", 'backend = "torch"', "recluster.backend", "Input should be 'numba', 'faiss' or 'sklearn'; found"),
         ("cf = 10", "cf = 0", "recluster.cf", "cf=0 must be at least 1 where ct is 2"),
         ("cf = 10", "points_per_centroid = 0\ncf = 1", "recluster.points_per_centroid", "points_per_centroid=0"),
         # What does not fit together
@@ -209,6 +210,12 @@ def test_tables_of_a_data_set_in_one_line(tmp_path: Path) -> None:
     assert parse_config(json.loads(json.dumps(config.as_dict()))) == config
     message = read(tmp_path, 'tables = "criteo"\n' + text)
     assert message == "run.toml:1: tables: 'criteo' is no preset; allowed: 'criteo_kaggle', or a section [tables]"
+
+
+def test_the_backend_of_k_means_is_a_setting_of_clusterings(tmp_path: Path) -> None:
+    for line, backend in (("", "numba"), ('backend = "sklearn"', "sklearn")):
+        (tmp_path / "run.toml").write_text(GOOD.replace("cf = 10", f"cf = 10\n{line}"))
+        assert read_config(tmp_path / "run.toml").recluster.settings().backend == backend
 
 
 def test_the_rows_of_a_split() -> None:

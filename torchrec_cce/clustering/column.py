@@ -12,6 +12,7 @@ from torchrec_cce.clustering.fixed_point import FixedPoint
 from torchrec_cce.clustering.kmeans import kmeans
 from torchrec_cce.clustering.labels import match_labels
 from torchrec_cce.clustering.loops import add_rows
+from torchrec_cce.clustering.settings import Backend
 
 _PAIRS_AT_A_TIME = 65536
 
@@ -72,6 +73,7 @@ def train_column(
     sample_codes: npt.NDArray[np.unsignedinteger],
     sample_weights: npt.NDArray[np.float64],
     num_iterations: int,
+    backend: Backend,
     seed: int,
     num_threads: int,
 ) -> TrainedColumn:
@@ -81,9 +83,7 @@ def train_column(
         weights: [2, k, w] float32, finite.
         sample_codes: [2, m], the old codes of the IDs that train.
         sample_weights: [m], positive.
-        num_iterations: of k-means.
-        seed: of k-means.
-        num_threads: of k-means.
+        num_iterations, backend, seed, num_threads: of k-means.
     """
     # IDs with both codes in common are one point: k-means gets it once, with their weight.
     num_rows = weights.shape[1]
@@ -98,6 +98,7 @@ def train_column(
         weights=(pair_weights / pair_weights.mean()).astype(np.float32),  # any unit fits float32 so
         num_iterations=num_iterations,
         num_threads=num_threads,
+        backend=backend,
     )
     labels, distances = NearestCentroid(centroids)(points)
     share = pair_weights / pair_weights.sum()

@@ -1,24 +1,26 @@
-"""k-means: by our own loops, or by FAISS, which is imported here alone and has its traps closed."""
+"""k-means: by our own loops, or by FAISS or scikit-learn, which are imported here alone and have their traps closed."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from threading import Lock
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.clustering.distinct import first_distinct
 from torchrec_cce.clustering.lloyd import lloyd
+from torchrec_cce.clustering.settings import Backend
 from torchrec_cce.errors import ClusteringError, ConfigError
 from torchrec_cce.extras import require
-
-Backend = Literal["numba", "faiss"]
 
 # FAISS's fused nearest-neighbour kernel, up to 70 times faster than its other one, runs only when `queries · d`
 # reaches this. A smaller training set is repeated until it does: the same k-means, as every cluster keeps its mean, and
 # one code path for every size, which no thread count can change (the other path is a threaded matrix product).
 FUSED_MIN_FLOATS = 128_000
 _SCALED_AT_A_TIME = 65536
+_SKLEARN_ALONE = Lock()
 
 
 def kmeans(
@@ -41,8 +43,12 @@ def kmeans(
         seed: chooses the first centroids; draw a new one for every clustering.
         weights: [N] float32, how often each point counts, at least 0. Points of weight 0 take no part.
         num_iterations: Lloyd iterations, at least 1; fewer where they change nothing any more.
-        num_threads: threads; those of FAISS are OpenMP's, and the caller's setting is put back afterwards.
-        backend: `"numba"`, our own loops; or `"faiss"`, as good and slower, on the first GPU if it sees one.
+        num_threads: threads; those of FAISS are OpenMP's, and the caller's setting is put back afterwards. scikit-learn
+            takes one: it adds up the sums of several in the order in which they end.
+        backend: `"numba"`, our own loops; `"faiss"`, as good and slower, on the first GPU if it sees one; or
+            `"sklearn"`, the other library that the paper names (lines 321 to 324), in float64 and slower. From a start
+            that leaves no cluster empty, all three find the same. Into an empty cluster `"numba"` puts a point that
+            costs much, `"sklearn"` one that is far away, `"faiss"` half of a large cluster.
 
     Returns:
         centroids: [k', d] float32. `k' = k`, unless at most `k` of the points are distinct: then the centroids are
@@ -52,7 +58,7 @@ def kmeans(
     Raises:
         ConfigError: arguments of the wrong shape, dtype or sign, or no point of positive weight.
         ClusteringError: NaN or infinite points or weights; the message says how many.
-        MissingExtraError: FAISS is asked for and not installed.
+        MissingExtraError: FAISS or scikit-learn is asked for and not installed.
     """
     for name, value in (
         ("num_centroids", num_centroids),
@@ -86,7 +92,7 @@ def kmeans(
         part = slice(start, start + _SCALED_AT_A_TIME)
         scaled[part] = np.ldexp(points[part] - mean, -exponent)
     weights = np.ones(len(points), np.float32) if weights is None else weights
-    train = lloyd if backend == "numba" else _faiss
+    train = {"numba": lloyd, "faiss": _faiss, "sklearn": _sklearn}[backend]
     found = train(scaled, scaled[first], weights, num_iterations=num_iterations, num_threads=num_threads)
     centroids: npt.NDArray[np.float32] = (np.ldexp(found.astype(np.float64), exponent) + mean).astype(np.float32)
     return centroids
@@ -146,6 +152,29 @@ def _faiss(
     with _omp_threads(faiss, num_threads):
         clustering.train(np.tile(points, (repeats, 1)), index, np.tile(weights, repeats))
     centroids: npt.NDArray[np.float32] = faiss.vector_to_array(clustering.centroids).reshape(num_rows, width)
+    return centroids
+
+
+def _sklearn(
+    points: npt.NDArray[np.float32],
+    first: npt.NDArray[np.float32],
+    weights: npt.NDArray[np.float32],
+    *,
+    num_iterations: int,
+    num_threads: int,  # noqa: ARG001
+) -> npt.NDArray[np.float32]:
+    """What `lloyd` does, by scikit-learn; k < N, and the points around the origin.
+
+    In float64, because it finds distances as `‖c‖² − 2x·c`, and one call at a time, because it sets the number of BLAS
+    threads for the whole process and back.
+    """
+    cluster: Any = require("sklearn.cluster", "sklearn")
+    threadpoolctl: Any = require("threadpoolctl", "sklearn")
+    model = cluster.KMeans(len(first), init=first.astype(np.float64), n_init=1, max_iter=num_iterations, tol=0)
+    with _SKLEARN_ALONE, threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that some clusters are empty at the end
+        model.fit(points.astype(np.float64), sample_weight=weights.astype(np.float64))
+    centroids: npt.NDArray[np.float32] = model.cluster_centers_.astype(np.float32)
     return centroids
 
 

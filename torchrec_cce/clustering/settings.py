@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from torchrec_cce.errors import ConfigError
 
+Backend = Literal["numba", "faiss", "sklearn"]
 HelperInit = Literal["zero", "residual"]
 
 
@@ -17,6 +18,8 @@ class ReclusterConfig:
     """k-means trains on at most this many IDs a centroid."""
     num_iterations: int = 50
     """Lloyd iterations of k-means."""
+    backend: Backend = "numba"
+    """Of k-means; see `kmeans`. The others have to be installed."""
     helper_init: HelperInit = "zero"
     """New helper rows: `"zero"`, or `"residual"`: what the codebook misses, in the mean over the IDs of a row."""
     chunk_size: int = 65536
@@ -28,5 +31,6 @@ class ReclusterConfig:
         for name in ("points_per_centroid", "num_iterations", "chunk_size", "num_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not at least 1")
-        if self.helper_init not in get_args(HelperInit):
-            raise ConfigError(f"helper_init={self.helper_init!r} is not one of {get_args(HelperInit)}")
+        for name, allowed in (("helper_init", get_args(HelperInit)), ("backend", get_args(Backend))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {allowed}")

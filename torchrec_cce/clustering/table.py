@@ -119,6 +119,7 @@ class TableClustering:
                 sample_codes=codes[column],
                 sample_weights=weights,
                 num_iterations=self._config.num_iterations,
+                backend=self._config.backend,
                 seed=derive_seed(self._seed, "kmeans", column),
                 num_threads=max(1, self._config.num_threads // num_threads),
             )

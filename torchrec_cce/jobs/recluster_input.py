@@ -176,7 +176,7 @@ class ReclusterInput:
             "maps": [stamp.digest for stamps in self.checkpoint.stamps.values() for stamp in stamps],
             "frequencies": None if given is None else sha256_of(given),
             "seed": self.seed,
-            **{name: settings[name] for name in ("num_iterations", "points_per_centroid", "helper_init")},
+            **{name: settings[name] for name in ("num_iterations", "points_per_centroid", "backend", "helper_init")},
         }
 
     @cached_property
