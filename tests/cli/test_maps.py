@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.jobs import nights
 from tests.maps.snapshots import snapshot
 from tests.training import runs
 from tests.training.launch import Finished, command
@@ -57,7 +58,7 @@ def test_a_run_is_published_with_all_it_knows(operator: Operator, trained: Path)
     assert said.startswith("published version 1 (manifest ")
     opened = operator.registry.open()
     result = runs.result(trained)
-    counted = np.load(runs.checkpoints(trained)[-1] / "frequencies.npz")
+    counted = nights.frequencies(runs.checkpoints(trained)[-1])
     for name in ("C1", "C2"):
         table = opened.tables[name]
         assert list(table.entropies) == result["entropies"][name]

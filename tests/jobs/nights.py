@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -19,7 +20,7 @@ from torchrec_cce.jobs import recluster as job_module
 from torchrec_cce.jobs.recluster import Reclustered, recluster
 from torchrec_cce.jobs.recluster_input import ReclusterJob
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.training import loop
+from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.publish import snapshot_of_run
 
 Task = TypeVar("Task")
@@ -102,6 +103,13 @@ class Night:
 
 def newest(run: Path) -> Path:
     return runs.checkpoints(run)[-1]
+
+
+def frequencies(folder: Path) -> dict[str, npt.NDArray[np.int64]]:
+    """What a checkpoint has counted."""
+    (path,) = (folder / "maps").iterdir()
+    tables = checkpoint.read_maps(folder, path.name)
+    return {name: np.array(each) for name, table in tables.items() if (each := table.frequencies) is not None}
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ from torchrec_cce.modules.snapshot import snapshot_of
 from torchrec_cce.sharding.maps import ShardedMaps, collections_of
 from torchrec_cce.sharding.maps import tables_of as sharded_tables
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.refit import codes_of, moved_counts, refit_sharded
+from torchrec_cce.sharding.refit import codes_of, refit_sharded
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense, read_batches
 from torchrec_cce.training.model import build_model
@@ -403,15 +403,3 @@ def test_codes_of_any_raw_id_are_those_that_the_remap_looks_up(
     CCEScheme(pointer_map=one).rows_into(np.array(ids, np.int64), rows)
     first = 11 * np.arange(6).reshape(3, 2)[:, None]
     np.testing.assert_array_equal(codes_of(one, np.array(ids, np.int64)), (rows - first).transpose(0, 2, 1))
-
-
-@given(
-    old=st.lists(st.integers(-20, 20), unique=True, min_size=1),
-    new=st.lists(st.integers(-20, 20), unique=True, min_size=1),
-)
-def test_counts_stay_with_their_raw_ids(old: list[int], new: list[int]) -> None:
-    hashed = PointerMap.hashed(num_ids=1, num_columns=1, num_rows=2, seed=0)
-    maps = [keyed(hashed, np.array(keys, np.int64)) for keys in (old, new)]
-    counts = dict(zip(old, range(1, 50), strict=False))
-    moved = moved_counts(np.array(list(counts.values())), *maps)
-    assert moved.tolist() == [counts.get(key, 0) for key in new]

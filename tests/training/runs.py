@@ -95,7 +95,8 @@ def _changed(values: dict[str, Any], changes: dict[str, Any]) -> RunConfig:
 
 def write_toml(path: Path, config: RunConfig) -> Path:
     """The file that `config` could have been read from, a line a section."""
-    path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in config.as_dict().items()))
+    given = {key: value for key, value in config.as_dict().items() if value is not None}
+    path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in given.items()))
     return path
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.training import runs
@@ -17,6 +18,7 @@ from tests.training.launch import Job
 from tests.training.test_ranks import assert_equal_metrics
 from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.registry import Registry
+from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.training import loop
 from torchrec_cce.training.config import RunConfig
 
@@ -36,12 +38,11 @@ def publishing(folder: Path, _: list[int]) -> bool:
 
 
 def reclustering(_: Path, pids: list[int]) -> bool:
-    """New pointers are being written: a file without a name is mapped."""
+    """New pointers are being written: beside that of the frequencies, another file without a name is mapped."""
     for pid in pids:
         with suppress(OSError):
-            if any(
-                "/live/" in line and " rw-s " in line for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
-            ):
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            if len({line.split("/live/")[1] for line in lines if "/live/" in line and " rw-s " in line}) > 1:
                 return True
     return False
 
@@ -115,16 +116,26 @@ def assert_undisturbed(folder: Path, expected: Path) -> None:
     kinds = {"train", "validation", "test", "recluster"}
     found, wanted = ([r for r in runs.metrics(one) if r["kind"] in kinds] for one in (folder / "run", expected))
     assert_equal_metrics(wanted, found, 1e-6)
-    (maps,) = runs.checkpoints(folder / "run")[-1].glob("maps/*")
-    _, tables = read_folder(maps)
+    tables, undisturbed = maps_of(folder / "run"), maps_of(expected)
     registry = Registry(folder / "registry", cache=folder / "cache")
     assert registry.verify() == []
     current = registry.open().tables
     assert {name: table.pointer_map.digest for name, table in tables.items()} == {
         name: table.pointer_map.digest for name, table in current.items()
     }
+    published = Registry(expected.parent / "registry", cache=folder / "cache").open().tables
+    for found_tables, wanted_tables in ((tables, undisturbed), (current, published)):
+        assert found_tables.keys() == wanted_tables.keys()
+        for name, table in found_tables.items():
+            np.testing.assert_array_equal(table.frequencies, wanted_tables[name].frequencies)  # type: ignore[arg-type]
     assert not any((folder / "cache" / "live").iterdir())
     assert not list((folder / "run" / "checkpoints").glob(".step-*"))
+
+
+def maps_of(run_dir: Path) -> dict[str, TableSnapshot]:
+    (maps,) = runs.checkpoints(run_dir)[-1].glob("maps/*")
+    _, tables = read_folder(maps)
+    return tables
 
 
 def config_of(folder: Path, log: Path, **training: int) -> RunConfig:
@@ -132,7 +143,7 @@ def config_of(folder: Path, log: Path, **training: int) -> RunConfig:
         log,
         registry={"url": str(folder / "registry")},
         training={"batch_size": runs.BATCH_SIZE, "evaluate_every": 50, "checkpoint_every": 10, **training},
-        recluster={"ct": 3, "cf": 8},
+        recluster={"ct": 3, "cf": 8, "weigh_by_frequency": True},
     )
 
 

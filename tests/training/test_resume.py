@@ -1,6 +1,7 @@
 """A run that was stopped, by a signal at any moment, goes on as if it had not been."""
 
 import itertools
+import json
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -20,6 +22,7 @@ from torchrec_cce.errors import CCEError, ConfigError, MapFileError, MapMismatch
 from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.training import checkpoint_writer, loop
 from torchrec_cce.training.checkpoint_writer import CheckpointWriter
 from torchrec_cce.training.config import RunConfig
@@ -71,9 +74,12 @@ def assert_same_run(one: Path, other: Path) -> None:
             assert torch.equal(value, theirs[name]), name
         else:
             assert value == theirs[name], name
-    digests = [{name: table.pointer_map.digest for name, table in maps(run_dir).items()} for run_dir in (one, other)]
-    assert digests[0] == digests[1]
-    assert len(digests[0]) == 2
+    tables = [maps(run_dir) for run_dir in (one, other)]
+    assert tables[0].keys() == tables[1].keys()
+    assert len(tables[0]) == 2
+    for name, table in tables[0].items():
+        assert table.pointer_map.digest == tables[1][name].pointer_map.digest
+        np.testing.assert_array_equal(table.frequencies, tables[1][name].frequencies)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -154,6 +160,63 @@ def test_checkpoints_written_in_the_background(
         tmp_path / "front",
     )
     assert_same_run(tmp_path / "run", tmp_path / "front")
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_frequencies_are_of_the_moment_of_a_checkpoint(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
+    """However late they are written: ranks exchange after every batch here, so that counts change all the time."""
+    training = {"batch_size": runs.BATCH_SIZE, "checkpoint_every": 4, "checkpoint_in_background": in_background}
+    config = runs.criteo_config(log, training=training, recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True})
+    monkeypatch.setitem(ShardedFrequencies.__init__.__kwdefaults__, "most_kept", 0)
+    write, trained, counted = checkpoint_writer.write_folder, [0], {}
+    step = loop._Run.step
+
+    def one_more(run: Any, batch: Any) -> torch.Tensor:
+        trained[0] += 1
+        return step(run, batch)
+
+    def late(folder: Path, tables: dict[str, TableSnapshot], **options: Any) -> None:
+        saved, deadline = int(folder.parts[-3].split("-")[1].split(".")[0]), time.monotonic() + 1
+        while in_background and trained[0] < saved + 3 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        write(folder, tables, **options)
+        counted[saved] = [int(table.frequencies.sum()) for table in tables.values()]  # type: ignore[union-attr]
+
+    monkeypatch.setattr(loop._Run, "step", one_more)
+    monkeypatch.setattr(checkpoint_writer, "write_folder", late)
+    stop_after(monkeypatch, 23)
+    train(config, tmp_path / "run")
+    assert counted == {saved: [saved * runs.BATCH_SIZE] * 2 for saved in (4, 8, 12, 16, 20, 23)}
+
+
+def test_a_full_disk_when_frequencies_are_copied(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = {"batch_size": runs.BATCH_SIZE, "checkpoint_every": 7, "checkpoint_in_background": True}
+    config = runs.criteo_config(log, training=training, recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True})
+    copy, calls = checkpoint_writer.file_copy, itertools.count(1)
+
+    def full(array: Any) -> Any:
+        if next(calls) == 4:
+            raise OSError(28, "No space left on device")
+        return copy(array)
+
+    monkeypatch.setattr(checkpoint_writer, "file_copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(config, tmp_path / "run")
+    (left,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert left.name.endswith("07")
+    train(config, tmp_path / "undisturbed")
+    train(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_checkpoint_without_frequencies_is_not_counted_on(log: Path, tmp_path: Path) -> None:
+    train(runs.criteo_config(log), tmp_path / "run")
+    counting = runs.criteo_config(log, recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True})
+    (tmp_path / "run" / "config.json").write_text(json.dumps(counting.as_dict()))
+    with pytest.raises(ConfigError, match=r"step-0000000026: no frequencies of \['C1', 'C2'\], which weigh_by_freq"):
+        train(counting, tmp_path / "run", resume=True)
 
 
 def test_a_background_checkpoint_that_fails_is_an_error_and_leaves_the_last_one(
@@ -293,7 +356,8 @@ def trained(log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     """Two runs that differ in their seeds."""
     folder = tmp_path_factory.mktemp("trained")
     for seed in (0, 1):
-        train(runs.criteo_config(log, seed=seed), folder / str(seed))
+        weighed = {**runs.CLUSTERINGS, "weigh_by_frequency": True}
+        train(runs.criteo_config(log, seed=seed, recluster=weighed), folder / str(seed))
     return folder / "0", folder / "1"
 
 
@@ -349,7 +413,7 @@ def test_the_map_of_another_table(trained: tuple[Path, Path], tmp_path: Path) ->
     assert "800 IDs" in str(error)
 
 
-@pytest.mark.parametrize("file", ["0000.pointers.arrow", "manifest.json"])
+@pytest.mark.parametrize("file", ["0000.pointers.arrow", "0001.frequencies.arrow", "manifest.json"])
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 def test_one_flipped_bit_in_the_maps(trained: tuple[Path, Path], tmp_path: Path, file: str, share: float) -> None:
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
@@ -362,7 +426,7 @@ def test_one_flipped_bit_in_the_maps(trained: tuple[Path, Path], tmp_path: Path,
     assert str(path) in str(error)
 
 
-@pytest.mark.parametrize("file", ["0001.pointers.arrow", "manifest.json"])
+@pytest.mark.parametrize("file", ["0001.pointers.arrow", "0000.frequencies.arrow", "manifest.json"])
 def test_a_map_that_is_cut_short_or_gone(trained: tuple[Path, Path], tmp_path: Path, file: str) -> None:
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
     path = maps_folder(run_dir) / file

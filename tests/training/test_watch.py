@@ -1,6 +1,7 @@
 """A live run follows its registry: moved on all ranks at one step, never held up, and never lost to a kill."""
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -34,6 +35,7 @@ from torchrec_cce.maps.journal import RegistryState
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
+from torchrec_cce.sharding import frequencies
 from torchrec_cce.sharding.maps import collections_of
 from torchrec_cce.sharding.pipeline import drain
 from torchrec_cce.training import checkpoint, loop, watch
@@ -308,6 +310,38 @@ def test_a_run_with_a_vocabulary_moves_to_a_larger_one(log: Path, tmp_path: Path
     expected = np.bincount(ids % 1000, minlength=1000)[keys]
     before = np.bincount(ids[: 3 * runs.BATCH_SIZE] % 1000, minlength=1000)[keys]
     np.testing.assert_array_equal(counts, expected - np.where(keys < 300, 0, before))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_disk_without_room_for_more_frequencies(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run stays where it is and counts on, until there is room."""
+    registry = {"url": str(tmp_path / "registry"), "start": 1, "watch_every": 1}
+    config = watching(log, tmp_path, registry=registry, recluster={"ct": 0, "weigh_by_frequency": True})
+    store = Registry(tmp_path / "registry", cache=tmp_path / "cache")
+    for keys in (np.arange(1000), np.arange(1000)[::-1]):
+        tables = clustered(config, seed=1)
+        for name in ("C1", "C2"):
+            grown = tables[name].pointer_map.with_vocabulary(Vocabulary.build(keys[-800:].copy(), num_threads=1))
+            tables[name] = replace(tables[name], pointer_map=grown)
+        store.publish(tables)
+    make, calls = frequencies.HostFile, itertools.count(1)
+
+    def full(*arguments: Any) -> Any:
+        if next(calls) in (2, 3):
+            raise OSError(28, "No space left on device")
+        return make(*arguments)
+
+    monkeypatch.setattr(frequencies, "HostFile", full)
+    loop.train(config, tmp_path / "run", show_progress=False)
+    failed, moved = swaps(tmp_path / "run")
+    assert failed["error"] == "[Errno 28] No space left on device"
+    assert (moved["version"], moved["step"]) == (2, failed["step"] + 4), "two looks for each other try"
+    (maps,) = runs.checkpoints(tmp_path / "run")[-1].glob("maps/*")
+    counts, keys = read_folder(maps)[1]["C1"].frequencies, np.arange(800)[::-1]
+    ids = np.concatenate([batch.ids["C1"].values for batch in read_criteo(log, max_rows=runs.TRAINED)]) % 1000
+    before = np.bincount(ids[: moved["step"] * runs.BATCH_SIZE], minlength=1000)
+    expected = np.bincount(ids, minlength=1000)[keys] - np.where(keys < 200, before[keys], 0)
+    np.testing.assert_array_equal(counts, expected)  # type: ignore[arg-type]
 
 
 class Troubled(Registry):

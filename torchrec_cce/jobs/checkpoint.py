@@ -3,7 +3,7 @@
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,12 +118,6 @@ class Checkpoint:
         return {path: each for path, each in stamps.items() if each}
 
     @property
-    def frequencies(self) -> Path | None:
-        """The archive of how often each ID was seen, if that was counted."""
-        path = self.folder / checkpoint.FREQUENCIES
-        return path if path.exists() else None
-
-    @property
     def has_maps(self) -> bool:
         """Whether the maps lie beside the weights."""
         return (self.folder / "maps").is_dir()
@@ -181,7 +175,9 @@ class Checkpoint:
             raise MapMismatchError(f"{self.folder}: its maps are of several versions, {sorted(v or 0 for v in stated)}")
         opened = registry.open(*stated)
         source = RegistryMap(url=registry.url, version=opened.version)
-        return lambda _: (source, opened.tables)
+        # What was counted for that version was not counted for these weights.
+        tables = {name: replace(table, frequencies=None) for name, table in opened.tables.items()}
+        return lambda _: (source, tables)
 
     def _bound(
         self, path: str, stamps: Sequence[MapStamp], maps: Mapping[str, TableSnapshot]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ from torchrec_cce.training.loop import evaluate
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the share of it, 0 to 1, that is done."""
+Frequencies = Mapping[str, Path | Literal["snapshot"]]
+"""Table → where it is written how often the ID of each row was seen, as for `TableSource`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +89,7 @@ class _Job:
         with self.step("copying"):
             copy = copy_checkpoint(given.checkpoint, self.job.checkpoint, self.built)
             tables = copy.tables(given.registry)
-            frequencies = self.frequencies(copy, tables)
+            frequencies = self.frequencies(tables)
         before = self.quality()
         clustered = self.cluster(copy, tables, frequencies)
         new = [NewTable.of(table, clustered[table.name]) for table in tables]
@@ -95,7 +98,7 @@ class _Job:
         with self.step("writing"):
             copy = replace_tables(copy, new, version=number)
         after = self.quality()
-        figures = tuple(_figures(one, clustered[one.table.name], frequencies.get(one.table.name)) for one in new)
+        figures = tuple(_figures(one, clustered[one.table.name], _counted(one.table, frequencies)) for one in new)
         bce = None if before is None or after is None else (before.bce, after.bce)
         outcome = Outcome(
             status="published" if parent.child is None else "finished",
@@ -131,16 +134,15 @@ class _Job:
         _give_name(self.built, self.job.output, outcome)
         return Reclustered(outcome=replace(outcome, seconds=self.seconds), cluster_sizes=sizes)
 
-    def frequencies(self, copy: Checkpoint, tables: Sequence[CheckpointTable]) -> dict[str, Path]:
-        """Table → `.npy` of how often the ID of each row was seen."""
-        archive = self.job.frequencies or copy.frequencies
-        if archive is None:
-            return {}
+    def frequencies(self, tables: Sequence[CheckpointTable]) -> Frequencies:
+        """Those that the job was given, or those of the checkpoint."""
+        if self.job.frequencies is None:
+            return {table.name: "snapshot" for table in tables if table.snapshot.frequencies is not None}
         sizes = {table.name: table.snapshot.pointer_map.num_ids for table in tables}
-        return unpack_frequencies(archive, self.scratch / "frequencies", sizes)
+        return {**unpack_frequencies(self.job.frequencies, self.scratch / "frequencies", sizes)}
 
     def cluster(
-        self, copy: Checkpoint, tables: Sequence[CheckpointTable], frequencies: Mapping[str, Path]
+        self, copy: Checkpoint, tables: Sequence[CheckpointTable], frequencies: Frequencies
     ) -> dict[str, Clustered]:
         sources = [
             TableSource(
@@ -179,7 +181,7 @@ class _Job:
         parent: int,
         new: Sequence[NewTable],
         clustered: Mapping[str, Clustered],
-        frequencies: Mapping[str, Path],
+        frequencies: Frequencies,
     ) -> int:
         """The version that is current then."""
         config = self.given.config
@@ -188,7 +190,7 @@ class _Job:
                 one.table.snapshot,
                 pointer_map=one.pointer_map,
                 weights=one.rows.weights,
-                frequencies=np.load(path, mmap_mode="r") if (path := frequencies.get(one.table.name)) else None,
+                frequencies=_counted(one.table, frequencies),
                 entropies=one.entropies,
                 objective=clustered[one.table.name].report.objective,
             )
@@ -212,12 +214,20 @@ class _Job:
         self.progress(name, 1.0)
 
 
-def _figures(new: NewTable, clustered: Clustered, frequencies: Path | None) -> TableFigures:
+def _counted(table: CheckpointTable, frequencies: Frequencies) -> npt.NDArray[np.int64] | None:
+    """[n] int64 of a table, memory-mapped."""
+    where = frequencies.get(table.name)
+    if where == "snapshot":
+        return table.snapshot.frequencies
+    return None if where is None else np.load(where, mmap_mode="r")
+
+
+def _figures(new: NewTable, clustered: Clustered, frequencies: npt.NDArray[np.int64] | None) -> TableFigures:
     pointer_map, report = new.pointer_map, clustered.report
     assert report.sample_errors is not None
     unseen = None
     if frequencies is not None:
-        unseen = 1 - int(np.count_nonzero(np.load(frequencies, mmap_mode="r"))) / pointer_map.num_ids
+        unseen = 1 - int(np.count_nonzero(frequencies)) / pointer_map.num_ids
     return TableFigures(
         table=new.table.name,
         num_ids=pointer_map.num_ids,

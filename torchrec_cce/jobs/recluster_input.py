@@ -118,8 +118,8 @@ class ReclusterInput:
         vocabularies = sum(0 if one.vocabulary is None else one.vocabulary.nbytes for _, one in maps)
         weights = sum(self.checkpoint.bytes_of([table.weight]) for table in self.tables)
         states = sum(self.checkpoint.bytes_of(list(table.states.values())) for table in self.tables)
-        counted = self.job.frequencies or self.checkpoint.frequencies
-        frequencies = 0 if counted is None else sum(8 * one.num_ids for _, one in maps)
+        counted = self.job.frequencies or any(table.snapshot.frequencies is not None for table in self.tables)
+        frequencies = sum(8 * one.num_ids for _, one in maps) if counted else 0
         return Sizes(
             output=self.checkpoint.num_bytes + pointers + weights + states,
             scratch=pointers + frequencies,

@@ -5,7 +5,8 @@ import secrets
 import socket
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from tempfile import TemporaryFile
+from typing import BinaryIO, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,15 @@ from torchrec_cce.sharding.agreement import on_all_ranks, on_first_rank
 
 _CHUNK_ROWS = 1 << 20
 
-Array = npt.NDArray[np.unsignedinteger]
+Number = TypeVar("Number", bound=np.integer)
 
 
-class HostFile:
-    """A `[n, c]` array in the making. Rank `r` of `R` writes the rows from `n·r/R` to `n·(r + 1)/R`.
+class HostFile(Generic[Number]):
+    """A `[n, c]` array in the making, zero at first.
+
+    Either the work is spread over all ranks: rank `r` of `R` writes the rows from `n·r/R` to `n·(r + 1)/R` (`mine`),
+    and `everything` brings them to all hosts. Or every host has it done for itself: the rank that is number `r` of the
+    `R` of its host writes those rows (`ours`), and `whole` maps them.
 
     The ranks of a host are those that see the same folder. The file has a name only until all of them have opened it:
     its space is free again when nobody maps it any more, also when they are killed. Every rank calls every method.
@@ -33,11 +38,11 @@ class HostFile:
         OSError: on all ranks, if one of them cannot create or open its host's file, for example because a disk is full.
     """
 
-    def __init__(self, shape: tuple[int, int], dtype: np.dtype[np.unsignedinteger], folder: Path | None = None) -> None:
+    def __init__(self, shape: tuple[int, int], dtype: np.dtype[Number], folder: Path | None = None) -> None:
         self._shape, self._dtype = shape, dtype
         world_size, rank = dist.get_world_size(), dist.get_rank()
         self._bounds = [shape[0] * r // world_size for r in range(world_size + 1)]
-        folder = folder or default_cache() / "live"
+        folder = folder or _live()
         on_all_ranks(lambda: folder.mkdir(parents=True, exist_ok=True))
         seen = folder.stat()
         hosts: list[object] = [None] * world_size
@@ -45,6 +50,9 @@ class HostFile:
         self._num_hosts = len(set(hosts))
         self._is_leader = hosts.index(hosts[rank]) == rank
         self._elsewhere = [host != hosts[rank] for host in hosts]
+        numbers = [(hosts[:r].count(host), hosts.count(host)) for r, host in enumerate(hosts)]
+        self.host_bounds = [(shape[0] * r // of, shape[0] * (r + 1) // of) for r, of in numbers]
+        """Rank → the first row, and the row after the last, that it writes of its host's array (`ours`)."""
         path = folder / on_first_rank(lambda: secrets.token_hex(8))
         try:
             on_all_ranks(lambda: self._create(path))
@@ -53,19 +61,28 @@ class HostFile:
             if self._is_leader:
                 path.unlink(missing_ok=True)
 
-    def mine(self) -> tuple[int, int, Array]:
+    def mine(self) -> tuple[int, int, npt.NDArray[Number]]:
         """The first row of this rank's share, the row after its last, and the share `[m, c]` to write to."""
         start, stop = self._bounds[dist.get_rank() :][:2]
         return start, stop, self._rows(start, stop, "r+")
 
-    def everything(self) -> Array:
-        """Exchange the shares between hosts, once all are written, and map the whole array for reading."""
+    def ours(self) -> tuple[int, int, npt.NDArray[Number]]:
+        """As `mine`, of this rank's share among the ranks of its host."""
+        start, stop = self.host_bounds[dist.get_rank()]
+        return start, stop, self._rows(start, stop, "r+")
+
+    def whole(self) -> npt.NDArray[Number]:
+        """Map the whole array of this host for reading. What its ranks write later is seen there too."""
+        return self._rows(0, self._shape[0], "r")
+
+    def everything(self) -> npt.NDArray[Number]:
+        """Exchange the shares of `mine` between hosts, once all are written, and map the whole array for reading."""
         dist.barrier()
         if self._num_hosts > 1:
             for owner, (start, stop) in enumerate(pairwise(self._bounds)):
                 self._send(owner, start, stop)
             dist.barrier()
-        return self._rows(0, self._shape[0], "r")
+        return self.whole()
 
     def _create(self, path: Path) -> None:
         if self._is_leader:
@@ -85,9 +102,31 @@ class HostFile:
             if self._is_leader and self._elsewhere[owner]:
                 self._rows(first, last, "r+")[:] = chunk
 
-    def _rows(self, start: int, stop: int, mode: str) -> Array:
+    def _rows(self, start: int, stop: int, mode: str) -> npt.NDArray[Number]:
         shape = (stop - start, self._shape[1])
         if start == stop:
             return np.empty(shape, self._dtype)
         offset = start * self._shape[1] * self._dtype.itemsize
         return np.memmap(self._file, self._dtype, mode, offset, shape)  # type: ignore[call-overload,no-any-return]
+
+
+def file_copy(array: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """A copy of `array: [n]` as it is now, in a file without a name, mapped for reading.
+
+    Nothing of its size is held in private memory. Raises OSError if the cache folder has no room.
+    """
+    if not len(array):
+        return array  # nothing of nothing changes, and it cannot be mapped
+    folder = _live()
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder) as file:
+        for start in range(0, len(array), _CHUNK_ROWS):
+            file.write(array[start : start + _CHUNK_ROWS].data)
+        file.flush()
+        copy: npt.NDArray[Number] = np.memmap(file, array.dtype, "r", shape=array.shape)
+        return copy
+
+
+def _live() -> Path:
+    """The folder of this host for arrays that live while somebody maps them."""
+    return default_cache() / "live"

@@ -159,7 +159,7 @@ def _balanced(columns: list[tuple[int, int]], costs: list[int], num_workers: int
     return [sorted(share) for share in shares]
 
 
-def _assign(task: TableTask, trained: Sequence[TrainedColumn], file: HostFile) -> ClusteredTable:
+def _assign(task: TableTask, trained: Sequence[TrainedColumn], file: HostFile[np.unsignedinteger]) -> ClusteredTable:
     """Write this rank's share of the pointers; the new tables from the sums over all ranks."""
     start, stop, share = file.mine()
     centroids = [column.centroids for column in trained]

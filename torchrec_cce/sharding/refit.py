@@ -24,8 +24,6 @@ from torchrec_cce.sharding.recluster import check_names, for_each_rank
 
 Integers = npt.NDArray[np.int64]
 
-_CHUNK = 65536
-
 
 def refit_sharded(
     model: DistributedModelParallel,
@@ -108,16 +106,6 @@ def codes_of(pointer_map: PointerMap, ids: Integers) -> Integers:
     codes[:, 0, unseen] = pointer_map.codebook_hash.numpy(ids[unseen]).T
     codes[:, 1, unseen] = pointer_map.helper_hash.numpy(ids[unseen]).T
     return codes
-
-
-def moved_counts(counts: Integers, old: PointerMap, new: PointerMap) -> Integers:
-    """What was counted of the IDs of `old`, one a row of it, by rows of `new`: 0 for an ID that `old` did not know."""
-    moved = np.zeros(new.num_ids, np.int64)
-    for start in range(0, new.num_ids, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        rows = old.rows(new.raw_ids(np.arange(start, min(part.stop, new.num_ids))))
-        moved[part][rows >= 0] = counts[rows[rows >= 0]]
-    return moved
 
 
 @dataclass(frozen=True, kw_only=True)

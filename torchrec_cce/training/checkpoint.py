@@ -1,5 +1,6 @@
 """Checkpoints of a run: weights, optimizer state, maps and position in one folder; what is in it and how it is read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +20,32 @@ from torchrec_cce.training.position import Position
 
 _PREFIX = "step-"
 POSITION = "position.json"
-FREQUENCIES = "frequencies.npz"
+
+Integers = npt.NDArray[np.int64]
 
 
 def load(
     run_dir: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer
-) -> tuple[Position, dict[str, npt.NDArray[np.int64]]]:
+) -> tuple[Position, dict[str, Integers]]:
     """Read the newest checkpoint of a run into `model` and `optimizer`, on any number of ranks.
 
     The maps are attached first, so that weights and maps are compared before a weight is overwritten.
+
+    Returns:
+        The position; and table → how often each ID was trained on, memory-mapped, of the tables where that was counted.
 
     Raises:
         ConfigError: there is no checkpoint, or it is of another optimizer.
         MapFileError, MapMismatchError: its maps are missing, damaged or of another model.
     """
     folder = newest(run_dir)
+    frequencies: dict[str, Integers] = {}
     for path, collection in collections_of(model).items():
-        collection.restore(read_maps(folder, path))
+        tables = read_maps(folder, path)
+        collection.restore(tables)
+        frequencies |= {name: each for name, table in tables.items() if (each := table.frequencies) is not None}
     load_checkpoint(folder, model, optimizer)
-    return read_position(folder), read_frequencies(folder)
+    return read_position(folder), frequencies
 
 
 def newest(run_dir: Path) -> Path:
@@ -71,14 +79,8 @@ def read_position(folder: Path) -> Position:
     return Position.from_json((folder / POSITION).read_text())
 
 
-def read_frequencies(folder: Path) -> dict[str, npt.NDArray[np.int64]]:
-    """Table → how often each ID was trained on; empty if that was not counted."""
-    counts = folder / FREQUENCIES
-    return dict(np.load(counts)) if counts.exists() else {}
-
-
 def read_maps(folder: Path, collection: str) -> dict[str, TableSnapshot]:
-    """The maps of one collection in the checkpoint `folder`, verified.
+    """The maps of one collection in the checkpoint `folder`, with the frequencies of their IDs, verified and mapped.
 
     Raises:
         MapFileError: they are missing or damaged.
@@ -105,6 +107,9 @@ def maps_folder(folder: Path, collection: str) -> Path:
     return folder / "maps" / collection
 
 
-def map_snapshots(collection: CCECollection) -> dict[str, TableSnapshot]:
-    """The maps alone: the weights are in the distributed checkpoint."""
-    return {table.name: snapshot_of(table, collection.pointer_map(table.name)) for table in collection.cce_configs()}
+def map_snapshots(collection: CCECollection, frequencies: Mapping[str, Integers]) -> dict[str, TableSnapshot]:
+    """Maps and the frequencies of their IDs: the weights are in the distributed checkpoint."""
+    return {
+        table.name: snapshot_of(table, collection.pointer_map(table.name), frequencies=frequencies.get(table.name))
+        for table in collection.cce_configs()
+    }

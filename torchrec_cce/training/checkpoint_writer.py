@@ -2,7 +2,7 @@
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +19,8 @@ from torchrec_cce.atomic import atomic_path
 from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.sharding.agreement import on_all_ranks
+from torchrec_cce.sharding.frequencies import ShardedFrequencies
+from torchrec_cce.sharding.host_file import file_copy
 from torchrec_cce.sharding.maps import collections_of
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.position import Position
@@ -38,8 +40,8 @@ class CheckpointWriter:
     A folder gets its name by a rename when all ranks have written, so that a kill at any moment leaves a whole one.
 
     Args:
-        in_background: copy weights and optimizer state, write them while training goes on, and give the folder its name
-            when the next checkpoint is due, or at the end.
+        in_background: copy weights, optimizer state and frequencies (these to a file), write them while training goes
+            on, and give the folder its name when the next checkpoint is due, or at the end.
     """
 
     def __init__(self, run_dir: Path, *, in_background: bool = False) -> None:
@@ -55,9 +57,13 @@ class CheckpointWriter:
         model: DistributedModelParallel,
         optimizer: CombinedOptimizer,
         position: Position,
-        frequencies: dict[str, npt.NDArray[np.int64]],
+        frequencies: ShardedFrequencies,
     ) -> Path:
-        """Write a checkpoint; rank 0 gives `frequencies` of all ranks. Returns its folder, whole or to be."""
+        """Write a checkpoint. Returns its folder, whole or to be.
+
+        Raises:
+            OSError: on all ranks, as `finish`, or where there is no room for a copy.
+        """
         self.finish()
         first = dist.get_rank() == 0
         folder = checkpoint.folder_of(self._run_dir, position.step)
@@ -65,6 +71,9 @@ class CheckpointWriter:
             if first:
                 checkpoint.write_position(folder, position)
             return folder
+        counted = frequencies.totals()
+        if self._in_background:
+            counted = on_all_ranks(lambda: {n: file_copy(each) for n, each in counted.items()} if first else {})
         commit = ExitStack()
         shared = [str(commit.enter_context(atomic_path(folder))) if first else ""]
         dist.broadcast_object_list(shared, src=0)
@@ -72,7 +81,7 @@ class CheckpointWriter:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         if self._in_background:
             state = copy.deepcopy(state)  # torch's own stager of asynchronous saves knows no sharded tensors
-        rest = _rest(temporary, model, position, frequencies) if first else None
+        rest = _rest(temporary, model, position, counted) if first else None
 
         def write() -> None:
             save(state, checkpoint_id=temporary, process_group=self._group)
@@ -102,17 +111,17 @@ class CheckpointWriter:
 
 
 def _rest(
-    folder: Path, model: DistributedModelParallel, position: Position, frequencies: dict[str, npt.NDArray[np.int64]]
+    folder: Path, model: DistributedModelParallel, position: Position, frequencies: Mapping[str, npt.NDArray[np.int64]]
 ) -> Callable[[], None]:
     """Writes what the distributed checkpoint does not: maps, frequencies and position, as they are now."""
-    maps = {path: checkpoint.map_snapshots(collection) for path, collection in collections_of(model).items()}
+    maps = {
+        path: checkpoint.map_snapshots(collection, frequencies) for path, collection in collections_of(model).items()
+    }
     at = Position.from_json(position.to_json())
 
     def write() -> None:
         for path, tables in maps.items():
             write_folder(checkpoint.maps_folder(folder, path), tables, provenance=Provenance.of_this_code())
-        if frequencies:
-            np.savez(folder / checkpoint.FREQUENCIES, **frequencies)  # type: ignore[arg-type]
         checkpoint.write_position(folder, at)
 
     return write

@@ -55,9 +55,10 @@ def train(
     quiet_libraries()
     from torchrec_cce.training import loop
     from torchrec_cce.training.config_file import read_config
+    from torchrec_cce.training.folder import Start
 
     with one_line_errors():
-        start: loop.Start = "either" if restartable else "resume" if resume else "new"
+        start: Start = "either" if restartable else "resume" if resume else "new"
         result = loop.train(read_config(config), run_dir, start=start, show_progress=not quiet)
     state = "interrupted" if result.interrupted else "finished"
     figures = "".join(f", {name} {value:.5g}" for name, value in (result.best or {}).items())

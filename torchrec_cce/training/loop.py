@@ -3,11 +3,10 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,26 +20,28 @@ from torchrec_cce.atomic import atomic_path
 from torchrec_cce.errors import ConfigError, RegistryError
 from torchrec_cce.evaluation.compression import Sizes, sizes_of
 from torchrec_cce.evaluation.metrics import Quality, quality
+from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.modules.recluster import TableReport
 from torchrec_cce.sharding.agreement import on_first_rank
-from torchrec_cce.sharding.maps import ShardedMaps, collections_of
+from torchrec_cce.sharding.frequencies import ShardedFrequencies
+from torchrec_cce.sharding.maps import ShardedMaps, check_on_all_ranks, collections_of
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.refit import moved_counts
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.checkpoint_writer import CheckpointWriter
 from torchrec_cce.training.config import RunConfig, SplitConfig, config_digest
-from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
+from torchrec_cce.training.derive import derived_model, start_from
+from torchrec_cce.training.folder import Start, claim
 from torchrec_cce.training.input import RankBatch, check_files, num_dense, read_batches
 from torchrec_cce.training.interrupt import StopRequest
-from torchrec_cce.training.log import MetricsLog, has_measured
+from torchrec_cce.training.log import MetricsLog
 from torchrec_cce.training.model import build_model
 from torchrec_cce.training.parallel import Ranks, process_group, shard
 from torchrec_cce.training.placement import plan_run, record_plan
 from torchrec_cce.training.position import Position
 from torchrec_cce.training.progress import ProgressLine
 from torchrec_cce.training.schedule import Schedule
-from torchrec_cce.training.start import START, open_start
+from torchrec_cce.training.start import open_start
 from torchrec_cce.training.watch import VersionWatcher
 
 _log = logging.getLogger(__name__)
@@ -66,10 +67,6 @@ class RunResult:
     checkpoint: str
 
 
-Start = Literal["new", "resume", "either"]
-"""A new run; one to go on with from its newest checkpoint; or the second if there is one, else the first."""
-
-
 def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progress: bool = True) -> RunResult:
     """Train as `config` says and leave checkpoint, maps, metrics, result and configuration in `run_dir`.
 
@@ -84,10 +81,10 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
         ConfigError, MapMismatchError, DataFileError: before the first batch, or at the row that is at fault.
     """
     with process_group() as ranks, StopRequest() as stop:
-        resume = on_first_rank(lambda: _claim(run_dir, config, start))
+        resume = on_first_rank(lambda: claim(run_dir, config, start))
         run = _Run(config, run_dir, ranks)
         if resume:
-            run.load()
+            run.resume()
         else:
             run.begin()
         on_first_rank(lambda: check_files(config, run.remap))
@@ -110,22 +107,6 @@ def evaluate(config: RunConfig, run_dir: Path, split: SplitConfig) -> Quality:
         return run.quality_on(split)
 
 
-def _claim(run_dir: Path, config: RunConfig, start: Start) -> bool:
-    """Make `run_dir` the folder of this configuration, or check that it is. Returns whether to resume."""
-    if start == "new" and (has_measured(run_dir) or checkpoint.exists(run_dir)):  # a start that failed is no run
-        raise ConfigError(f"{run_dir} holds a run already; resume it or choose another folder")
-    if start == "new" or (start == "either" and not (run_dir / RUN_CONFIG).exists()):
-        (run_dir / START).unlink(missing_ok=True)
-        with atomic_path(run_dir / RUN_CONFIG) as temporary:
-            temporary.write_text(json.dumps(config.as_dict(), indent=2))
-        return False
-    asked, started = config.as_dict(), read_run_config(run_dir).as_dict()
-    changed = [name for name in asked if asked[name] != started[name]]
-    if changed:
-        raise ConfigError(f"{run_dir} was started with other values in {changed}; resume with the same configuration")
-    return start == "resume" or checkpoint.exists(run_dir)
-
-
 class _Run:
     """One run on one rank."""
 
@@ -139,7 +120,7 @@ class _Run:
         self.collections = list(collections_of(self.model).values())
         self.tables = [table for collection in self.collections for table in collection.cce_configs()]
         (self.remap,) = (collection.remap for collection in self.collections)
-        self.frequencies: dict[str, npt.NDArray[np.int64]] = {}  # of each row of a map, on this rank
+        self.frequencies = ShardedFrequencies({})  # of each row of a map, if clusterings weigh by them
         self.schedule = Schedule(ct=config.recluster.ct, cf=config.recluster.cf, rest=config.recluster.rest)
         self.position = Position()
         self.writer = CheckpointWriter(run_dir, in_background=config.training.checkpoint_in_background)
@@ -150,7 +131,7 @@ class _Run:
         self.seconds = {"evaluating": 0.0, "clustering": 0.0, "publishing": 0.0, "moving": 0.0, "saving": 0.0}
 
     def begin(self) -> None:
-        """Start from the tables of a version, if the configuration names one."""
+        """Start from the tables of a version or the model of a run, if the configuration names one."""
         url, start = self.config.registry.url, self.config.registry.start
         if url is not None and start is not None:
             opened = open_start(url, start, self.run_dir)
@@ -159,20 +140,33 @@ class _Run:
             self.position.entropies = {
                 name: table.entropies for name, table in opened.tables.items() if table.entropies
             }
-        self.count_from_zero()
-
-    def count_from_zero(self) -> None:
+        if self.config.derive is not None:
+            self.position.entropies = start_from(self.model, derived_model(self.config))
         if self.config.recluster.weigh_by_frequency:
-            maps = {table.name: self.remap.pointer_map(table.name) for table in self.tables}
-            self.frequencies = {name: np.zeros(one.num_ids, np.int64) for name, one in maps.items()}
+            self.frequencies = ShardedFrequencies({name: one.num_ids for name, one in self.maps().items()})
 
-    def load(self) -> None:
-        """Go back to the newest checkpoint."""
-        self.position, totals = checkpoint.load(self.run_dir, self.model, self.optimizer)
-        self.count_from_zero()
-        if self.ranks.is_first:  # the other ranks start from zero again, so that the sums stay right
-            self.frequencies.update(totals)
+    def resume(self) -> None:
+        """Go on from the newest checkpoint."""
+        counted = self.load()
+        if self.config.recluster.weigh_by_frequency:
+            missing = sorted(self.maps().keys() - counted)
+            if missing:
+                raise ConfigError(
+                    f"{checkpoint.newest(self.run_dir)}: no frequencies of {missing}, which weigh_by_frequency=true "
+                    "counts from the first batch on; start a new run"
+                )
+            self.frequencies = ShardedFrequencies.of(counted)
+        if self.ranks.is_first:  # the other ranks start from zero again, so that the sum stays right
             self.loss += torch.tensor(self.position.loss, dtype=torch.float64)
+
+    def load(self) -> Mapping[str, npt.NDArray[np.int64]]:
+        """Go back to the newest checkpoint. Returns the frequencies that lie there."""
+        self.position, counted = checkpoint.load(self.run_dir, self.model, self.optimizer)
+        return counted
+
+    def maps(self) -> dict[str, PointerMap]:
+        """CCE table → its map as it is now."""
+        return {table.name: self.remap.pointer_map(table.name) for table in self.tables}
 
     def save(self, log: MetricsLog, line: ProgressLine) -> Path:
         with self.activity("saving", line):
@@ -180,7 +174,7 @@ class _Run:
             self.position.metrics_bytes = log.size()
             if self.watcher is not None:
                 self.position.version = self.watcher.version
-            return self.writer.save(self.model, self.optimizer, self.position, self.total_frequencies())
+            return self.writer.save(self.model, self.optimizer, self.position, self.frequencies)
 
     def to_the_end(self, stop: StopRequest, log: MetricsLog, line: ProgressLine) -> RunResult:
         position, training = self.position, self.config.training
@@ -254,7 +248,7 @@ class _Run:
         """One step on the mean loss of the global batch. Returns this rank's sum of losses and its rows, `[2]`."""
         self.model.train()
         self.optimizer.zero_grad()
-        self.count(batch)
+        self.frequencies.count(self.remap, batch.part.sparse_features, batch.rows)
         part = batch.part.to(self.ranks.device)
         logits, labels = self.model(part)[: batch.rows], part.labels[: batch.rows]
         loss = binary_cross_entropy_with_logits(logits, labels, reduction="sum")
@@ -264,29 +258,13 @@ class _Run:
         self.optimizer.step()
         return torch.tensor([loss.item(), batch.rows], dtype=torch.float64)
 
-    def count(self, batch: RankBatch) -> None:
-        """Keep the frequencies of IDs, for clusterings that weigh by them."""
-        for table in self.tables if self.frequencies else []:
-            for feature in table.feature_names:
-                bags = batch.part.sparse_features[feature]
-                ids = bags.values()[: bags.offsets()[batch.rows] - bags.offsets()[0]]
-                rows = self.remap.pointer_map(table.name).rows(ids.numpy())
-                np.add.at(self.frequencies[table.name], rows[rows >= 0], 1)
-
-    def total_frequencies(self) -> dict[str, npt.NDArray[np.int64]]:
-        """Counts over all ranks, on every rank."""
-        totals = {name: torch.from_numpy(counts.copy()) for name, counts in self.frequencies.items()}
-        for counts in totals.values():
-            dist.all_reduce(counts)
-        return {name: counts.numpy() for name, counts in totals.items()}
-
     def recluster(self, log: MetricsLog, line: ProgressLine) -> None:
         with self.activity("clustering", line):
             reports = recluster_sharded(
                 self.model,
                 self.optimizer,
                 seed=self.config.seed,
-                frequencies=self.total_frequencies(),
+                frequencies=self.frequencies.totals(),
                 settings=self.config.recluster.settings(),
             )
         for table, report in reports.items():
@@ -300,7 +278,7 @@ class _Run:
         """Publish the tables as they are now. A registry that does not answer stops no training."""
         registry = self.config.registry.url
         assert registry is not None
-        tables = ShardedMaps(self.model).snapshot(reports, frequencies=self.total_frequencies())
+        tables = ShardedMaps(self.model).snapshot(reports, frequencies=self.frequencies.totals())
         digest = config_digest(self.config)
         try:
             published = on_first_rank(
@@ -338,19 +316,26 @@ class _Run:
         """Move to the version that is current in the registry, once all ranks have it."""
         assert self.watcher is not None
         settings = self.config.recluster.settings()
-        before = {table.name: self.remap.pointer_map(table.name) for table in self.tables}
-        moved = self.watcher.follow(self.model, self.optimizer, before=self.check_raw_ids, settings=settings)
+        old, frequencies = self.maps(), self.frequencies
+
+        def before(opened: MapVersion) -> None:
+            nonlocal frequencies
+            self.check_raw_ids(opened)
+            check_on_all_ranks(self.model, opened.tables)
+            # Counts have room on every host, or the model stays where it is.
+            frequencies = self.frequencies.moved(old, {n: each.pointer_map for n, each in opened.tables.items()})
+
+        moved = self.watcher.follow(self.model, self.optimizer, before=before, settings=settings)
         if moved is None:
             return
         self.seconds["moving"] += moved.seconds
         if moved.error is not None:
             log.write("swap", self.position.step, version=moved.version, error=moved.error)
+        else:
+            self.frequencies = frequencies
         for table, report in moved.reports.items():
             self.position.entropies[table] = report.entropies
             log.write("swap", self.position.step, version=moved.version, table=table, **asdict(report))
-            if table in self.frequencies:
-                counts = self.frequencies[table]
-                self.frequencies[table] = moved_counts(counts, before[table], self.remap.pointer_map(table))
 
     def check_raw_ids(self, opened: MapVersion) -> None:
         """Raise ConfigError if a version takes other raw IDs than the run reads."""

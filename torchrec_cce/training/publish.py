@@ -35,19 +35,13 @@ def snapshot_of_run(run_dir: Path) -> RunSnapshot:
     """
     config = read_run_config(run_dir)
     folder = checkpoint.newest(run_dir)
-    frequencies = checkpoint.read_frequencies(folder)
     entropies = checkpoint.read_position(folder).entropies
     tables = {}
     for collection in sorted(path.name for path in (folder / "maps").iterdir()):
         maps = checkpoint.read_maps(folder, collection)
         weights = _weights(folder, {name: f"{collection}.ebc.embedding_bags.{name}.weight" for name in maps})
         for name, table in maps.items():
-            tables[name] = replace(
-                table,
-                weights=weights[name],
-                frequencies=frequencies.get(name),
-                entropies=entropies.get(name, ()),
-            )
+            tables[name] = replace(table, weights=weights[name], entropies=entropies.get(name, ()))
     if not tables:
         raise ConfigError(f"{run_dir}: embedding.method={config.embedding.method!r} has no map to publish; cce has")
     return RunSnapshot(tables=tables, checkpoint=str(folder), config_digest=config_digest(config))
