@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from tests.maps.snapshots import assert_same, snapshot, tables
 from torchrec_cce.errors import ConfigError, MapFileError
 from torchrec_cce.maps import bundle
-from torchrec_cce.maps.arrow_file import ALIGNMENT, read_array, write_array
+from torchrec_cce.maps.arrow_file import ALIGNMENT, numbers, read_array, write_array
 from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import MANIFEST, FileEntry, Manifest, Provenance
 from torchrec_cce.maps.pointer_map import PointerMap
@@ -45,6 +47,30 @@ def test_round_trip_is_a_memory_map(tmp_path: Path) -> None:
     weights = back["t_user"].weights
     assert weights is not None
     assert not weights.flags.writeable
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int64, np.float32])
+def test_numbers_are_a_view(dtype: type) -> None:
+    array = pa.array(np.arange(10).astype(dtype))
+    for one in (array, array.slice(3, 4), array.slice(10), pa.array([], array.type)):
+        view = numbers(one)
+        assert view.dtype == dtype
+        assert view.tolist() == one.to_pylist()
+        assert len(one) == 0 or not view.flags.writeable
+    assert numbers(array.slice(2)).ctypes.data == array.buffers()[1].address + 2 * np.dtype(dtype).itemsize
+
+
+def test_opening_does_not_wait_for_pandas(tmp_path: Path) -> None:
+    """Which pyarrow would import, if it is installed."""
+    write_folder(tmp_path / "v", tables(), provenance=PROVENANCE)
+    program = (
+        "import sys; from pathlib import Path; from torchrec_cce.maps.bundle import read_folder\n"
+        "maps = [one.pointer_map for one in read_folder(Path(sys.argv[1]))[1].values()]\n"
+        "assert any(one.stored_view.any() for one in maps if one.stored is not None)\n"
+        "assert 'pandas' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "v"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @given(

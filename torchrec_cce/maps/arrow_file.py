@@ -5,7 +5,7 @@ metadata is padded to make up for it.
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,19 @@ def read_array(path: Path, name: str, expected: pa.DataType, length: int) -> pa.
             "copy or publish it again"
         )
     return array
+
+
+def numbers(array: pa.Array) -> npt.NDArray[Any]:
+    """[N] read-only numpy view of an array of numbers without nulls.
+
+    pyarrow's `to_numpy` imports pandas, if that is installed, which takes longer than to open a map.
+    """
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    if len(array) == 0:
+        return np.empty(0, dtype)
+    view = np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
+    view.flags.writeable = False
+    return view
 
 
 def _batch(name: str, array: pa.Array, *, padding: int) -> pa.RecordBatch:

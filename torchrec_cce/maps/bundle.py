@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from torchrec_cce.errors import ConfigError, MapFileError
 from torchrec_cce.hashing import UniversalHash
-from torchrec_cce.maps.arrow_file import Sink, list_array, read_array, write_array
+from torchrec_cce.maps.arrow_file import Sink, list_array, numbers, read_array, write_array
 from torchrec_cce.maps.file_hash import sha256_of
 from torchrec_cce.maps.manifest import (
     MANIFEST,
@@ -196,9 +196,9 @@ def _read_table(folder: Path, entry: TableEntry, version: int | None) -> TableSn
     if entry.weights is not None:
         width = entry.embedding_dim // entry.num_columns
         array = _read(folder, entry.weights, "weights", pa.list_(pa.float32(), width))
-        weights = array.values.to_numpy(zero_copy_only=True).reshape(-1, width)
+        weights = numbers(array.values).reshape(-1, width)
     if entry.frequencies is not None:
-        frequencies = _read(folder, entry.frequencies, "frequencies", pa.int64()).to_numpy(zero_copy_only=True)
+        frequencies = numbers(_read(folder, entry.frequencies, "frequencies", pa.int64()))
     return TableSnapshot(
         pointer_map=pointer_map,
         num_embeddings=entry.num_embeddings,

@@ -14,7 +14,7 @@ from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.hashing import UniversalHash, derive_seed, term_hash
 from torchrec_cce.kernels.gather import gather_rows, gather_words
 from torchrec_cce.kernels.words import as_words
-from torchrec_cce.maps.arrow_file import list_array
+from torchrec_cce.maps.arrow_file import list_array, numbers
 from torchrec_cce.maps.vocabulary import Vocabulary
 
 Unseen = Literal["error", "hash", "first_row"]
@@ -157,7 +157,7 @@ class PointerMap:
     def stored_view(self) -> npt.NDArray[np.unsignedinteger]:
         """[n, c] numpy view of the stored pointers, without a copy. Only for a clustered map."""
         assert self.stored is not None
-        values = self.stored.values.to_numpy(zero_copy_only=True)
+        values = numbers(self.stored.values)
         start = self.stored.offset * self.num_columns
         view: npt.NDArray[np.unsignedinteger] = values[start : start + self.num_ids * self.num_columns]
         return view.reshape(self.num_ids, self.num_columns)

@@ -23,6 +23,7 @@ from torchrec_cce.kernels.vocabulary import (
     scatter_blocks,
     sort_block,
 )
+from torchrec_cce.maps.arrow_file import numbers
 
 _SLOT_TYPE = pa.list_(pa.int64(), 2)
 # The most slots that a probe walks. A run of r taken slots begins at a random key with a probability below exp(-0.11 r)
@@ -109,7 +110,7 @@ class Vocabulary:
     @cached_property
     def slots_view(self) -> npt.NDArray[np.int64]:
         """[S, 2] int64 numpy view of the slots, without a copy."""
-        values = self.slots.values.to_numpy(zero_copy_only=True)
+        values = numbers(self.slots.values)
         start = 2 * self.slots.offset
         view: npt.NDArray[np.int64] = values[start : start + 2 * len(self.slots)]
         return view.reshape(-1, 2)
