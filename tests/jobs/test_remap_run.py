@@ -20,7 +20,7 @@ from tests.jobs.remap_cases import make_map, make_snapshot
 from tests.training.launch import Job
 from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, RemappedFormat
 from torchrec_cce.errors import CCEError, ConfigError, DataFileError, InvalidIDError, JobError, RegistryError
-from torchrec_cce.jobs import local_engine, remap_file, remap_run
+from torchrec_cce.jobs import local_engine, remap_file, remap_run, run_alone
 from torchrec_cce.jobs.counters import FileCounters
 from torchrec_cce.jobs.engine import engine_of
 from torchrec_cce.jobs.remap import Remapper
@@ -403,20 +403,46 @@ def test_another_registry_under_the_same_name(place: Place, monkeypatch: pytest.
     assert "is not the version of that number with which this job began (manifest " in message
 
 
-def test_progress_within_a_file(with_workers: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By row groups, while nothing is finished; and it never goes back."""
+@pytest.mark.parametrize("num_files", [1, 2])
+def test_progress_within_a_file(with_workers: Place, monkeypatch: pytest.MonkeyPatch, num_files: int) -> None:
+    """By row groups, while nothing is finished, in this process and in a worker; and it never goes back."""
     place, seen = with_workers, []
-    monkeypatch.setattr(local_engine, "TICK_S", 0.002)
-    path = place.folder / "large" / "one.parquet"
-    write_log(path, 5, rows=20_000, row_group_size=50)
-    place.run("out", input=str(path.parent), num_workers=1, progress=seen.append)
+    for module in (local_engine, run_alone):
+        monkeypatch.setattr(module, "TICK_S", 0.002)
+    folder = place.folder / "large"
+    for number in range(num_files):
+        write_log(folder / f"{number}.parquet", 5, rows=20_000, row_group_size=50)
+    place.run("out", input=str(folder), num_workers=1, progress=seen.append)
     within = [one for one in seen if one.done_files == 0 and one.rows > 0]
     assert len({one.rows for one in within}) > 3
+    size = (folder / "0.parquet").stat().st_size
     for one in within:
         assert one.rows % 50 == 0
-        assert one.done_bytes == one.num_bytes * one.rows // 20_000
+        assert (one.num_files, one.num_bytes) == (num_files, num_files * size)
+        assert one.done_bytes == size * one.rows // 20_000
     assert seen == sorted(seen, key=lambda one: (one.rows, one.done_bytes, one.done_files))
-    assert (seen[-1].rows, seen[-1].done_bytes, seen[-1].done_files) == (20_000, path.stat().st_size, 1)
+    assert (seen[-1].rows, seen[-1].done_bytes, seen[-1].done_files) == (
+        20_000 * num_files,
+        num_files * size,
+        num_files,
+    )
+
+
+def test_a_single_file_takes_no_worker(with_workers: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes are those of a worker; what this process has set stays."""
+    place = with_workers
+    options = {"input": str(place.raw / "day=1"), "file_format": "arrow", "num_workers": 2}
+    place.run("many", **options)
+    monkeypatch.setattr(local_engine.LocalEngine, "run", lambda *_, **__: pytest.fail("a worker"))
+    threads = pa.cpu_count()
+    place.run("one", **options | {"input": str(place.raw / NAMES[0])})
+    assert contents(place.folder / "one")["a.arrow"] == contents(place.folder / "many")["a.arrow"]
+    assert pa.cpu_count() == threads
+    pq.write_table(pa.table({"user": [99], "item": [[0]]}), place.raw / NAMES[0])
+    assert "row 0" in refused(
+        InvalidIDError, lambda: place.run("bad", **options | {"input": str(place.raw / NAMES[0])})
+    )
+    assert not (place.folder / "bad" / "a.arrow").exists()
 
 
 def test_raw_ids_that_do_not_tell_what_the_map_knows(place: Place) -> None:

@@ -1,6 +1,7 @@
 """A Parquet file with pointers in place of raw IDs, as an Arrow IPC file: a record batch for each row group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -26,11 +27,12 @@ def remap_to_arrow(
     """
     raw = pq.ParquetFile(file)
     schema = remapper.schema(raw.schema_arrow, name)
-    # What decodes and compresses on several threads takes Arrow's own, of which a worker has one.
-    pa.set_cpu_count(num_threads)
     options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=num_threads > 1)
     row = 0
-    with pa.ipc.new_file(pa.PythonFile(_Sink(write), mode="w"), schema, options=options) as writer:
+    with (
+        _arrow_threads(num_threads),
+        pa.ipc.new_file(pa.PythonFile(_Sink(write), mode="w"), schema, options=options) as writer,
+    ):
         for group in range(raw.num_row_groups):
             table = raw.read_row_group(group, use_threads=num_threads > 1)
             # One batch, unless a column of strings is too long for one array.
@@ -39,6 +41,17 @@ def remap_to_arrow(
                 row += len(batch)
             progress(row, raw.metadata.num_rows)
     return row
+
+
+@contextmanager
+def _arrow_threads(count: int) -> Iterator[None]:
+    """What decodes and compresses on several threads takes Arrow's own, of which a worker has one."""
+    before = pa.cpu_count()
+    pa.set_cpu_count(count)
+    try:
+        yield
+    finally:
+        pa.set_cpu_count(before)
 
 
 class _Sink:

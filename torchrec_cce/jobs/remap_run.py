@@ -20,6 +20,7 @@ from torchrec_cce.jobs.remap_folder import (
 )
 from torchrec_cce.jobs.remap_input import list_input
 from torchrec_cce.jobs.remap_progress import Progress, Watcher
+from torchrec_cce.jobs.run_alone import run_alone
 from torchrec_cce.maps.storage import Storage
 
 
@@ -70,7 +71,8 @@ def remap(
         features: feature → its raw column; by default all of the version's features that are columns of the first file.
         layout, helper: see `torchrec_cce.data.remapped_format`.
         file_format, compression: of the output. Parquet columns that are not remapped keep the compression they have.
-        engine, num_workers: see `engine_of`. Where there are fewer files than workers, each uses several threads.
+        engine, num_workers: see `engine_of`. Where there are fewer files than workers, each uses several threads; a
+            single file is remapped by those of this process, if the engine is local.
         inverse_check: read back a random sample of every file and prove it against map and input.
         options: of the object stores, see `Storage`.
         progress: called after each file, and about twice a second meanwhile.
@@ -133,7 +135,11 @@ def remap(
         ]
         watcher = Watcher(progress, tasks, counters, num_finished=len(finished))
         checked = 0
-        for task, result in workers.run(remap_file, tasks, tick=watcher.tick):
+        if engine == "local" and len(tasks) == 1:  # a worker would take about a second to start
+            results = iter([(tasks[0], run_alone(remap_file, tasks[0], tick=watcher.tick))])
+        else:
+            results = workers.run(remap_file, tasks, tick=watcher.tick)
+        for task, result in results:
             done[task.file.name] = result.finished
             checked += result.checked_rows
             watcher.finished(task, result)
