@@ -43,6 +43,14 @@ def recluster(
     registry: RegistryURL,
     checkpoint: Annotated[Path, typer.Option(help="The folder of a run, or a distributed checkpoint.")],
     output_checkpoint: Annotated[Path, typer.Option(help="The new folder to train on from.")],
+    without_helper: Annotated[
+        list[str] | None,
+        typer.Option(help="A table that has use_helper=False, may be repeated; a run says so by itself."),
+    ] = None,
+    with_helper: Annotated[
+        list[str] | None,
+        typer.Option(help="A table that has a helper, though no word of it was trained; may be repeated."),
+    ] = None,
     frequencies: Annotated[
         Path | None, typer.Option(help=".npz: for each table, how often each ID was seen; else the checkpoint's.")
     ] = None,
@@ -83,6 +91,9 @@ def recluster(
     Exit status: 0 done, 1 an error, 2 a mistake in the options, 3 a gate is closed, 4 the registry, or what is current
     in it, 130 interrupted. The same command may be run again after any of them, and after a kill.
     """
+    both = sorted({*(with_helper or [])} & {*(without_helper or [])})
+    if both:
+        raise typer.BadParameter(f"{both} are named by both --with-helper and --without-helper")
     quiet_libraries()
     with _status(as_json):
         from torchrec_cce.jobs.recluster import recluster as run
@@ -94,6 +105,7 @@ def recluster(
             registry=registry,
             checkpoint=checkpoint,
             output=output_checkpoint,
+            use_helper=dict.fromkeys(with_helper or [], True) | dict.fromkeys(without_helper or [], False),
             frequencies=frequencies,
             engine=engine,
             num_workers=workers,
@@ -191,6 +203,8 @@ def _print_forecast(forecast: "Forecast") -> None:
     disk, clustering = forecast.disk, forecast.clustering
     ids = ", ".join(f"{name} {number:,}" for name, number in forecast.num_ids.items())
     typer.echo(f"{forecast.checkpoint}, made from version {forecast.parent}; IDs: {ids}")
+    without = ", ".join(name for name, used in forecast.use_helper.items() if not used)
+    typer.echo(f"without helper: {without or 'none'}")
     rows = [(name, f"{stage.tasks:,}", f"{stage.seconds:,.1f}") for name, stage in clustering.stages.items()]
     print_table(("stage", "tasks", "seconds"), rows)
     typer.echo(f"memory: {decimal(clustering.memory_bytes)}")

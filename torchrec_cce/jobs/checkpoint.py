@@ -3,12 +3,14 @@
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
@@ -19,6 +21,7 @@ from torchrec import PoolingType
 from torchrec_cce.config import CCEConfig, CCEEmbeddingBagConfig, CCEEmbeddingConfig
 from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError
 from torchrec_cce.jobs.cluster_source import BundleMap, RegistryMap
+from torchrec_cce.jobs.helper_use import HelperUse
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.recluster import TableRows, to_array
@@ -60,24 +63,32 @@ class Checkpoint:
     """
 
     folder: Path
-    use_helper: bool = True
-    """Of its CCE tables; a run says so, a checkpoint by itself does not."""
+    helper_use: HelperUse = field(default_factory=HelperUse)
 
     @classmethod
-    def at(cls, path: Path) -> "Checkpoint":
+    def at(cls, path: Path, *, use_helper: Mapping[str, bool] | None = None) -> "Checkpoint":
         """The checkpoint `path`, or the newest one of the run `path`.
 
+        Args:
+            use_helper: of some tables, if their optimizer's states do not tell; see `HelperUse`.
+
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or it is a run, which says by itself whether the helper is used.
         """
+        said = use_helper or {}
         if (path / RUN_CONFIG).exists():
-            use_helper = read_run_config(path).embedding.use_helper
-            return cls(folder=checkpoint.newest(path), use_helper=use_helper)
+            of_run = read_run_config(path).embedding.use_helper
+            if said:
+                raise ConfigError(
+                    f"{path}: the run says use_helper={str(of_run).lower()}; leave --with-helper and --without-helper "
+                    "out"
+                )
+            return cls(folder=checkpoint.newest(path), helper_use=HelperUse(of_run=of_run))
         if not (path / METADATA).exists():
             raise ConfigError(
                 f"{path}: neither the folder of a run ({RUN_CONFIG}) nor a distributed checkpoint ({METADATA})"
             )
-        return cls(folder=path)
+        return cls(folder=path, helper_use=HelperUse(of_tables=said))
 
     @cached_property
     def metadata(self) -> Metadata:
@@ -131,14 +142,22 @@ class Checkpoint:
         Raises:
             MapMismatchError: the maps are not those that the weights were trained with; the message names both.
             MapFileError, RegistryError: the maps cannot be opened.
+            ConfigError: whether a table uses its helper is not known; or it was said of a table that there is not.
         """
         maps = self._bundles if self.has_maps else self._registered(registry)
-        return [
-            self._table(name, path, source, snapshot)
+        bound = [
+            (name, path, source, snapshot)
             for path, stamps in self.stamps.items()
             for source, found in [maps(path)]
             for name, snapshot in self._bound(path, stamps, found)
         ]
+        names = [name for name, *_ in bound]
+        unknown = [name for name in self.helper_use.of_tables if name not in names]
+        if unknown:
+            raise ConfigError(
+                f"{self.folder}: --with-helper or --without-helper of {unknown}; the CCE tables are {names}"
+            )
+        return [self._table(*each) for each in bound]
 
     def read_rows(self, table: CheckpointTable) -> TableRows:
         """The whole physical table and its optimizer's states. Raises DataFileError if a file is damaged."""
@@ -174,7 +193,7 @@ class Checkpoint:
         if len(stated) > 1:
             raise MapMismatchError(f"{self.folder}: its maps are of several versions, {sorted(v or 0 for v in stated)}")
         opened = registry.open(*stated)
-        source = RegistryMap(url=registry.url, version=opened.version)
+        source = RegistryMap(url=registry.url, version=opened.version, options=registry.options)
         # What was counted for that version was not counted for these weights.
         tables = {name: replace(table, frequencies=None) for name, table in opened.tables.items()}
         return lambda _: (source, tables)
@@ -214,8 +233,14 @@ class Checkpoint:
             for key, entry in tensors.items()
             if key.startswith(stem) and tuple(entry.size[:1]) == size[:1]
         }
+
+        def helper_states() -> Iterator[npt.NDArray[np.float32]]:
+            for tensor in self.read(list(states.values())).values():
+                yield to_array(tensor).reshape(one.num_columns, 2, one.num_rows, *tensor.shape[1:])[:, 1]
+
+        use_helper = self.helper_use.of(name, helper_states)
         return CheckpointTable(
-            config=_config(name, snapshot, pooled=".embedding_bags." in weight, use_helper=self.use_helper),
+            config=_config(name, snapshot, pooled=".embedding_bags." in weight, use_helper=use_helper),
             collection=path,
             maps=maps,
             snapshot=snapshot,

@@ -71,7 +71,7 @@ def copy_checkpoint(found: Checkpoint, source: Path, target: Path) -> Checkpoint
             ) from error
         # `copytree` goes on after an error and lists all in the end.
         raise OSError(error.args[0][0][2] if isinstance(error, shutil.Error) else str(error)) from error
-    return Checkpoint.at(target)
+    return Checkpoint.at(target, use_helper=found.helper_use.of_tables)
 
 
 def replace_tables(copy: Checkpoint, tables: Sequence[NewTable], *, version: int) -> Checkpoint:
@@ -97,7 +97,9 @@ def replace_tables(copy: Checkpoint, tables: Sequence[NewTable], *, version: int
             maps = {name: replace(one.table.snapshot, pointer_map=one.pointer_map) for name, one in mine.items()}
             write_folder(folder, maps, provenance=Provenance.of_this_code())
     _note_in_position(copy, tables, version)
-    return Checkpoint(folder=copy.folder, use_helper=copy.use_helper)
+    # A clustering has left no state of a helper that would tell.
+    of_tables = {one.table.name: one.table.config.use_helper for one in tables}
+    return Checkpoint(folder=copy.folder, helper_use=replace(copy.helper_use, of_tables=of_tables))
 
 
 def stamp_version(copy: Checkpoint, tables: Sequence[NewTable], *, version: int) -> None:

@@ -1,9 +1,9 @@
 """Where the workers of a job find what is as large as the IDs of a table. Nothing here imports torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +37,12 @@ class RegistryMap:
 
     url: str
     version: int
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Of the object store, see `Storage`; credentials may be among them."""
 
     def open(self) -> Mapping[str, TableSnapshot]:
         """The snapshots by table, verified and memory-mapped. Raises as `Registry.open`."""
-        return Registry(self.url).open(self.version).tables
+        return Registry(self.url, **self.options).open(self.version).tables
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,8 @@ class Forecast:
     parent: int
     num_ids: dict[str, int]
     """Table → rows of its map."""
+    use_helper: dict[str, bool]
+    """Table → whether its helper words are used."""
     clustering: Estimate
     """Without the frequencies of IDs."""
     disk: Sizes
@@ -58,6 +60,7 @@ def foresee(job: ReclusterJob) -> Forecast:
         registry=given.registry.url,
         parent=parent.version,
         num_ids={table.name: table.snapshot.pointer_map.num_ids for table in given.tables},
+        use_helper={table.name: table.config.use_helper for table in given.tables},
         clustering=estimate(
             sources,
             given.settings,

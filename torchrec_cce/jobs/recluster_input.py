@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,10 +29,14 @@ class ReclusterJob:
     """What is to be done. Seed and settings that are None are those of the run, or the defaults."""
 
     registry: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Of the registry's object store, see `Storage`; for this process and the workers alike."""
     checkpoint: Path
     """The folder of a run, or a distributed checkpoint."""
     output: Path
     """A new folder of the same kind."""
+    use_helper: Mapping[str, bool] = field(default_factory=dict)
+    """Of tables of a distributed checkpoint by itself, where the optimizer's states do not tell; see `HelperUse`."""
     frequencies: Path | None = None
     """`.npz`: CCE table → [n] int64; None takes those of the checkpoint, if it has any."""
     engine: EngineName = "local"
@@ -81,13 +86,13 @@ class ReclusterInput:
         job = self.job = replace(job, checkpoint=job.checkpoint.resolve(), output=job.output.resolve())
         if job.checkpoint in job.output.parents:
             raise ConfigError(f"{job.output} is inside the checkpoint {job.checkpoint}; choose a folder outside of it")
-        self.checkpoint = Checkpoint.at(job.checkpoint)
+        self.checkpoint = Checkpoint.at(job.checkpoint, use_helper=job.use_helper)
         is_run = (job.checkpoint / RUN_CONFIG).exists()
         self.config: RunConfig | None = read_run_config(job.checkpoint) if is_run else None
         if job.validation is not None and self.config is None:
             raise ConfigError(f"{job.checkpoint}: only a run says how to build its model; leave --validate out")
         self.seed = job.seed if job.seed is not None else 0 if self.config is None else self.config.seed
-        self.registry = Registry(job.registry)
+        self.registry = Registry(job.registry, **job.options)
         self.identity = self._identity()
 
     @property
@@ -174,6 +179,7 @@ class ReclusterInput:
         return {
             "checkpoint": sha256_of(self.checkpoint.folder / METADATA),
             "maps": [stamp.digest for stamps in self.checkpoint.stamps.values() for stamp in stamps],
+            "use_helper": dict(self.job.use_helper),
             "frequencies": None if given is None else sha256_of(given),
             "seed": self.seed,
             **{name: settings[name] for name in ("num_iterations", "points_per_centroid", "backend", "helper_init")},

@@ -83,6 +83,8 @@ class Registry:
 
     def __init__(self, url: str | Path, *, cache: Path | None = None, **options: Any) -> None:
         self._storage = Storage(url, **options)
+        self.options = options
+        """As given: with them another process opens the same registry."""
         self._journal = Journal(self._storage)
         self._copies = LocalCopies(self._storage, cache)
 
