@@ -7,8 +7,9 @@ import pytest
 
 from torchrec_cce.data.synthetic import write_click_log
 from torchrec_cce.evaluation.outcome import Outcome
-from torchrec_cce.training.compare import compare
-from torchrec_cce.training.demo import prepare
+from torchrec_cce.harness.bench import bench, chosen_outcomes
+from torchrec_cce.harness.demo import prepare
+from torchrec_cce.harness.plan import MethodEntry, Plan
 
 SEEDS = (0, 1, 2)
 CAP = 4000
@@ -21,15 +22,14 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], 
     folder = tmp_path_factory.mktemp("planted")
     write_click_log(folder / "clicks.tsv", num_rows=200_000, seed=0)
     base, _ = prepare(folder / "data", folder / "clicks.tsv", label="label", max_rows=200_000)
-    found = compare(
-        base,
-        methods=["hashing_trick", "ce_concat", "cce"],
-        caps=[CAP],
+    plan = Plan(
+        run=base,
+        methods=(MethodEntry(method="hashing_trick"), MethodEntry(method="ce_concat"), MethodEntry(method="cce")),
+        caps=(CAP,),
         seeds=SEEDS,
-        learning_rates=[base.optimizer.embedding_learning_rate],
-        folder=folder / "runs",
-        workers=2,
+        learning_rates=(base.optimizer.embedding_learning_rate,),
     )
+    found = chosen_outcomes(bench(plan, folder, workers=2, show_progress=False))
     return {(outcome.method, outcome.seed): outcome for outcome in found}
 
 

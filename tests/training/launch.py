@@ -18,7 +18,7 @@ from unittest import mock
 TIMEOUT = 120.0
 """Seconds that a process may take; nothing here hangs longer."""
 _PRELOADED = [
-    *(f"torchrec_cce.{name}" for name in ("cli.main", "training.demo", "training.placement", "training.publish")),
+    *(f"torchrec_cce.{name}" for name in ("cli.main", "harness.demo", "training.placement", "training.publish")),
     *("torch.distributed.optim", "torch.utils.tensorboard"),
 ]
 """What commands import when they run."""

@@ -3,14 +3,13 @@
 A command imports what it runs when it runs: `--help`, and all of `maps` but `publish`, do not wait for torch.
 """
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from torchrec_cce.cli import maps
+from torchrec_cce.cli.bench import bench, print_outcomes
 from torchrec_cce.cli.plan import plan
 from torchrec_cce.cli.recluster import recluster
 from torchrec_cce.cli.remap import remap
@@ -21,6 +20,7 @@ app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="Cl
 app.command()(train)
 app.command()(evaluate)
 app.command()(plan)
+app.command()(bench)
 app.command()(recluster)
 app.command()(remap)
 app.add_typer(maps.app, name="maps")
@@ -42,8 +42,7 @@ def demo(
 ) -> None:
     """Compare full tables, the hashing trick, CE concat and CCE on one click log."""
     quiet_libraries()
-    from torchrec_cce.evaluation.report import TABLE_WIDTH, to_table
-    from torchrec_cce.training.demo import run_demo
+    from torchrec_cce.harness.demo import run_demo
 
     with one_line_errors():
         outcomes, about = run_demo(
@@ -55,12 +54,10 @@ def demo(
             max_parameters=max_parameters,
             seed=seed,
         )
-    width = shutil.get_terminal_size().columns
-    console = Console(width=max(width, TABLE_WIDTH), highlight=False)
-    console.print(to_table(outcomes))
+    print_outcomes(outcomes)
     for name, fact in about.items():
-        console.print(f"{name}: {fact}")
-    console.print(f"report: {out / 'report.html'} and {out / 'report.json'}")
+        typer.echo(f"{name}: {fact}")
+    typer.echo(f"report: {out / 'report.html'} and {out / 'report.json'}")
 
 
 def main() -> None:

@@ -3,25 +3,22 @@
 import mmap
 import os
 import pickle
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import BinaryIO, Generic, TypeVar
 
-from torchrec_cce.children import end_with_parent
+from torchrec_cce.children import WorkerContext, end_with_parent
 from torchrec_cce.errors import JobError
 from torchrec_cce.jobs.counters import COUNTER, TICK_S, FileCounters
 from torchrec_cce.jobs.scratch import scratch_file
 from torchrec_cce.maps.local_copy import default_cache
 
 _ALIGNMENT = 64
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 T = TypeVar("T")
 Task = TypeVar("Task")
@@ -37,7 +34,7 @@ class LocalEngine:
 
     def __init__(self, num_workers: int | None = None) -> None:
         self.num_workers = num_workers or os.cpu_count() or 1
-        self._context = _Context()
+        self._context = WorkerContext()
         self._resources = ExitStack()
 
     def __enter__(self) -> "LocalEngine":
@@ -135,47 +132,3 @@ class FileShared(Generic[T]):
 def _path_of(file: BinaryIO) -> str:
     """Under which other processes open an open file that may have no name."""
     return f"/proc/{os.getpid()}/fd/{file.fileno()}"
-
-
-class _Context(SpawnContext):
-    """Starts workers, and remembers them."""
-
-    def __init__(self) -> None:
-        self.started: list[SpawnProcess] = []
-
-    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
-        process = _Worker(*args, **kwargs)
-        self.started.append(process)
-        return process
-
-
-class _Worker(SpawnProcess):
-    """A process that has one thread for each library's arithmetic, and leaves Ctrl-C to the one that started it."""
-
-    def start(self) -> None:
-        # Both are inherited, and must be in force before the worker imports anything.
-        with _environment(_ONE_THREAD), _masked(signal.SIGINT):
-            super().start()
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _masked(number: signal.Signals) -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

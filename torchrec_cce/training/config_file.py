@@ -98,6 +98,9 @@ def _explain(error: ValidationError, root: type) -> tuple[list[str], str]:
     first = error.errors()[0]
     keys = [str(part) for part in first["loc"] if part != "[key]"]
     message, kind = first["msg"], first["type"]
+    raised = first.get("ctx", {}).get("error")
+    if isinstance(raised, WrongValue):
+        return keys + raised.keys, raised.message
     if kind == "unexpected_keyword_argument":
         message = f"unknown key; allowed: {', '.join(_allowed(root, keys[:-1]))}"
     elif kind == "missing":

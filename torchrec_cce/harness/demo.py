@@ -21,8 +21,9 @@ from torchrec_cce.data.tsv import DENSE_FEATURES
 from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.evaluation.outcome import Outcome
 from torchrec_cce.evaluation.report import write_report
+from torchrec_cce.harness.bench import bench, chosen_outcomes
+from torchrec_cce.harness.plan import MethodEntry, Plan
 from torchrec_cce.sizing import Method
-from torchrec_cce.training.compare import compare
 from torchrec_cce.training.config import RunConfig, can_name_a_table, parse_config
 
 DEMO_METHODS: tuple[Method, ...] = ("full", "hashing_trick", "ce_concat", "cce")
@@ -69,14 +70,14 @@ def run_demo(
         about["best possible AUC"] = f"{truth.bayes_auc:.4f}, from the true click probabilities"
     base, num_rows = prepare(folder / "data", data, label=label, ignore=ignore, max_rows=max_rows)
     cap = max_parameters or max(base.universes().values()) * base.embedding.dim // 40
-    outcomes = compare(
-        base,
-        methods=DEMO_METHODS,
-        caps=[cap],
-        seeds=[seed],
-        learning_rates=[base.optimizer.embedding_learning_rate],
-        folder=folder / "runs",
+    plan = Plan(
+        run=base,
+        methods=tuple(MethodEntry(method=method) for method in DEMO_METHODS),
+        caps=(cap,),
+        seeds=(seed,),
+        learning_rates=(base.optimizer.embedding_learning_rate,),
     )
+    outcomes = chosen_outcomes(bench(plan, folder, keep_checkpoints=True))
     about |= {
         "rows": f"{num_rows:,}, one epoch over the first 80 %, tested on the last 10 %",
         "ID columns": ", ".join(base.universes()),

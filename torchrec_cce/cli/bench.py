@@ -1,0 +1,58 @@
+"""`torchrec-cce bench PLAN.toml`: methods × caps × seeds on one log, and what each came to."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from torchrec_cce.training.command import one_line_errors, say
+from torchrec_cce.training.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from torchrec_cce.evaluation.outcome import Outcome
+
+_INTERRUPTED = 130
+"""What a shell reports for a program that Ctrl-C ended."""
+
+
+def bench(
+    plan: Annotated[Path, typer.Argument(help="The plan's TOML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs and results; what is there already is not run again.")] = (
+        Path("runs/bench")
+    ),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of one thread each; one a core if not given.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
+) -> None:
+    """Compare methods on one log, at several caps and seeds, each at its best learning rate."""
+    quiet_libraries()
+    from torchrec_cce.harness.bench import RESULTS, chosen_outcomes
+    from torchrec_cce.harness.bench import bench as run
+    from torchrec_cce.harness.plan import read_plan
+
+    with one_line_errors():
+        try:
+            records = run(read_plan(plan), out, workers=workers or os.cpu_count() or 1, show_progress=not quiet)
+        except KeyboardInterrupt as interrupt:
+            say(f"interrupted; the same command goes on, and the results so far are in {out / RESULTS}")
+            raise typer.Exit(_INTERRUPTED) from interrupt
+    print_outcomes(chosen_outcomes(records))
+    for record in records:
+        if record.chosen and record.ended.error is not None:
+            cap = "" if record.key.setting.cap is None else f" at {record.key.setting.cap:,}"
+            say(f"failed: {record.key.setting.entry}{cap}, seed {record.key.seed}: {record.ended.error}")
+    typer.echo(f"results: {out / RESULTS}")
+
+
+def print_outcomes(outcomes: "Sequence[Outcome]") -> None:
+    """The table of a comparison."""
+    from torchrec_cce.evaluation.report import TABLE_WIDTH, to_table
+
+    # A pipe has no width, and a table that is cut to 80 columns tells a program nothing.
+    width = max(shutil.get_terminal_size().columns, TABLE_WIDTH)
+    Console(width=width, highlight=False).print(to_table(outcomes))
