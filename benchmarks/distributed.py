@@ -1,5 +1,7 @@
-"""Figures of tables on several ranks: what each placement costs here, what the planner picks, and maps in memory."""
+"""Figures of tables on several ranks: what each placement costs here, what the planner picks, maps and frequencies in
+memory."""
 
+import os
 import statistics
 import tempfile
 import time
@@ -20,12 +22,16 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.figure import report
-from benchmarks.recluster_ranks import recluster_figures
+from benchmarks.recluster_ranks import Peak, recluster_figures
 from benchmarks.scaling import scaling_figures
 from tests.training.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig
+from torchrec_cce.clustering.frequencies import Frequencies
 from torchrec_cce.maps.arrow_file import read_array, write_array
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.modules.remap import Remap
+from torchrec_cce.sharding.frequencies import ShardedFrequencies
+from torchrec_cce.sharding.host_file import file_copy
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.sharding.storage import MapStorageReservation
@@ -43,6 +49,9 @@ ROUNDS = 3
 SECONDS = 2.0
 MAP_IDS = 10**8
 MAP_COLUMNS = 4
+COUNTED_BATCHES = 40
+COUNTED_IDS = 200_000
+"""Of a batch, on each rank."""
 
 
 def distributed_figures() -> None:
@@ -63,6 +72,7 @@ def distributed_figures() -> None:
             against=on_each,
         )
     _map_figures()
+    _frequency_figures()
 
 
 def _run(function: Any, *args: Any) -> list[Any]:
@@ -172,6 +182,55 @@ def _proportional_set_size(path: str) -> int:
         elif inside and line.startswith("Pss:"):
             total += 1024 * int(line.split()[1])
     return total
+
+
+def _frequency_figures() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = _run(_count, folder)
+    looked_up = f"{COUNTED_BATCHES} batches of {COUNTED_IDS:,} IDs on each of {WORLD_SIZE} ranks, log-uniform"
+    private = max(rank[0] for rank in ranks)
+    report(
+        f"frequencies of {MAP_IDS:.0e} IDs, private bytes of a rank at the peak",
+        private,
+        target="≤ 64 MiB, a twelfth of the array",
+        holds=private <= 64 << 20,
+        against=f"{8 * MAP_IDS:,} bytes: the array; counted, exchanged, copied for a checkpoint and moved; {looked_up}",
+    )
+    report(
+        "frequencies, CPU seconds of a rank to count and exchange",
+        max(rank[1] for rank in ranks),
+        against=f"np.add.at on an array of its own takes {max(rank[2] for rank in ranks):.2f} s; {looked_up}",
+    )
+
+
+def _count(folder: str) -> tuple[int, float, float]:
+    """(private bytes at the peak, CPU seconds to count and exchange, CPU seconds of `np.add.at`)."""
+    os.environ["TORCHREC_CCE_CACHE"] = folder
+    table = CCEEmbeddingBagConfig(
+        name="t", num_embeddings=MAP_IDS, embedding_dim=DIM, feature_names=["f"], num_rows=2**16
+    )
+    remap = Remap([table], is_weighted=False)
+    with process_group() as ranks:
+        rng = np.random.default_rng(ranks.rank)
+        batches = [(MAP_IDS ** rng.random(COUNTED_IDS)).astype(np.int64) % MAP_IDS for _ in range(COUNTED_BATCHES)]
+        lengths = torch.ones(COUNTED_IDS, dtype=torch.int32)
+        with Peak() as memory:
+            counts = ShardedFrequencies({"t": MAP_IDS})
+            began = time.process_time()
+            for ids in batches:
+                features = KeyedJaggedTensor(keys=["f"], values=torch.from_numpy(ids), lengths=lengths)
+                counts.count(remap, features, COUNTED_IDS)
+            totals = counts.totals()["t"]
+            seconds = time.process_time() - began
+            assert Frequencies(totals, MAP_IDS).total == WORLD_SIZE * COUNTED_BATCHES * COUNTED_IDS
+            file_copy(totals)
+            before = remap.pointer_map("t")
+            counts.moved({"t": before}, {"t": replace(before, num_ids=MAP_IDS + 1)})
+        array = np.zeros(MAP_IDS, np.int64)
+        began = time.process_time()
+        for ids in batches:
+            np.add.at(array, remap.pointer_map("t").rows(ids), 1)
+        return memory.grown, seconds, time.process_time() - began
 
 
 if __name__ == "__main__":
