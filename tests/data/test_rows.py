@@ -59,6 +59,12 @@ def test_thinned_is_every_nth_row_however_the_stream_was_cut(
     assert_same(joined([whole[:0], *parts]), joined([whole[:0], *expected]))
 
 
+def test_nothing_is_copied_where_every_row_is_taken() -> None:
+    chunks = cut(numbered(10), [3, 0, 4])
+    found = list(thinned(chunks, every=1))
+    assert all(one is other for one, other in zip(found, [chunks[0], *chunks[2:]], strict=True))
+
+
 def test_thinned_refuses_what_cannot_be() -> None:
     for every, first in ((0, 0), (1, -1)):
         with pytest.raises(ConfigError, match=f"every={every} must be at least 1, first={first} at least 0"):

@@ -136,7 +136,8 @@ def _concat_columns(columns: Sequence[Column]) -> Column:
 def thinned(chunks: Iterable[Rows], *, every: int, first: int = 0) -> Iterator[Rows]:
     """Of a stream of rows, numbered from 0: the rows `first`, `first + every`, `first + 2·every`, ….
 
-    They are the same however the stream was cut into chunks. A chunk that has none of them is left out.
+    They are the same however the stream was cut into chunks. A chunk that has none of them is left out, one that has
+    no others is passed on as it is.
 
     Raises:
         ConfigError: `every < 1` or a negative `first`.
@@ -149,6 +150,9 @@ def thinned(chunks: Iterable[Rows], *, every: int, first: int = 0) -> Iterator[R
         taken[wait::every] = True
         wait += len(range(wait, len(chunk), every)) * every - len(chunk)
         if not taken.any():
+            continue
+        if taken.all():
+            yield chunk
             continue
         yield Rows(
             labels=chunk.labels[taken],
