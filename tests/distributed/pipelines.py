@@ -22,7 +22,15 @@ from torchrec_cce.sharding.pipeline import RowCollate, drain
 from torchrec_cce.sharding.recluster import recluster_sharded
 
 CASE = Case(
-    placement={"user": "row_wise", "item": "table_wise", "tag": "row_wise", "day": "data_parallel"},
+    placement={
+        "user": "row_wise",
+        "item": "table_wise",
+        "tag": "row_wise",
+        "day": "data_parallel",
+        "signed": "table_wise",
+        "qr_concat": "row_wise",
+    },
+    with_computed=True,
 )
 STEPS = 12
 CLUSTER_AFTER = 6
