@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.jobs.remap_cases import columns, make_map, make_remapper, maps
+from tests.jobs.remap_cases import columns, known_ids, make_map, make_remapper, maps
 from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, HelperPolicy, Layout
 from torchrec_cce.errors import InvalidIDError
 from torchrec_cce.jobs import remap_parquet as module
-from torchrec_cce.jobs.remap import Remapper
+from torchrec_cce.jobs.remap import Remapper, Unseen
 from torchrec_cce.jobs.remap_parquet import remap_parquet
 from torchrec_cce.jobs.remap_thrift import read_struct, write_struct
+from torchrec_cce.maps.pointer_map import Unseen as PolicyOfUnseen
 
 ROWS = 5000
 
@@ -30,9 +31,22 @@ def write(table: pa.Table, **options: Any) -> bytes:
 def remapped(raw: bytes, remapper: Remapper, *, compression: str | None = "zstd", num_threads: int = 1) -> bytes:
     out = io.BytesIO()
     file = pa.BufferReader(raw)
-    rows = remap_parquet(file, "f", remapper, out.write, compression=compression, num_threads=num_threads)
-    assert rows == pq.ParquetFile(io.BytesIO(raw)).metadata.num_rows
+    counts = remap_parquet(file, "f", remapper, out.write, compression=compression, num_threads=num_threads)
+    assert counts.num_rows == pq.ParquetFile(io.BytesIO(raw)).metadata.num_rows
+    assert +counts.unseen == unseen_ids(raw, remapper)
     return out.getvalue()
+
+
+def unseen_ids(raw: bytes, remapper: Remapper) -> Unseen:
+    """Of the decoded rows, one after the other."""
+    found = Unseen()
+    table = pq.read_table(io.BytesIO(raw), columns=[one.column for one in remapper.format.features.values()])
+    for key, one in remapper.format.features.items():
+        known = set(known_ids(remapper.maps[one.table]))
+        for cell in table.column(one.column).to_pylist():
+            ids = cell if isinstance(cell, list) else [] if cell is None else [cell]
+            found[key] += sum((each + 2**63) % 2**64 - 2**63 not in known for each in ids)
+    return +found
 
 
 def expected(raw: bytes, remapper: Remapper) -> pa.Table:
@@ -84,11 +98,13 @@ def log(seed: int = 0, *, num_ids: int = 50, rows: int = ROWS, lists: bool = Tru
 IDS = ("plain", "nulls", "narrow", "unsigned", "wide")
 
 
-def remapper(*, num_ids: int = 50, lists: bool = True, **options: Any) -> Remapper:
+def remapper(
+    *, num_ids: int = 50, lists: bool = True, policies: tuple[PolicyOfUnseen, ...] = ("hash", "error"), **options: Any
+) -> Remapper:
     names = [*IDS, *(["bags"] if lists else [])]
     sizes = [(4, 300), (4, 70000), (3, 20), (8, 256), (5, 65536), (6, 300)]
     maps = {
-        name: make_map(seed, num_ids=num_ids, num_columns=c, num_rows=k, unseen="error" if seed % 2 else "hash")
+        name: make_map(seed, num_ids=num_ids, num_columns=c, num_rows=k, unseen=policies[seed % 2])
         for seed, (name, (c, k)) in enumerate(zip(names, sizes, strict=False))
     }
     return make_remapper(maps, **options)
@@ -121,6 +137,9 @@ def test_whatever_wrote_it(options: dict[str, Any], compression: str | None) -> 
     """Codecs, page versions, dictionaries that end in the middle of a chunk, encodings that are not rewritten."""
     raw = write(log(num_ids=3000, rows=6000), row_group_size=3000, **options)
     assert_right(raw, remapper(num_ids=3000), compression=compression)
+    knows_some = remapper(num_ids=2000, policies=("hash", "first_row"))
+    assert sum(unseen_ids(raw, knows_some).values()) > 5000
+    assert_right(raw, knows_some, compression=compression)
 
 
 @settings(max_examples=40)
@@ -144,7 +163,11 @@ def test_pages_are_rewritten_where_they_can_be(monkeypatch: pytest.MonkeyPatch) 
     raw = write(log(num_ids=3000), dictionary_pagesize_limit=1000, compression="zstd")
     for compression in ("zstd", "lz4_raw"):
         remapped(raw, remapper(num_ids=3000), compression=compression)
-    assert decoded == ["bags"] * 2
+        remapped(raw, remapper(num_ids=2000, policies=("hash", "first_row")), compression=compression)
+    for compression in ("zstd", None):
+        raw = write(log(num_ids=3000), data_page_version="2.0", compression=compression or "none")
+        remapped(raw, remapper(num_ids=2000, policies=("hash", "first_row")), compression=compression)
+    assert decoded == ["bags"] * 6
 
 
 def test_other_columns_keep_every_byte() -> None:

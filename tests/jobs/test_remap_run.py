@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.remap_cases import make_map, make_snapshot
+from tests.jobs.remap_cases import known_ids, make_map, make_snapshot
 from tests.training.launch import Job
 from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, RemappedFormat
 from torchrec_cce.errors import CCEError, ConfigError, DataFileError, InvalidIDError, JobError, RegistryError
@@ -172,6 +172,22 @@ def test_layouts_and_policies_are_proved(place: Place, file_format: Any) -> None
                 new = pq.read_table(path, partitioning=None)
             (batch,) = raw.read().combine_chunks().to_batches()
             assert new.combine_chunks().equals(pa.Table.from_batches([remapper.batch(batch, name)]))
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "arrow"])
+def test_ids_that_a_map_does_not_know_are_counted(place: Place, file_format: Any) -> None:
+    """In the report, in the manifest and in the records of files, from which a job goes on."""
+    known = set(known_ids(make_map(2, num_columns=5, keys=True, unseen="hash")))
+    expected = {"item": 0, "user@t_item": 0}
+    for name in NAMES:
+        raw = pq.read_table(place.raw / name, partitioning=None)
+        expected["item"] += sum(one not in known for cell in raw.column("item").to_pylist() for one in cell)
+        expected["user@t_item"] += sum(one is not None and one not in known for one in raw.column("user").to_pylist())
+    assert min(expected.values()) > 100
+    assert place.run(file_format=file_format).unseen == expected
+    assert read_manifest(Storage(place.folder / "out")).unseen == expected
+    (place.folder / "out" / "_remap" / "manifest.json").unlink()
+    assert place.run(file_format=file_format).unseen == expected
 
 
 def test_all_combinations_are_there() -> None:

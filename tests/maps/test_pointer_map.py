@@ -140,7 +140,8 @@ def test_codes_of_any_id(unseen: Unseen, is_clustered: bool) -> None:
         stored = is_clustered and known in keys
         plain.append([one.stored_view[keys.index(known)] if stored else codebook, helper])
     np.testing.assert_array_equal(one.codes_of_any(ids), np.array(plain).transpose(2, 1, 0))
-    assert one.resolve(ids).num_unseen == 3
+    assert one.resolve(ids).unseen.tolist() == [False, True, False, True, False, True]
+    assert one.resolve(np.array(keys)).unseen is None
     nothing = 0 if unseen == "first_row" else -1
     assert one.resolve(ids).rows.tolist() == [3, nothing, 0, nothing, 1, nothing]
     assert one.codes_of_any(np.array([], np.int64)).shape == (4, 2, 0)

@@ -85,9 +85,11 @@ def remap(
         return
     before = f", {report.skipped_files:,} of them finished before" if report.skipped_files else ""
     proved = f"; {report.checked_rows:,} rows read back and proved" if inverse_check else ""
+    unseen = ", ".join(f"{name} {count:,}" for name, count in report.unseen.items())
+    unknown = f"; IDs that the map does not know: {unseen}" if unseen else ""
     typer.echo(
         f"remapped to version {report.version}: {report.num_files:,} files{before}, {report.num_rows:,} rows, "
-        f"{decimal(report.input_bytes)} to {decimal(report.num_bytes)}, {report.seconds:.1f} s{proved}"
+        f"{decimal(report.input_bytes)} to {decimal(report.num_bytes)}, {report.seconds:.1f} s{proved}{unknown}"
     )
 
 

@@ -1,5 +1,6 @@
 """Raw IDs to index pointers, one record batch at a time: pure, and the same whatever runs it."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +27,8 @@ from torchrec_cce.kernels.packed import packed_hashes
 from torchrec_cce.maps.pointer_map import PointerMap
 
 Words = list[npt.NDArray[np.uint64]]
+Unseen = Counter[str]
+"""Key of a feature in the format → how many raw IDs of the rows its map does not know, and has something for."""
 
 
 class Found(NamedTuple):
@@ -35,14 +38,16 @@ class Found(NamedTuple):
     """[N] uint64 each: the words of the codebook pointers, then those of the helper codes if they are stored."""
     bad: int
     """Position of the first ID that the map does not know under `unseen="error"`, or -1; the words there are void."""
-    num_unseen: int
-    """How many the map does not know, and has something for."""
+    unseen: npt.NDArray[np.bool_] | None
+    """[N] those that the map does not know, and has something for; None if it knows all."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureMap:
     """The map of one feature, and the columns that its raw column becomes."""
 
+    key: str
+    """Of the feature in the format."""
     feature: RemappedFeature
     pointer_map: PointerMap
 
@@ -54,25 +59,25 @@ class FeatureMap:
     def find(self, ids: npt.NDArray[np.int64]) -> Found:
         """The words of raw `ids: [N] int64`, by the map's own policy for those that it does not know."""
         one = self.pointer_map
-        rows, num_unseen, bad = ids, 0, -1
+        rows, bad = ids, -1
+        unseen: npt.NDArray[np.bool_] | None = None
         # One pass does it all where a raw ID is its own row and any other is an error.
         if one.vocabulary is not None or one.unseen != "error" or one.stored is None:
-            ids, rows, num_unseen = one.resolve(ids)
-            if num_unseen and one.unseen == "error":
-                bad = int(np.argmax(rows < 0))
+            ids, rows, unseen = one.resolve(ids)
+            if unseen is not None and one.unseen == "error":
+                bad = int(np.argmax(unseen))
         if one.stored is None:
             words = self._hashed(ids, one.codebook_hash)
         else:
             words, outside = self._stored(rows)
-            if not num_unseen:
+            if unseen is None:
                 bad = outside
             elif one.unseen == "hash":
-                unseen = rows < 0
                 for word, hashed in zip(words, self._hashed(ids[unseen], one.codebook_hash), strict=True):
                     word[unseen] = hashed
         if self.feature.helpers:
             words += self._hashed(ids, one.helper_hash)
-        return Found(words, bad, num_unseen)
+        return Found(words, bad, unseen)
 
     def arrays(self, words: Words, layout: Layout) -> list[pa.Array]:
         """The words that `find` gave as the columns of a layout, one ID a row."""
@@ -120,8 +125,8 @@ class Remapper:
     def features_of(self, column: str) -> list[FeatureMap]:
         """The features whose raw column this is, in the format's order; none for a column that is left as it is."""
         return [
-            FeatureMap(feature=one, pointer_map=self.maps[one.table])
-            for one in self.format.features.values()
+            FeatureMap(key=key, feature=one, pointer_map=self.maps[one.table])
+            for key, one in self.format.features.items()
             if one.column == column
         ]
 
@@ -165,12 +170,15 @@ class Remapper:
             for name in one.columns
         ]
 
-    def batch(self, batch: pa.RecordBatch, name: str, *, first_row: int = 0) -> pa.RecordBatch:
+    def batch(
+        self, batch: pa.RecordBatch, name: str, *, first_row: int = 0, unseen: Unseen | None = None
+    ) -> pa.RecordBatch:
         """The remapped batch.
 
         Args:
             name: of the file, for messages.
             first_row: of the batch in its file.
+            unseen: what is counted in the batch is added to it.
 
         Raises:
             InvalidIDError: an ID that its map does not know; names file, column, row and value.
@@ -180,18 +188,20 @@ class Remapper:
         arrays = [
             array
             for raw, values in zip(batch.schema, batch.columns, strict=True)
-            for array in self.columns(raw.name, values, name, first_row=first_row)
+            for array in self.columns(raw.name, values, name, first_row=first_row, unseen=unseen)
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
-    def columns(self, column: str, array: pa.Array, name: str, *, first_row: int = 0) -> list[pa.Array]:
-        """What takes the place of a raw column in a batch. Raises as `batch`."""
+    def columns(
+        self, column: str, array: pa.Array, name: str, *, first_row: int = 0, unseen: Unseen | None = None
+    ) -> list[pa.Array]:
+        """What takes the place of a raw column in a batch. Arguments and errors: as `batch`."""
         found = self.features_of(column)
         if not found:
             return [array]
         keep = [array] if self.format.helper == "keep-raw" else []
         try:
-            return keep + [new for one in found for new in _remapped(array, one, self.format.layout)]
+            return keep + [new for one in found for new in _remapped(array, one, self.format.layout, unseen)]
         except BadCell as error:
             kind = InvalidIDError if isinstance(error, UnseenID) else DataFileError
             raise kind(f"{name}: column {column!r}, row {first_row + error.row} (the first is 0) {error}") from None
@@ -205,9 +215,9 @@ def _column_type(raw: pa.DataType, item: pa.DataType) -> pa.DataType:
     return item
 
 
-def _remapped(array: pa.Array, one: FeatureMap, layout: Layout) -> list[pa.Array]:
+def _remapped(array: pa.Array, one: FeatureMap, layout: Layout, count: Unseen | None) -> list[pa.Array]:
     column = to_column(array)
-    words, bad, _ = one.find(column.values)
+    words, bad, unseen = one.find(column.values)
     if bad >= 0:
         row = bad if column.lengths is None else _row_of(column.lengths, bad)
         value = int(column.values[bad])
@@ -219,6 +229,8 @@ def _remapped(array: pa.Array, one: FeatureMap, layout: Layout) -> list[pa.Array
             f"holds raw ID {shown}, which the map of table {one.feature.table!r} does not know (its IDs are {where}); "
             'correct the data, or publish a map with unseen="hash"',
         )
+    if count is not None and unseen is not None:
+        count[one.key] += int(np.count_nonzero(unseen))
     kind = _column_type(array.type, one.feature.item_type(layout))
     if kind == one.feature.item_type(layout):
         return [_with_nulls(items, array, layout) for items in one.arrays(words, layout)]

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_cce.jobs.remap import Remapper
-from torchrec_cce.jobs.remap_parquet import RowsDone
+from torchrec_cce.jobs.remap import Remapper, Unseen
+from torchrec_cce.jobs.remap_parquet import Counts, RowsDone
 
 
 def remap_to_arrow(
@@ -20,15 +20,15 @@ def remap_to_arrow(
     compression: str | None,
     num_threads: int,
     progress: RowsDone = lambda _, __: None,
-) -> int:
-    """Write the remapped file, front to back; returns its number of rows. Memory holds one row group.
+) -> Counts:
+    """Write the remapped file, front to back. Memory holds one row group.
 
     Arguments and errors: as `remap_parquet`; `compression` is lz4, zstd or None.
     """
     raw = pq.ParquetFile(file)
     schema = remapper.schema(raw.schema_arrow, name)
     options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=num_threads > 1)
-    row = 0
+    row, unseen = 0, Unseen()
     with (
         _arrow_threads(num_threads),
         pa.ipc.new_file(pa.PythonFile(_Sink(write), mode="w"), schema, options=options) as writer,
@@ -37,10 +37,10 @@ def remap_to_arrow(
             table = raw.read_row_group(group, use_threads=num_threads > 1)
             # One batch, unless a column of strings is too long for one array.
             for batch in table.combine_chunks().to_batches():
-                writer.write_batch(remapper.batch(batch, name, first_row=row))
+                writer.write_batch(remapper.batch(batch, name, first_row=row, unseen=unseen))
                 row += len(batch)
             progress(row, raw.metadata.num_rows)
-    return row
+    return Counts(row, unseen)
 
 
 @contextmanager

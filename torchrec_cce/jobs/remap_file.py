@@ -87,7 +87,7 @@ def remap_file(task: FileTask) -> FileResult:
 
             is_parquet = task.file_format == "parquet"
             with reading(str(task)), source.open_file(task.file.name) as file:
-                rows = (remap_parquet if is_parquet else remap_to_arrow)(
+                counts = (remap_parquet if is_parquet else remap_to_arrow)(
                     file,
                     str(task),
                     remapper,
@@ -100,7 +100,13 @@ def remap_file(task: FileTask) -> FileResult:
         checked = 0
         if task.inverse_check:
             checked = check_file(source, task.file.name, out, task.output_name, remapper)
-        finished = FinishedFile(input=task.file.name, name=task.output_name, num_rows=rows, num_bytes=num_bytes)
+        finished = FinishedFile(
+            input=task.file.name,
+            name=task.output_name,
+            num_rows=counts.num_rows,
+            num_bytes=num_bytes,
+            unseen=dict(sorted((+counts.unseen).items())),
+        )
         folder.record(finished)
     return FileResult(finished=finished, checked_rows=checked)
 

@@ -7,9 +7,10 @@ created after the file; `manifest.json` comes when all are there. So a job that 
 import fcntl
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import field, fields
 from hashlib import sha256
 from typing import Any, Literal, get_args
 
@@ -88,6 +89,9 @@ class FinishedFile:
     name: str
     num_rows: Count
     num_bytes: Count
+    unseen: dict[str, Count] = field(default_factory=dict)
+    """Key of a feature in the format → how many IDs of its column the map does not know, and has something for; no
+    features of which it knows all."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
@@ -98,6 +102,8 @@ class RemapManifest:
     complete: Literal[True] = True
     num_rows: Count
     num_bytes: Count
+    unseen: dict[str, Count] = field(default_factory=dict)
+    """Of all files."""
     files: tuple[FinishedFile, ...]
     remapped: RemappedFormat
 
@@ -197,6 +203,7 @@ class OutputFolder:
         manifest = RemapManifest(
             num_rows=sum(one.num_rows for one in files),
             num_bytes=sum(one.num_bytes for one in files),
+            unseen=dict(sorted(sum((Counter(one.unseen) for one in files), Counter()).items())),
             files=tuple(sorted(files, key=lambda one: one.name)),
             remapped=job.remapped,
         )

@@ -5,16 +5,18 @@ the dictionary's IDs are looked up, and the pages of indices and of nulls stay a
 looked up one by one. `parquet.thrift` of the Apache Parquet format has the meaning of the numbers here.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from torchrec_cce.jobs.remap import Found
+from torchrec_cce.jobs.remap import FeatureMap, Unseen, Words
 from torchrec_cce.jobs.remap_chunk import Chunk
 from torchrec_cce.jobs.remap_thrift import BINARY, STRUCT, Struct, i32, i64, items, read_struct, write_struct
+from torchrec_cce.kernels.marked import count_marked
 
 CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 """Parquet's number → pyarrow's name. The deprecated LZ4 (5) and LZO (3) are left to pyarrow's reader."""
@@ -23,6 +25,8 @@ PLAIN, RLE, BIT_PACKED, DICTIONARIES = 0, 3, 4, (2, 8)
 INT32, INT64 = 1, 2
 
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
+_PAGE, _PAGE_V2 = 5, 8
+"""Fields of a page's header that tell more of it."""
 
 
 class CannotRewrite(Exception):
@@ -48,20 +52,17 @@ class _Column:
 def rewrite_chunk(
     data: bytes,
     meta: Struct,
-    find: Callable[[npt.NDArray[np.int64]], Found],
-    names: tuple[str, ...],
+    features: Sequence[FeatureMap],
     *,
     unsigned: bool,
     optional: bool,
     compression: str | None,
-) -> list[Chunk]:
-    """The chunks of the new columns.
+) -> tuple[list[Chunk], Unseen]:
+    """The chunks of the new columns of `features`, and how many IDs of the rows their maps do not know.
 
     Args:
         data: the bytes of the chunk.
         meta: its `ColumnMetaData`.
-        find: IDs → the words of the new columns.
-        names: of the new columns.
         unsigned: 32-bit values are.
         optional: the column may have nulls.
         compression: pyarrow's name of the codec to write, None for no compression.
@@ -71,13 +72,18 @@ def rewrite_chunk(
     """
     recode = _Recoder(CODECS[meta[4].value], compression)
     dtype = {INT32: np.dtype("<u4" if unsigned else "<i4"), INT64: np.dtype("<i8")}[meta[1].value]
+    names = [name for one in features for name in one.columns]
     columns = [_Column() for _ in names]
+    unseen: Unseen = Counter()
+    marks: dict[str, npt.NDArray[np.bool_]] = {}  # entries of the dictionary that are unseen
 
-    def look_up(values: memoryview) -> list[npt.NDArray[np.uint64]]:
-        found = find(np.frombuffer(values, dtype).astype(np.int64, copy=False))
-        if found.bad >= 0:
+    def look_up(values: memoryview) -> tuple[Words, dict[str, npt.NDArray[np.bool_]]]:
+        ids = np.frombuffer(values, dtype).astype(np.int64, copy=False)
+        found = [one.find(ids) for one in features]
+        if any(one.bad >= 0 for one in found):
             raise CannotRewrite
-        return found.words
+        marked = {one.key: each.unseen for one, each in zip(features, found, strict=True) if each.unseen is not None}
+        return [word for one in found for word in one.words], marked
 
     position, values_left = 0, meta[5].value
     while values_left > 0:
@@ -86,13 +92,14 @@ def rewrite_chunk(
         body = memoryview(data)[start : start + size]
         position = start + size
         if kind == _DICTIONARY_PAGE:
-            for column, word in zip(columns, look_up(recode.unpacked(body, head[2].value)), strict=True):
+            words, marks = look_up(recode.unpacked(body, head[2].value))
+            for column, word in zip(columns, words, strict=True):
                 column.dictionary_at = column.size
                 _add(column, head, b"", recode, word)
             continue
         if kind not in (_DATA_PAGE, _DATA_PAGE_V2):
             continue
-        number = 5 if kind == _DATA_PAGE else 8
+        number = _PAGE if kind == _DATA_PAGE else _PAGE_V2
         page: Struct = head[number].value
         values_left -= page[1].value
         encoding = page[2 if kind == _DATA_PAGE else 4].value
@@ -102,6 +109,8 @@ def rewrite_chunk(
         if encoding in DICTIONARIES:
             if kind == _DATA_PAGE_V2 and recode.changes:
                 raise CannotRewrite
+            for key, marked in marks.items():
+                unseen[key] += _count_marked(head, body, recode, marked, optional=optional)
             packed = recode.again(body, head[2].value)
             header = write_struct({1: head[1], 2: head[2], 3: i32(len(packed)), number: head[number]})
             for column in columns:
@@ -109,14 +118,17 @@ def rewrite_chunk(
         elif encoding == PLAIN and kind == _DATA_PAGE and (not optional or page[3].value == RLE):
             raw = recode.unpacked(body, head[2].value)
             levels = 4 + int.from_bytes(raw[:4], "little") if optional else 0
-            for column, word in zip(columns, look_up(raw[levels:]), strict=True):
+            words, plain_marks = look_up(raw[levels:])
+            unseen.update({key: int(np.count_nonzero(marked)) for key, marked in plain_marks.items()})
+            for column, word in zip(columns, words, strict=True):
                 _add(column, head, raw[:levels], recode, word)
         else:
             raise CannotRewrite
-    return [
+    chunks = [
         Chunk(parts=column.parts, entry=_entry(column, meta, name, compression))
         for column, name in zip(columns, names, strict=True)
     ]
+    return chunks, unseen
 
 
 class _Recoder:
@@ -135,6 +147,33 @@ class _Recoder:
 
     def again(self, body: memoryview, size: int) -> bytes | memoryview | pa.Buffer:
         return self.packed(self.unpacked(body, size)) if self.changes else body
+
+
+def _count_marked(
+    head: Struct, body: memoryview, recode: _Recoder, marks: npt.NDArray[np.bool_], *, optional: bool
+) -> int:
+    """How many indices of a page point at marked entries of the dictionary."""
+    if _PAGE_V2 in head:
+        page = head[_PAGE_V2].value
+        levels = page[5].value + page[6].value
+        is_packed = page[7].value if 7 in page else True
+        content = recode.unpacked(body[levels:], head[2].value - levels) if is_packed else body[levels:]
+        count = page[1].value - page[2].value
+    else:
+        page = head[_PAGE].value
+        content, count = recode.unpacked(body, head[2].value), page[1].value
+        if optional:
+            if page[3].value != RLE:
+                raise CannotRewrite
+            levels = 4 + int.from_bytes(content[:4], "little")
+            count = count_marked(np.frombuffer(content[4:levels], np.uint8), 1, count, np.array([False, True]))
+            content = content[levels:]
+    if count == 0:
+        return 0
+    found = count_marked(np.frombuffer(content[1:], np.uint8), content[0], count, marks)
+    if found < 0:
+        raise CannotRewrite
+    return found
 
 
 def _add(

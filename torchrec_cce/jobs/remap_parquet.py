@@ -6,14 +6,14 @@ the pages are rewritten (`remap_pages`); what that does not cover, as lists of I
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.errors import DataFileError
 from torchrec_cce.jobs.in_order import in_order
-from torchrec_cce.jobs.remap import Found, Remapper
+from torchrec_cce.jobs.remap import Remapper, Unseen
 from torchrec_cce.jobs.remap_chunk import Chunk, copied, encoded, moved, start_of
 from torchrec_cce.jobs.remap_field import FieldPlan, plan_fields
 from torchrec_cce.jobs.remap_footer import new_footer, new_group
@@ -27,6 +27,13 @@ RowsDone = Callable[[int, int], object]
 """Told how many rows of how many are written."""
 
 
+class Counts(NamedTuple):
+    """Of a remapped file."""
+
+    num_rows: int
+    unseen: Unseen
+
+
 def remap_parquet(
     file: pa.NativeFile,
     name: str,
@@ -36,8 +43,8 @@ def remap_parquet(
     compression: str | None,
     num_threads: int,
     progress: RowsDone = lambda _, __: None,
-) -> int:
-    """Write the remapped file, front to back; returns its number of rows.
+) -> Counts:
+    """Write the remapped file, front to back.
 
     Row groups stay as they are. Memory holds a few column chunks. The bytes do not depend on `num_threads`.
 
@@ -69,7 +76,7 @@ class _File:
         self._groups: list[Struct] = self._footer[4].value.values
         self._plans = plan_fields(self._footer, schema, remapper, self._new_schema)
 
-    def copy(self, write: Write, num_threads: int, progress: RowsDone) -> int:
+    def copy(self, write: Write, num_threads: int, progress: RowsDone) -> Counts:
         position = 0
 
         def put(data: Any) -> None:
@@ -78,7 +85,7 @@ class _File:
             position += len(data)
 
         put(MAGIC)
-        groups, rows = [], 0
+        groups, rows, unseen = [], 0, Unseen()
         counts = [group[3].value for group in self._groups]
         tasks = [
             partial(self._chunks, plan, number, sum(counts[:number]))
@@ -92,7 +99,9 @@ class _File:
                 continue
             start, entries = position, []
             for _ in self._plans:
-                for chunk in next(results):
+                chunks, counted = next(results)
+                unseen.update(counted)
+                for chunk in chunks:
                     entries.append(moved(chunk.entry, position))
                     for part in chunk.parts:
                         put(part)
@@ -102,28 +111,23 @@ class _File:
         footer = write_struct(new_footer(self._footer, self._plans, self._new_schema, groups))
         for part in (footer, len(footer).to_bytes(4, "little"), MAGIC):
             put(part)
-        return rows
+        return Counts(rows, unseen)
 
-    def _chunks(self, plan: FieldPlan, group: int, first_row: int) -> list[Chunk]:
+    def _chunks(self, plan: FieldPlan, group: int, first_row: int) -> tuple[list[Chunk], Unseen]:
         """The new file's chunks of one field in one row group."""
         entries: list[Struct] = self._groups[group][1].value.values
         raw = [self._read(entries[leaf]) for leaf in plan.leaves] if plan.copied or plan.rewrites else []
         kept = [copied(entries[leaf], data) for leaf, data in zip(plan.leaves, raw, strict=False)]
-        return (kept if plan.copied else []) + self._new_chunks(plan, group, first_row, raw)
+        new, unseen = self._new_chunks(plan, group, first_row, raw) if plan.features else ([], Unseen())
+        return (kept if plan.copied else []) + new, unseen
 
-    def _new_chunks(self, plan: FieldPlan, group: int, first_row: int, raw: list[bytes]) -> list[Chunk]:
-        if not plan.features:
-            return []
-        names = plan.new_names
+    def _new_chunks(self, plan: FieldPlan, group: int, first_row: int, raw: list[bytes]) -> tuple[list[Chunk], Unseen]:
         if plan.rewrites:
-            meta = self._groups[group][1].value.values[plan.leaves.start][3].value
-            finds = [one.find for one in plan.features]
             try:
                 return rewrite_chunk(
                     raw[0],
-                    meta,
-                    lambda ids: _all_found([find(ids) for find in finds]),
-                    names,
+                    self._groups[group][1].value.values[plan.leaves.start][3].value,
+                    plan.features,
                     unsigned=plan.unsigned,
                     optional=plan.optional,
                     compression=self._compression,
@@ -134,9 +138,11 @@ class _File:
             group, columns=[plan.name], use_threads=False
         )
         array = table.column(0).combine_chunks()
-        arrays = self._remapper.columns(plan.name, array, self._name, first_row=first_row)
+        unseen = Unseen()
+        arrays = self._remapper.columns(plan.name, array, self._name, first_row=first_row, unseen=unseen)
+        names = plan.new_names
         fields = [self._new_schema.field(name) for name in names]
-        return encoded(pa.table(arrays[-len(names) :], schema=pa.schema(fields)), self._compression)
+        return encoded(pa.table(arrays[-len(names) :], schema=pa.schema(fields)), self._compression), unseen
 
     def _read(self, entry: Struct) -> bytes:
         if 8 in entry or 9 in entry or 1 in entry:
@@ -146,11 +152,3 @@ class _File:
         if len(data) != meta[7].value:
             raise DataFileError(f"{self._name}: is cut short")
         return data
-
-
-def _all_found(found: list[Found]) -> Found:
-    return Found(
-        [word for one in found for word in one.words],
-        next((one.bad for one in found if one.bad >= 0), -1),
-        sum(one.num_unseen for one in found),
-    )

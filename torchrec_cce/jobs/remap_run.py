@@ -38,6 +38,9 @@ class RemapReport:
     input_bytes: int
     checked_rows: int
     """Rows read back and proved by the inverse check; 0 without it."""
+    unseen: Mapping[str, int]
+    """Key of a feature in the format → how many IDs of the whole output's rows its map does not know: they have hashed
+    pointers, or the first row's, as its policy says."""
     seconds: float
 
 
@@ -152,6 +155,7 @@ def remap(
         skipped_files=len(finished),
         input_bytes=sum(one.num_bytes for one in files),
         checked_rows=checked,
+        unseen=manifest.unseen,
         seconds=time.monotonic() - began,
     )
 

@@ -31,8 +31,8 @@ class Resolved(NamedTuple):
     """[N] those that hashes are taken of."""
     rows: npt.NDArray[np.int64]
     """[N] their rows; -1 where hashed pointers take the place of stored ones, or there is to be an error."""
-    num_unseen: int
-    """How many the map does not know."""
+    unseen: npt.NDArray[np.bool_] | None
+    """[N] which of them the map does not know; None if it knows all."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -204,10 +204,11 @@ class PointerMap:
         """The rows of any raw `ids: [N] int64`, by the map's own policy for those that it does not know."""
         rows = self.rows(ids)
         unseen = rows < 0
-        num_unseen = int(np.count_nonzero(unseen))
-        if num_unseen and self.unseen == "first_row":
+        if not unseen.any():
+            return Resolved(ids, rows, None)
+        if self.unseen == "first_row":
             ids, rows = np.where(unseen, self.first_id, ids), np.where(unseen, 0, rows)
-        return Resolved(ids, rows, num_unseen)
+        return Resolved(ids, rows, unseen)
 
     def codes_of_any(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Codebook and helper codes of any raw `ids: [N] int64`, as `[c, 2, N] int64`; see `resolve`.
