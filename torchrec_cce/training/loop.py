@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,19 +17,17 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.atomic import atomic_path
-from torchrec_cce.errors import ConfigError, RegistryError
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.clustering.kmeans import modules_of
 from torchrec_cce.evaluation.compression import Sizes, sizes_of
 from torchrec_cce.evaluation.metrics import Quality, quality
-from torchrec_cce.maps.pointer_map import PointerMap
-from torchrec_cce.maps.registry import MapVersion, Registry
-from torchrec_cce.modules.recluster import TableReport
 from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
-from torchrec_cce.sharding.maps import ShardedMaps, check_on_all_ranks, collections_of
+from torchrec_cce.sharding.maps import ShardedMaps, collections_of
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.checkpoint_writer import CheckpointWriter
-from torchrec_cce.training.config import RunConfig, SplitConfig, config_digest
+from torchrec_cce.training.config import RunConfig, SplitConfig
 from torchrec_cce.training.derive import derived_model, start_from
 from torchrec_cce.training.folder import Start, claim
 from torchrec_cce.training.input import RankBatch, check_files, num_dense, read_batches
@@ -42,7 +40,7 @@ from torchrec_cce.training.position import Position
 from torchrec_cce.training.progress import ProgressLine
 from torchrec_cce.training.schedule import Schedule
 from torchrec_cce.training.start import open_start
-from torchrec_cce.training.watch import VersionWatcher
+from torchrec_cce.training.versions import RunVersions
 
 _log = logging.getLogger(__name__)
 _LOG_EVERY = 50
@@ -79,7 +77,10 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
 
     Raises:
         ConfigError, MapMismatchError, DataFileError: before the first batch, or at the row that is at fault.
+        MissingExtraError: at once; the clusterings' back end of k-means is not installed.
     """
+    if config.recluster.ct > 0:
+        modules_of(config.recluster.backend)
     with process_group() as ranks, StopRequest() as stop:
         resume = on_first_rank(lambda: claim(run_dir, config, start))
         run = _Run(config, run_dir, ranks)
@@ -91,7 +92,7 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
         on_first_rank(lambda: record_plan(run.plan, run_dir))
         log = MetricsLog(run_dir if ranks.is_first else None, after=run.position)
         line = ProgressLine(run_dir.name, visible=show_progress and ranks.is_first)
-        with log, line, run.watching():
+        with log, line, run.versions.watching(run.position.version):
             result = run.to_the_end(stop, log, line)
         if ranks.is_first:
             with atomic_path(run_dir / "result.json") as temporary:
@@ -118,13 +119,12 @@ class _Run:
         self.optimizer: CombinedOptimizer
         self.model, self.optimizer = shard(model, self.plan, config.optimizer, ranks)
         self.collections = list(collections_of(self.model).values())
-        self.tables = [table for collection in self.collections for table in collection.cce_configs()]
         (self.remap,) = (collection.remap for collection in self.collections)
         self.frequencies = ShardedFrequencies({})  # of each row of a map, if clusterings weigh by them
         self.schedule = Schedule(ct=config.recluster.ct, cf=config.recluster.cf, rest=config.recluster.rest)
         self.position = Position()
         self.writer = CheckpointWriter(run_dir, in_background=config.training.checkpoint_in_background)
-        self.watcher: VersionWatcher | None = None
+        self.versions = RunVersions(config, run_dir, self.model, self.optimizer)
         self.loss = torch.zeros(2, dtype=torch.float64)  # sum and rows since the last record, on this rank
         self.rows = 0
         self.started = time.perf_counter()
@@ -143,13 +143,13 @@ class _Run:
         if self.config.derive is not None:
             self.position.entropies = start_from(self.model, derived_model(self.config))
         if self.config.recluster.weigh_by_frequency:
-            self.frequencies = ShardedFrequencies({name: one.num_ids for name, one in self.maps().items()})
+            self.frequencies = ShardedFrequencies({name: one.num_ids for name, one in self.versions.maps().items()})
 
     def resume(self) -> None:
         """Go on from the newest checkpoint."""
         counted = self.load()
         if self.config.recluster.weigh_by_frequency:
-            missing = sorted(self.maps().keys() - counted)
+            missing = sorted(self.versions.maps().keys() - counted)
             if missing:
                 raise ConfigError(
                     f"{checkpoint.newest(self.run_dir)}: no frequencies of {missing}, which weigh_by_frequency=true "
@@ -164,16 +164,12 @@ class _Run:
         self.position, counted = checkpoint.load(self.run_dir, self.model, self.optimizer)
         return counted
 
-    def maps(self) -> dict[str, PointerMap]:
-        """CCE table → its map as it is now."""
-        return {table.name: self.remap.pointer_map(table.name) for table in self.tables}
-
     def save(self, log: MetricsLog, line: ProgressLine) -> Path:
         with self.activity("saving", line):
             self.position.loss = tuple(self.total_loss().tolist())
             self.position.metrics_bytes = log.size()
-            if self.watcher is not None:
-                self.position.version = self.watcher.version
+            if self.config.registry.watch_every is not None:
+                self.position.version = self.versions.known
             return self.writer.save(self.model, self.optimizer, self.position, self.frequencies)
 
     def to_the_end(self, stop: StopRequest, log: MetricsLog, line: ProgressLine) -> RunResult:
@@ -272,79 +268,22 @@ class _Run:
             log.write("recluster", self.position.step, table=table, **asdict(report))
         if self.config.registry.url is not None:
             with self.activity("publishing", line):
-                self.publish(reports, log)
-
-    def publish(self, reports: dict[str, TableReport], log: MetricsLog) -> None:
-        """Publish the tables as they are now. A registry that does not answer stops no training."""
-        registry = self.config.registry.url
-        assert registry is not None
-        tables = ShardedMaps(self.model).snapshot(reports, frequencies=self.frequencies.totals())
-        digest = config_digest(self.config)
-        try:
-            published = on_first_rank(
-                lambda: Registry(registry).publish(
-                    tables,
-                    parent=None if self.watcher is None else self.watcher.version,
-                    checkpoint=str(self.run_dir),
-                    config_digest=digest,
-                )
-            )
-        except RegistryError as error:
-            log.write("publish", self.position.step, error=str(error))
-            if self.ranks.is_first:
-                _log.warning("not published after batch %d: %s", self.position.step, error)
-            return
-        log.write("publish", self.position.step, version=published.version)
-        if self.watcher is not None:
-            self.watcher.published(published.version)
-        for collection in self.collections:
-            for name in collection.cce_tables():
-                collection.attach_pointer_map(name, collection.pointer_map(name).published_as(published.version))
-
-    def watching(self) -> AbstractContextManager[object]:
-        """While entered, the registry is watched, if the run is to follow it."""
-        url, digest = self.config.registry.url, config_digest(self.config)
-        if url is not None and self.config.registry.watch_every is not None:
-            self.watcher = VersionWatcher(
-                Registry(url),
-                version=self.position.version,
-                is_own=lambda one: (one.checkpoint, one.config_digest) == (str(self.run_dir), digest),
-            )
-        return self.watcher or nullcontext()
+                published = self.versions.publish(reports, self.frequencies)
+            log.write("publish", self.position.step, **published)
+            if "error" in published and self.ranks.is_first:
+                _log.warning("not published after batch %d: %s", self.position.step, published["error"])
 
     def follow(self, log: MetricsLog) -> None:
         """Move to the version that is current in the registry, once all ranks have it."""
-        assert self.watcher is not None
-        settings = self.config.recluster.settings()
-        old, frequencies = self.maps(), self.frequencies
-
-        def before(opened: MapVersion) -> None:
-            nonlocal frequencies
-            self.check_raw_ids(opened)
-            check_on_all_ranks(self.model, opened.tables)
-            # Counts have room on every host, or the model stays where it is.
-            frequencies = self.frequencies.moved(old, {n: each.pointer_map for n, each in opened.tables.items()})
-
-        moved = self.watcher.follow(self.model, self.optimizer, before=before, settings=settings)
+        moved, self.frequencies = self.versions.follow(self.frequencies)
         if moved is None:
             return
         self.seconds["moving"] += moved.seconds
         if moved.error is not None:
             log.write("swap", self.position.step, version=moved.version, error=moved.error)
-        else:
-            self.frequencies = frequencies
         for table, report in moved.reports.items():
             self.position.entropies[table] = report.entropies
             log.write("swap", self.position.step, version=moved.version, table=table, **asdict(report))
-
-    def check_raw_ids(self, opened: MapVersion) -> None:
-        """Raise ConfigError if a version takes other raw IDs than the run reads."""
-        for name in {table.name for table in self.tables} & opened.tables.keys():
-            if self.remap.pointer_map(name).takes_any_id != opened.tables[name].pointer_map.takes_any_id:
-                raise ConfigError(
-                    f"table {name!r} takes any raw ID, by a vocabulary or a policy, in only one of the version and "
-                    "this run, which cannot change how it reads IDs; start a run from that version"
-                )
 
     def validate(self, log: MetricsLog, line: ProgressLine) -> None:
         """Evaluate on the validation split and, where that is the best so far, on the test split."""

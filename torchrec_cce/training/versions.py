@@ -1,0 +1,113 @@
+"""The tables of a run as versions of its registry: those that it publishes, and those that it moves to."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
+
+from torchrec_cce.errors import ConfigError, RegistryError
+from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.registry import MapVersion, Registry
+from torchrec_cce.modules.recluster import TableReport
+from torchrec_cce.sharding.agreement import on_first_rank
+from torchrec_cce.sharding.frequencies import ShardedFrequencies
+from torchrec_cce.sharding.maps import ShardedMaps, check_on_all_ranks, collections_of
+from torchrec_cce.training.config import RunConfig, config_digest
+from torchrec_cce.training.watch import Moved, VersionWatcher
+
+_log = logging.getLogger(__name__)
+
+
+class RunVersions:
+    """What a run and its registry tell each other. Every rank calls every method."""
+
+    def __init__(
+        self, config: RunConfig, run_dir: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer
+    ) -> None:
+        self._config, self._run_dir, self._model, self._optimizer = config, run_dir, model, optimizer
+        self._collections = list(collections_of(model).values())
+        self._watcher: VersionWatcher | None = None
+
+    def watching(self, version: int | None) -> AbstractContextManager[object]:
+        """While entered, the registry is watched, if the run is to follow it.
+
+        Args:
+            version: that the run knows of.
+        """
+        url, digest = self._config.registry.url, config_digest(self._config)
+        if url is not None and self._config.registry.watch_every is not None:
+            self._watcher = VersionWatcher(
+                Registry(url),
+                version=version,
+                is_own=lambda one: (one.checkpoint, one.config_digest) == (str(self._run_dir), digest),
+            )
+        return self._watcher or nullcontext()
+
+    @property
+    def known(self) -> int | None:
+        """The registry's newest version that the run knows of, if it watches it: see `VersionWatcher.version`."""
+        return None if self._watcher is None else self._watcher.version
+
+    def maps(self) -> dict[str, PointerMap]:
+        """CCE table → its map as it is now."""
+        return {name: one.pointer_map(name) for one in self._collections for name in one.cce_tables()}
+
+    def publish(self, reports: Mapping[str, TableReport], frequencies: ShardedFrequencies) -> dict[str, Any]:
+        """Publish the tables as they are now. A registry that does not answer stops no training.
+
+        Returns:
+            For the metrics: the `version`, or the `error`.
+        """
+        registry, digest = self._config.registry.url, config_digest(self._config)
+        assert registry is not None
+        tables = ShardedMaps(self._model).snapshot(reports, frequencies=frequencies.totals())
+        try:
+            published = on_first_rank(
+                lambda: Registry(registry).publish(
+                    tables, parent=self.known, checkpoint=str(self._run_dir), config_digest=digest
+                )
+            )
+        except RegistryError as error:
+            return {"error": str(error)}
+        if self._watcher is not None:
+            self._watcher.published(published.version)
+        for collection in self._collections:
+            for name in collection.cce_tables():
+                collection.attach_pointer_map(name, collection.pointer_map(name).published_as(published.version))
+        return {"version": published.version}
+
+    def follow(self, frequencies: ShardedFrequencies) -> tuple[Moved | None, ShardedFrequencies]:
+        """Move to the version that is current in the registry, once all ranks have it; see `VersionWatcher.follow`.
+
+        Returns:
+            What it came to, and the frequencies by the rows of the maps that there are then. If a host has no room for
+            these, the model stays where it is.
+        """
+        assert self._watcher is not None
+        old, moved_frequencies = self.maps(), frequencies
+
+        def before(opened: MapVersion) -> None:
+            nonlocal moved_frequencies
+            self._check_raw_ids(opened)
+            check_on_all_ranks(self._model, opened.tables)
+            new = {name: table.pointer_map for name, table in opened.tables.items()}
+            moved_frequencies = frequencies.moved(old, new)
+
+        settings = self._config.recluster.settings()
+        moved = self._watcher.follow(self._model, self._optimizer, before=before, settings=settings)
+        has_moved = moved is not None and moved.error is None
+        return moved, moved_frequencies if has_moved else frequencies
+
+    def _check_raw_ids(self, opened: MapVersion) -> None:
+        """Raise ConfigError if a version takes other raw IDs than the run reads."""
+        maps = self.maps()
+        for name in maps.keys() & opened.tables.keys():
+            if maps[name].takes_any_id != opened.tables[name].pointer_map.takes_any_id:
+                raise ConfigError(
+                    f"table {name!r} takes any raw ID, by a vocabulary or a policy, in only one of the version and "
+                    "this run, which cannot change how it reads IDs; start a run from that version"
+                )
