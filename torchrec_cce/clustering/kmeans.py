@@ -22,6 +22,13 @@ FUSED_MIN_FLOATS = 128_000
 _SCALED_AT_A_TIME = 65536
 _SKLEARN_ALONE = Lock()
 
+_MODULES: dict[Backend, tuple[tuple[str, ...], ...]] = {
+    "numba": (),
+    "faiss": (("faiss", "cpu", "cuda"),),
+    "sklearn": (("sklearn.cluster", "sklearn"), ("threadpoolctl", "sklearn")),
+}
+"""Back end → what it imports, each with the extras that bring it."""
+
 
 def kmeans(
     points: npt.NDArray[np.float32],
@@ -98,6 +105,15 @@ def kmeans(
     return centroids
 
 
+def modules_of(backend: Backend) -> tuple[Any, ...]:
+    """Import what a back end needs; a run does it before it trains for hours.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    return tuple(require(*module) for module in _MODULES[backend])
+
+
 def _positive(
     points: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -136,7 +152,7 @@ def _faiss(
     num_threads: int,
 ) -> npt.NDArray[np.float32]:
     """What `lloyd` does, by FAISS; k < N, and the points around the origin."""
-    faiss: Any = require("faiss", "cpu", "cuda")
+    (faiss,) = modules_of("faiss")
     num_rows, width = first.shape
     repeats = -(-FUSED_MIN_FLOATS // points.size)
     clustering = faiss.Clustering(width, num_rows)
@@ -168,8 +184,7 @@ def _sklearn(
     In float64, because it finds distances as `‖c‖² − 2x·c`, and one call at a time, because it sets the number of BLAS
     threads for the whole process and back.
     """
-    cluster: Any = require("sklearn.cluster", "sklearn")
-    threadpoolctl: Any = require("threadpoolctl", "sklearn")
+    cluster, threadpoolctl = modules_of("sklearn")
     model = cluster.KMeans(len(first), init=first.astype(np.float64), n_init=1, max_iter=num_iterations, tol=0)
     with _SKLEARN_ALONE, threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that some clusters are empty at the end
