@@ -175,7 +175,8 @@ def test_a_script_of_ones_own(tmp_path: Path, registry: Registry) -> None:
     torch.manual_seed(0)
     model = Recommender()
     snapshots = {name: one for each in model.collections for name, one in each.snapshot().items()}
-    published = registry.publish(snapshots)
+    counts = {name: np.ones(one.pointer_map.num_ids, np.int64) for name, one in snapshots.items()}
+    published = registry.publish({name: replace(one, frequencies=counts[name]) for name, one in snapshots.items()})
     for collection in model.collections:
         for name in collection.cce_tables():
             collection.attach_pointer_map(name, registry.open().tables[name].pointer_map)
@@ -186,6 +187,7 @@ def test_a_script_of_ones_own(tmp_path: Path, registry: Registry) -> None:
     tables = {table.name: table for table in source.tables(registry)}
     assert list(tables) == ["t_user", "t_page", "t_item"]
     assert {table.snapshot.pointer_map.version for table in tables.values()} == {published.version}
+    assert {table.snapshot.frequencies for table in tables.values()} == {None}, "the version's are not these weights'"
     assert set(tables["t_item"].states) == {"sum", "exp_avg"}
     np.testing.assert_array_equal(source.read_rows(tables["t_item"]).weights, model.items.snapshot()["t_item"].weights)
 
