@@ -17,8 +17,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.atomic import atomic_path
-from torchrec_cce.errors import ConfigError
 from torchrec_cce.clustering.kmeans import modules_of
+from torchrec_cce.errors import ConfigError
 from torchrec_cce.evaluation.compression import Sizes, sizes_of
 from torchrec_cce.evaluation.metrics import Quality, quality
 from torchrec_cce.sharding.agreement import on_first_rank
