@@ -30,7 +30,7 @@ from torchrec_cce.modules.snapshot import snapshot_of
 from torchrec_cce.sharding.maps import ShardedMaps, collections_of
 from torchrec_cce.sharding.maps import tables_of as sharded_tables
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.refit import codes_of, refit_sharded
+from torchrec_cce.sharding.refit import refit_sharded
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense, read_batches
 from torchrec_cce.training.model import build_model
@@ -190,7 +190,7 @@ def assert_refitted(
     words = after.weights.reshape(c, 2, k, -1)
     states = {state: value.reshape(c, 2, k, -1) for state, value in after.states.items()}
     old_states = {state: value.reshape(c, 2, k, -1) for state, value in before.states.items()}
-    old_codes = codes_of(before.pointer_map, ids)
+    old_codes = before.pointer_map.codes_of_any(ids)
     scale = np.abs(old).max()
     squares = np.zeros(len(ids))
     for j in range(c):
@@ -402,4 +402,4 @@ def test_codes_of_any_raw_id_are_those_that_the_remap_looks_up(
     rows = np.empty((3, len(ids), 2), np.int64)
     CCEScheme(pointer_map=one).rows_into(np.array(ids, np.int64), rows)
     first = 11 * np.arange(6).reshape(3, 2)[:, None]
-    np.testing.assert_array_equal(codes_of(one, np.array(ids, np.int64)), (rows - first).transpose(0, 2, 1))
+    np.testing.assert_array_equal(one.codes_of_any(np.array(ids, np.int64)), (rows - first).transpose(0, 2, 1))

@@ -155,13 +155,9 @@ class CCEScheme:
             bad = clustered_rows(ids, one.stored_view, helper.multipliers, helper.offsets, helper.num_rows, out)
             return Looked(bad=bad)
 
-        map_rows = one.rows(ids)
-        unseen = map_rows < 0
-        num_unseen = int(np.count_nonzero(unseen))
-        if num_unseen and one.unseen == "error":
+        ids, map_rows, unseen = one.resolve(ids)
+        if unseen is not None and one.unseen == "error":
             return Looked(bad=int(np.argmax(unseen)))
-        if num_unseen and one.unseen == "first_row":
-            ids, map_rows = np.where(unseen, one.first_id, ids), np.where(unseen, 0, map_rows)
         if one.stored is None and self.use_helper:
             self._unclustered.rows_into(ids, out)
         else:
@@ -178,7 +174,7 @@ class CCEScheme:
                 helper.num_rows,
                 out,
             )
-        return Looked(unseen=num_unseen)
+        return Looked(unseen=0 if unseen is None else int(np.count_nonzero(unseen)))
 
 
 def scheme_of(config: BaseEmbeddingConfig) -> PointerScheme:

@@ -15,7 +15,6 @@ from torchrec.optim.keyed import KeyedOptimizer
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import ClusteredTable, TableClustering
 from torchrec_cce.errors import MapMismatchError
-from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.recluster import TableReport, TableTask, report_of
 from torchrec_cce.sharding.agreement import on_all_ranks
@@ -95,19 +94,6 @@ def refit_sharded(
     return reports
 
 
-def codes_of(pointer_map: PointerMap, ids: Integers) -> Integers:
-    """Codebook and helper codes of any raw `ids: [N] int64`, as `[c, 2, N] int64`; hashed where unseen is an error."""
-    rows = pointer_map.rows(ids)
-    unseen = rows < 0
-    if pointer_map.unseen == "first_row" or not unseen.any():
-        return pointer_map.codes(np.where(unseen, 0, rows))
-    codes = np.empty((pointer_map.num_columns, 2, len(ids)), np.int64)
-    codes[:, :, ~unseen] = pointer_map.codes(rows[~unseen])
-    codes[:, 0, unseen] = pointer_map.codebook_hash.numpy(ids[unseen]).T
-    codes[:, 1, unseen] = pointer_map.helper_hash.numpy(ids[unseen]).T
-    return codes
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Move:
     """A table, and what it moves to."""
@@ -125,7 +111,7 @@ class _Move:
             return TableClustering(
                 weights=inputs.weights,
                 num_ids=new.num_ids,
-                old_codes=lambda rows: codes_of(old, new.raw_ids(rows)),
+                old_codes=lambda rows: old.codes_of_any(new.raw_ids(rows)),
                 new_helper_codes=lambda rows: new.helper_hash.numpy(new.raw_ids(rows)).T,
                 row_states=inputs.row_states,
                 frequencies=self.task.frequencies,
