@@ -1,0 +1,180 @@
+"""The results file of an experiment: one row a trial."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from torchrec_cce.errors import DataFileError
+
+COLUMNS = (
+    "name",
+    "method",
+    "cap",
+    "seed",
+    "learning_rate",
+    "chosen",
+    "rate_at_end",
+    "validation_bce",
+    "validation_auc",
+    "test_bce",
+    "test_auc",
+    "steps",
+    "seconds",
+    "rows_per_second",
+    "full_parameters",
+    "parameters",
+    "largest_factor",
+    "table_bytes",
+    "pointer_bytes",
+    "device_pointer_bytes",
+    "total_bytes",
+    "full_bytes",
+    "entropies",
+    "random_entropies",
+    "error",
+    "run",
+    "config",
+    "versions",
+)
+"""What is read of a file; others are left alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One trial that came to its end."""
+
+    name: str
+    """Of the entry: a method with its settings, at any cap."""
+    method: str
+    cap: int | None
+    """Trained parameters of a table at most; None for full tables."""
+    seed: int
+    learning_rate: float
+    chosen: bool
+    """Whether this learning rate is the entry's own at this cap. The others were only tried."""
+    rate_at_end: bool
+    """Whether the best rate was the lowest or the highest that was tried."""
+    validation_bce: float
+    validation_auc: float
+    test_bce: float
+    test_auc: float
+    """NaN, like the three above, where there is none."""
+    steps: int
+    seconds: float
+    rows_per_second: float
+    full_parameters: int
+    """`Σ n·d`: what full tables would train."""
+    parameters: int
+    """Trained parameters of all tables."""
+    largest_factor: float
+    """Full over trained parameters of the largest table."""
+    table_bytes: int
+    pointer_bytes: int
+    """Of index pointers in host memory."""
+    device_pointer_bytes: int
+    """Of index pointers that live beside the tables."""
+    total_bytes: int
+    full_bytes: int
+    entropies: tuple[float, ...]
+    """`H1 … Hc` of the largest table's pointers, in nats; empty where none are learned."""
+    random_entropies: tuple[float, ...]
+    run: str
+    """The folder of the run."""
+    config: dict[str, Any]
+    """The run's configuration."""
+    versions: dict[str, Any]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the trial has a test loss and an AUC."""
+        return math.isfinite(self.test_bce) and math.isfinite(self.test_auc)
+
+    @property
+    def largest_parameters(self) -> float:
+        """Trained parameters of the largest table."""
+        return self.largest_full_parameters / self.largest_factor
+
+    @property
+    def largest_full_parameters(self) -> int:
+        """`n·d` of the largest table; of all tables where the configuration does not say."""
+        sizes = [table["num_embeddings"] for table in self.config.get("tables", {}).values()]
+        return max(sizes) * int(self.config["embedding"]["dim"]) if sizes else self.full_parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A trial that ended in an error, or without a finite test loss and AUC."""
+
+    name: str
+    method: str
+    cap: int | None
+    seed: int
+    learning_rate: float
+    chosen: bool
+    run: str | None
+    """None where there is no folder."""
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """All of a file."""
+
+    trials: tuple[Result, ...]
+    """Those with a finite test loss and AUC, in the order of the file."""
+    failures: tuple[Failure, ...]
+
+    @property
+    def chosen(self) -> list[Result]:
+        """The trials at the tuned rates: those that count."""
+        return [trial for trial in self.trials if trial.chosen]
+
+
+def read_results(path: Path) -> Results:
+    """Read a results file.
+
+    Raises:
+        DataFileError: no such file, no Parquet, or one that lacks a column; the message names all that are missing.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataFileError(f"{path}: cannot be read as a results file: {error}") from error
+    missing = [column for column in COLUMNS if column not in table.column_names]
+    if missing:
+        raise DataFileError(f"{path}: lacks the columns {', '.join(missing)} of a results file")
+    return results_of(table.select(list(COLUMNS)).to_pylist())
+
+
+def results_of(rows: Sequence[dict[str, Any]]) -> Results:
+    """The results that `rows` with the `COLUMNS` are."""
+    trials, failures = [], []
+    for row in rows:
+        trial = None if row["error"] is not None else _trial(row)
+        if trial is not None and trial.is_finite:
+            trials.append(trial)
+        else:
+            failures.append(_failure(row, row["error"] or "it has no finite test BCE and AUC"))
+    return Results(trials=tuple(trials), failures=tuple(failures))
+
+
+def _trial(row: dict[str, Any]) -> Result:
+    values = {column: row[column] for column in COLUMNS if column != "error"}
+    for column in ("validation_bce", "validation_auc", "test_bce", "test_auc"):
+        values[column] = math.nan if row[column] is None else row[column]
+    for column in ("entropies", "random_entropies"):
+        values[column] = tuple(row[column] or ())
+    for column in ("config", "versions"):
+        values[column] = json.loads(row[column] or "{}")
+    return Result(**values)
+
+
+def _failure(row: dict[str, Any], error: str) -> Failure:
+    names = ("name", "method", "cap", "seed", "learning_rate", "chosen", "run")
+    return Failure(**{name: row[name] for name in names}, error=error)
