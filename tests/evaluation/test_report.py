@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -83,12 +84,17 @@ def test_without_a_clustered_table_there_is_no_plot_of_entropies(outcomes: list[
     assert len(Page((tmp_path / "report.html").read_text()).images) == 3
 
 
-def test_json(outcomes: list[Outcome], tmp_path: Path) -> None:
+def test_json_with_null_for_what_is_no_number(outcomes: list[Outcome], tmp_path: Path) -> None:
+    outcomes.append(outcome(tmp_path, "dhe", bce=math.nan, auc=math.inf, validation_auc=0.7))
     write_report(tmp_path, outcomes, title="t", about={"log": "l"})
-    values = json.loads((tmp_path / "report.json").read_text())
+    values = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     assert values["title"] == "t"
     assert values["about"] == {"log": "l"}
-    assert values["outcomes"] == json.loads(json.dumps([asdict(each) for each in outcomes]))
+    expected = [asdict(each) for each in outcomes]
+    for each in expected:
+        each.update({name: None for name, value in each.items() if value != value or value == math.inf})
+    assert values["outcomes"] == json.loads(json.dumps(expected, allow_nan=False))
+    assert values["outcomes"][-1]["bce"] is None
 
 
 def test_terminal_and_document(outcomes: list[Outcome]) -> None:

@@ -25,6 +25,8 @@ class Crossing:
     """Budget, at least the optimistic one; infinite where the parabola turns before it reaches the baseline."""
     is_measured: bool
     """Whether the curve reaches the baseline between budgets that were measured: then both are equal."""
+    is_smallest: bool = False
+    """Whether the smallest budget that was measured does already: a smaller one may."""
 
 
 def crossing(losses: Mapping[int, float], baseline: float) -> Crossing:
@@ -42,7 +44,7 @@ def crossing(losses: Mapping[int, float], baseline: float) -> Crossing:
     if len(reached):
         at = int(reached[0])
         found = budgets[0] if at == 0 else _budget(_root_of_line(x[at - 1 : at + 1], y[at - 1 : at + 1]))
-        return Crossing(optimistic=found, pessimistic=found, is_measured=True)
+        return Crossing(optimistic=found, pessimistic=found, is_measured=True, is_smallest=at == 0)
     line = _root_of_line(x[-2:], y[-2:])
     parabola = _root_of_parabola(x[-3:], y[-3:]) if len(x) > 2 else line
     # A curve that bends down would make the parabola the optimistic one.
@@ -65,18 +67,26 @@ def bootstrap(
         losses: budget → the loss of each seed.
         baseline: the loss of each seed of the full table.
     """
-    rng = np.random.default_rng(seed)
-
-    def mean(values: Sequence[float]) -> float:
-        return float(np.mean(rng.choice(np.asarray(values, np.float64), len(values))))
-
-    found = [
-        crossing({budget: mean(values) for budget, values in losses.items()}, mean(baseline)).optimistic
-        for _ in range(resamples)
-    ]
+    found = resample(losses, baseline, resamples=resamples, seed=seed)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(found, [tail, 1 - tail], method="nearest")
+    low, high = np.quantile([one.optimistic for one in found], [tail, 1 - tail], method="nearest")
     return float(low), float(high)
+
+
+def resample(
+    losses: Mapping[int, Sequence[float]], baseline: Sequence[float], *, resamples: int, seed: int = 0
+) -> list[Crossing]:
+    """The crossings of the means of as many seeds, drawn again and again with replacement. Arguments as `bootstrap`."""
+    rng = np.random.default_rng(seed)
+    arrays = {budget: np.asarray(values, np.float64) for budget, values in losses.items()}
+    against = np.asarray(baseline, np.float64)
+
+    def mean(values: npt.NDArray[np.float64]) -> float:
+        return float(values[rng.integers(0, len(values), len(values))].mean())
+
+    return [
+        crossing({budget: mean(values) for budget, values in arrays.items()}, mean(against)) for _ in range(resamples)
+    ]
 
 
 def _budget(log_budget: float) -> float:
@@ -91,6 +101,11 @@ def _root_of_line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> flo
 
 def _root_of_parabola(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
     """Where the parabola through three points is first 0, to the right of the last; infinite where it never is."""
-    roots = np.roots(np.polyfit(x - x[-1], y, 2))
-    right = sorted(root.real for root in roots if abs(root.imag) < 1e-12 and root.real >= 0)
-    return float(x[-1] + right[0]) if right else math.inf
+    first, second = np.diff(y) / np.diff(x)
+    # From the last point on it is bend·t² + slope·t + height, and height is above 0.
+    bend = (second - first) / (x[2] - x[0])
+    slope = second + bend * (x[2] - x[1])
+    height = y[2]
+    discriminant = slope**2 - 4 * bend * height
+    down = math.sqrt(discriminant) - slope if discriminant >= 0 else 0.0
+    return float(x[2] + 2 * height / down) if down > 0 else math.inf

@@ -24,6 +24,11 @@ def to_png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
+def data_url(png: bytes) -> str:
+    """A picture that is part of its page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
 def write_page(path: Path, template: Path, plots: Mapping[str, bytes], **values: Any) -> None:
     """Write a page.
 
@@ -38,7 +43,7 @@ def write_page(path: Path, template: Path, plots: Mapping[str, bytes], **values:
     """
     jinja2 = require("jinja2", "report")
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader([template.parent, _HERE]), autoescape=True)
-    pictures = [{"name": caption, "png": base64.b64encode(png).decode()} for caption, png in plots.items()]
+    pictures = [{"name": caption, "url": data_url(png)} for caption, png in plots.items()]
     text = environment.get_template(template.name).render(plots=pictures, **values)
     with atomic_path(path) as temporary:
         temporary.write_text(text)

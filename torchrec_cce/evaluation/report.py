@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from torchrec_cce.atomic import atomic_path
 from torchrec_cce.evaluation.outcome import Outcome, Summary, summarise
 from torchrec_cce.evaluation.page import new_plot, to_png, write_page
+from torchrec_cce.evaluation.strict_json import write_json
 
 COLUMNS = (
     "method",
@@ -72,8 +72,7 @@ def write_report(folder: Path, outcomes: Sequence[Outcome], *, title: str, about
         about: facts that belong beside the numbers, e.g. the data and the versions.
     """
     values = {"title": title, "about": about, "outcomes": [asdict(outcome) for outcome in outcomes]}
-    with atomic_path(folder / "report.json") as temporary:
-        temporary.write_text(json.dumps(values, indent=2))
+    write_json(folder / "report.json", values)
     write_page(
         folder / "report.html",
         Path(__file__).with_name("report.html"),
