@@ -13,6 +13,7 @@ from torchrec_cce.cli.bench import bench, print_outcomes
 from torchrec_cce.cli.plan import plan
 from torchrec_cce.cli.recluster import recluster
 from torchrec_cce.cli.remap import remap
+from torchrec_cce.cli.report import report
 from torchrec_cce.training.command import evaluate, one_line_errors, train
 from torchrec_cce.training.quiet import quiet_libraries
 
@@ -21,6 +22,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(plan)
 app.command()(bench)
+app.command()(report)
 app.command()(recluster)
 app.command()(remap)
 app.add_typer(maps.app, name="maps")

@@ -1,0 +1,54 @@
+"""Charts as numbers, and what a picture shows of them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchrec_cce.evaluation.chart import Chart, Series, visible_range
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def chart(*series: Series, **changes: object) -> Chart:
+    values = {"name": "c", "caption": "A chart", "x_label": "x", "y_label": "y", **changes}
+    return Chart(series=series, **values)
+
+
+@given(st.lists(st.floats(0.1, 0.9), min_size=1, max_size=20), st.booleans())
+def test_the_better_three_quarters_are_always_visible(values: list[float], lower: bool) -> None:
+    found = visible_range([Series(label="s", x=tuple(values), y=tuple(values))], lower_is_better=lower)
+    assert found is not None
+    low, high = found
+    assert low < high
+    best = sorted(values, reverse=not lower)
+    assert all(low <= value <= high for value in best[: -(-3 * len(best) // 4)])
+
+
+def test_one_that_diverged_does_not_press_the_others_together() -> None:
+    series = Series(label="s", x=(1, 2, 3, 4, 5), y=(0.45, 0.46, 0.47, 0.46, 5.0))
+    low, high = visible_range([series], lower_is_better=True) or (0, 0)
+    assert low > 0.44
+    assert high < 0.51
+    shown = chart(series, y_range=(low, high))
+    assert shown.text == "A chart; 1 points lie beyond the axis"
+    assert chart(series).text == "A chart"
+    assert visible_range([], lower_is_better=True) is None
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_every_style_is_drawn_and_makes_a_difference(log: bool) -> None:
+    curve = Series(label="curve", x=(1, 10), y=(1.0, 2.0), deviation=(0.1, 0.1))
+    every = [
+        curve,
+        Series(label="bound", x=(1, 10), y=(1.2, 2.2), style="bound"),
+        Series(label="reference", x=(1, 10), y=(1.5, 1.6), style="reference"),
+        Series(label="points", x=(2, 5), y=(1.5, 1.1), style="points"),
+        Series(label="level", y=(1.3,), style="level"),
+    ]
+    pictures = {chart(*every[:number], log_x=log, log_y=log, whole_x=not log).to_png() for number in range(1, 6)}
+    assert len(pictures) == 5
+    assert all(picture.startswith(PNG) for picture in pictures)
+
+
+def test_one_point_on_a_logarithmic_axis() -> None:
+    assert chart(Series(label="alone", x=(8112,), y=(0.45,)), log_x=True).to_png().startswith(PNG)
