@@ -3,7 +3,7 @@
 #   make demo [DATA=log.tsv]      train and compare four methods, on made or on your own clicks; more options in ARGS,
 #                                 e.g. ARGS='--label clicked --ignore time --max-rows 1000000'
 #   make test                     all tests          make lint      style, types, layers
-#   make bench                    all benchmarks     make bench-quality, bench-maps, bench-jobs, bench-distributed
+#   make bench                    all benchmarks     make bench-quality, bench-systems, …
 #   make setup EXTRA=cuda         for a machine with NVIDIA GPUs; the default is EXTRA=cpu
 #   make setup PYTHON=python3.12  with another Python (3.10 to 3.12)
 
@@ -12,7 +12,7 @@ EXTRA ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRA)
-BENCHES := quality maps jobs distributed
+BENCHES := quality systems maps jobs distributed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: setup demo test test-nightly lint format bench $(BENCHES:%=bench-%) clean

@@ -39,7 +39,7 @@ def run_all(commands: list[list[str]]) -> str:
 
 def test_help_is_there_at_once() -> None:
     """That of a command too, with its options."""
-    commands = ["train", "evaluate", "plan", "demo", "remap", "recluster", "maps"]
+    commands = ["train", "evaluate", "plan", "bench", "demo", "remap", "recluster", "maps"]
     said = run_all([["--help"], *([name, "--help"] for name in commands)])
     for name in commands:
         assert f"{name} [OPTIONS]" in said

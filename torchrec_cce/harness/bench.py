@@ -44,6 +44,7 @@ def bench(
     agenda = Agenda(plan, folder / RUNS, keeps_checkpoints=keep_checkpoints)
     with _held(folder), ExitStack() as stack:
         results = _Results(folder / RESULTS)
+        stack.callback(results.write, agenda)  # also of a comparison that is interrupted
         crew = stack.enter_context(_workers(workers))
         bar = stack.enter_context(_bar(show_progress and workers > 0))
         task = bar.add_task("trials", total=agenda.total)
@@ -56,9 +57,8 @@ def bench(
                 break
             for trial, how in ended:
                 agenda.record(trial, how)
-            results.write(agenda)
+            results.write_now_and_then(agenda)
         agenda.drop_checkpoints()
-        results.write(agenda, now=True)
     return agenda.records()
 
 
@@ -68,15 +68,18 @@ def chosen_outcomes(records: list[Record]) -> list[Outcome]:
 
 
 class _Results:
-    """The results file, written now and then."""
+    """The results file."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._versions, self._written = path, versions(), time.monotonic()
 
-    def write(self, agenda: Agenda, *, now: bool = False) -> None:
-        if now or time.monotonic() > self._written + _WRITE_EVERY_S:
-            write_results(self._path, agenda.records(), self._versions)
-            self._written = time.monotonic()
+    def write(self, agenda: Agenda) -> None:
+        write_results(self._path, agenda.records(), self._versions)
+        self._written = time.monotonic()
+
+    def write_now_and_then(self, agenda: Agenda) -> None:
+        if time.monotonic() > self._written + _WRITE_EVERY_S:
+            self.write(agenda)
 
 
 def _workers(count: int) -> Workers:

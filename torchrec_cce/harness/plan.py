@@ -50,12 +50,13 @@ class MethodEntry:
     seeds: Seeds | None = None
     """These three: in place of the plan's."""
     derive: DeriveFrom | None = None
+    data: dict[str, Any] = field(default_factory=dict)
     embedding: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     recluster: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    """These five: what differs from the sections of the plan's `[run]`."""
+    """These six: what differs from the sections of the plan's `[run]`."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -171,8 +172,8 @@ class Plan:
             ValidationError: of pydantic; e.g. the method cannot be made under the cap.
         """
         values = self.run.as_dict()
-        for section in ("embedding", "model", "optimizer", "recluster", "training"):
-            values[section] |= getattr(entry, section)
+        for section in ("data", "embedding", "model", "optimizer", "recluster", "training"):
+            values[section] = _merged(values[section], getattr(entry, section))
         given = {name: getattr(entry, name) for name in ("num_columns", "num_terms", "use_helper")}
         values["embedding"] |= {name: value for name, value in given.items() if value is not None}
         values["embedding"] |= {"method": entry.method, "max_parameters": cap}
@@ -185,6 +186,15 @@ class Plan:
                 "dense": entry.derive.dense,
             }
         return parse_config(values)
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` in place of its own, in sections of sections too."""
+    found = dict(values)
+    for key, change in changes.items():
+        own = found.get(key)
+        found[key] = _merged(own, change) if isinstance(own, dict) and isinstance(change, dict) else change
+    return found
 
 
 _ADAPTER = TypeAdapter(Plan)

@@ -1,0 +1,88 @@
+"""Every method on a real log, or a whole plan: `python -m benchmarks.systems PLAN --out FOLDER`.
+
+A plan of `benchmarks/plans` says what is run on the log that it is named after; the log is prepared here. Figures go to
+stdout. Without a plan, all methods of `criteo_80k` run at one cap, from one seed and at one learning rate each.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.figure import report
+from benchmarks.logs import DATA, LOGS
+from torchrec_cce.evaluation.outcome import Summary, summarise
+from torchrec_cce.harness.bench import RESULTS, bench, chosen_outcomes
+from torchrec_cce.harness.plan import MethodEntry, Plan, read_plan
+from torchrec_cce.training.quiet import quiet_libraries
+
+PLANS = Path(__file__).with_name("plans")
+FOLDER = Path("runs/bench-systems")
+
+
+def reduced(plan: Plan) -> Plan:
+    """A plan at one cap, from one seed and at one learning rate, each the middle one."""
+
+    def one(entry: MethodEntry) -> MethodEntry:
+        return replace(
+            entry,
+            caps=entry.caps and _middle(entry.caps),
+            learning_rates=entry.learning_rates and _middle(entry.learning_rates),
+            seeds=entry.seeds and entry.seeds[:1],
+        )
+
+    return replace(
+        plan,
+        methods=tuple(one(entry) for entry in plan.methods),
+        caps=plan.caps and _middle(plan.caps),
+        learning_rates=_middle(plan.learning_rates),
+        seeds=plan.seeds[:1],
+    )
+
+
+def _middle(values: tuple[float, ...]) -> tuple[float, ...]:
+    return (sorted(values)[(len(values) - 1) // 2],)
+
+
+def print_figures(log: str, summaries: list[Summary]) -> None:
+    """Test BCE and AUC of each method and cap, and the three compression factors."""
+    full = next(summary for summary in summaries if summary.method == "full")
+    for summary in summaries:
+        cap = "" if summary.max_parameters is None else f", cap {summary.max_parameters}"
+        name, sizes = f"{log}, {summary.name}{cap}", summary.sizes
+        factors = (
+            f"trained parameters ÷ {sizes.parameter_factor:.1f}, of the largest table ÷ {sizes.largest_factor:.1f}, "
+            f"bytes with pointers ÷ {sizes.byte_factor:.1f}"
+        )
+        against = f"{summary.seeds} seeds; full tables {full.bce}, AUC {full.auc}; {factors}"
+        report(f"{name}: test BCE at the rate {summary.learning_rate:g}", summary.bce.mean, against=against)
+        report(f"{name}: test AUC", summary.auc.mean, against="as above")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("plan", nargs="?", type=Path, help="a plan, named after its log or `log-…`")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for data, runs and results")
+    parser.add_argument("--log", choices=LOGS, help="the log, where the plan is not named after it")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    path = given.plan or PLANS / "criteo_80k.toml"
+    name = given.log or path.stem
+    if name not in LOGS:
+        parser.error(f"{path}: no log is named {name}; give --log, one of {', '.join(LOGS)}")
+    if not LOGS[name].is_there:
+        print(f"{name} is skipped: {DATA} does not name the folder that holds it", file=sys.stderr)
+        return
+    plan = read_plan(path, sections=LOGS[name].sections(given.out / "data" / name))
+    records = bench(plan if given.plan else reduced(plan), given.out, workers=given.workers)
+    print_figures(name, summarise(chosen_outcomes(records)))
+    for record in records:
+        if record.chosen and record.ended.error is not None:
+            print(f"{record.run} failed: {record.ended.error}", file=sys.stderr)
+    print(f"results: {given.out / RESULTS}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    main()
