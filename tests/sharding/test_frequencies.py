@@ -163,7 +163,7 @@ def random_keys(rng: np.random.Generator) -> list[int]:
 def play_on_a_rank(sequences: list[tuple[list[Step], list[int]]], folders: tuple[str, ...]) -> list[Any]:
     """Ranks with different `folders`, in turn, are as if on different hosts."""
     os.environ["TORCHREC_CCE_CACHE"] = folders[int(os.environ["RANK"]) % len(folders)]
-    module._MOST_RECEIVED, module._CHUNK = 3, 4
+    module._MOST_RECEIVED, module._CHUNK = 8, 4
     with process_group() as ranks:
         return [
             play(steps, keys, rank=ranks.rank, world_size=ranks.world_size, most_kept=5 * (number % 3))
