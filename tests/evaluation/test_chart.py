@@ -35,6 +35,22 @@ def test_one_that_diverged_does_not_press_the_others_together() -> None:
     assert visible_range([], lower_is_better=True) is None
 
 
+def test_bars_and_levels_are_seen() -> None:
+    series = [
+        Series(label="curve", x=(1, 2, 3, 4), y=(0.45, 0.46, 0.47, 5.0), deviation=(0.1, 0.0, 0.0, 3.0)),
+        Series(label="full", y=(0.2,), style="level"),
+    ]
+    low, high = visible_range(series, lower_is_better=True) or (0, 0)
+    assert low < 0.2
+    assert 0.55 < high < 1
+
+
+def test_the_legend_says_what_lies_beyond_the_axis() -> None:
+    series = [Series(label="seen", x=(1,), y=(0.5,)), Series(label="far", x=(1,), y=(9.0,))]
+    assert chart(*series, y_range=(0, 1)).to_png() != chart(*series).to_png()
+    assert [chart(*series, y_range=(0, 1))._label(one) for one in series] == ["seen", "far (beyond the axis)"]
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_every_style_is_drawn_and_makes_a_difference(log: bool) -> None:
     curve = Series(label="curve", x=(1, 10), y=(1.0, 2.0), deviation=(0.1, 0.1))

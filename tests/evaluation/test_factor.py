@@ -85,9 +85,10 @@ def test_a_parabola_that_turns_is_a_factor_of_zero() -> None:
 def test_states(losses: dict[int, list[float]], state: str) -> None:
     one = found(losses, [0.45])
     assert one.state == state
-    assert (one.found is not None) == (state == "smallest cap")
+    assert (one.found is None) == (state == "one cap")
     if one.found is not None:
-        assert one.found.largest_factor.optimistic == pytest.approx(1600)
+        factor = one.found.largest_factor
+        assert factor.optimistic == factor.pessimistic == (0 if state == "never" else pytest.approx(1600))
 
 
 def test_the_interval_over_seeds_holds_the_range_and_narrows_with_the_spread() -> None:
@@ -119,3 +120,12 @@ def test_sizes_between_and_beyond_caps() -> None:
     alone = SizeLine(curve.points[:1])
     assert alone.accelerator_bytes(2 * (8000 + SMALL)) == pytest.approx(8 * (8000 + SMALL))
     assert np.isinf(alone.largest_parameters(math.inf))
+
+
+def test_a_curve_that_does_not_fall_may_do_so_for_other_seeds() -> None:
+    one = found({1000: [0.45, 0.47], 10_000: [0.46, 0.46]}, [0.455])
+    assert one.state == "never"
+    assert one.found is not None
+    factor = one.found.parameter_factor
+    assert (factor.pessimistic, factor.optimistic, factor.worst) == (0, 0, 0)
+    assert factor.best == pytest.approx(FULL_PARAMETERS / (1000 + SMALL))

@@ -4,14 +4,14 @@ import base64
 import io
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from tests.evaluation.outcomes import outcome
+from tests.evaluation.outcomes import SIZES, outcome
 from torchrec_cce.evaluation.outcome import Outcome
 from torchrec_cce.evaluation.report import COLUMNS, TABLE_WIDTH, to_markdown, to_table, write_report
 
@@ -95,6 +95,32 @@ def test_json_with_null_for_what_is_no_number(outcomes: list[Outcome], tmp_path:
         each.update({name: None for name, value in each.items() if value != value or value == math.inf})
     assert values["outcomes"] == json.loads(json.dumps(expected, allow_nan=False))
     assert values["outcomes"][-1]["bce"] is None
+
+
+def test_nothing_is_cut_in_a_terminal(tmp_path: Path) -> None:
+    sizes = replace(
+        SIZES,
+        full_parameters=10**10,
+        parameters=10**7,
+        table_bytes=4 * 10**7,
+        pointer_bytes=10**9,
+        largest_factor=8500.0,
+    )
+    large = [
+        outcome(tmp_path, "rq_hash_embeddings", max_parameters=64_000, seed=s, auc=0.7 + s, sizes=sizes) for s in (0, 1)
+    ]
+    console = Console(width=TABLE_WIDTH, record=True, file=io.StringIO())
+    console.print(to_table(large))
+    text = console.export_text()
+    assert "…" not in text
+    assert "1,000,000,000" in text
+
+
+def test_pointers_beside_the_tables_are_pointers(tmp_path: Path) -> None:
+    outcomes = [outcome(tmp_path, "rq", sizes=replace(SIZES, pointer_bytes=0, device_pointer_bytes=16_000))]
+    assert "| 16,000 |" in to_markdown(outcomes)
+    write_report(tmp_path, outcomes, title="t", about={})
+    assert len(Page((tmp_path / "report.html").read_text()).images) == 3
 
 
 def test_terminal_and_document(outcomes: list[Outcome]) -> None:

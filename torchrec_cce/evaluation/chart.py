@@ -29,7 +29,7 @@ class Series:
     x: tuple[float, ...] = ()
     """As many as `y`; none for a level."""
     deviation: tuple[float, ...] = ()
-    """Half the length of each bar; none where there are no bars."""
+    """Half the length of each bar, or of a level's band; none where there are none."""
     style: Style = "curve"
     runs: tuple[tuple[str, ...], ...] = ()
     """For each y, the runs that it is made of; none where nothing was trained."""
@@ -80,18 +80,25 @@ class Chart:
         order = sorted(range(len(lines)), key=lambda at: _height(self.series[at]), reverse=True)
         figure.legend(
             [lines[at] for at in order],
-            [self.series[at].label for at in order],
+            [self._label(self.series[at]) for at in order],
             loc="outside right upper",
             frameon=False,
             fontsize=9,
         )
         return to_png(figure)
 
+    def _label(self, series: Series) -> str:
+        """Its own, and where the axis leaves out all of it, that."""
+        if self.y_range is None or any(self.y_range[0] <= y <= self.y_range[1] for y in series.y):
+            return series.label
+        return f"{series.label} (beyond the axis)"
+
 
 def visible_range(charted: Sequence[Series], *, lower_is_better: bool) -> tuple[float, float] | None:
     """The range of y in which the better three quarters of all points fill half of the picture or more.
 
-    A run that nearly diverged would press all others into one line. None without points.
+    A run that nearly diverged would press all others into one line. Levels, and the bars of what is seen, are always in
+    it. None without points.
     """
     values = sorted((y for series in charted for y in series.y), reverse=not lower_is_better)
     if not values:
@@ -99,9 +106,14 @@ def visible_range(charted: Sequence[Series], *, lower_is_better: bool) -> tuple[
     best, usual, worst = values[0], values[(3 * len(values) - 1) // 4], values[-1]
     end = best + 2 * (usual - best)
     end = min(end, worst) if lower_is_better else max(end, worst)
-    margin = 0.06 * abs(end - best) or 0.01 * abs(best) or 0.01
-    low, high = min(best, end) - margin, max(best, end) + margin
-    return low, high
+    low, high = min(best, end), max(best, end)
+    ends = [low, high, *(y for series in charted if series.style == "level" for y in series.y)]
+    for series in charted:
+        for y, deviation in zip(series.y, series.deviation, strict=False):
+            if low <= y <= high:
+                ends += [y - deviation, y + deviation]
+    margin = 0.06 * (max(ends) - min(ends)) or 0.01 * abs(best) or 0.01
+    return min(ends) - margin, max(ends) + margin
 
 
 def _draw(axes: Any, series: Sequence[Series]) -> list[Any]:
@@ -114,6 +126,9 @@ def _draw(axes: Any, series: Sequence[Series]) -> list[Any]:
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         if one.style == "level":
             lines.append(axes.axhline(one.y[0], linestyle="--", linewidth=1.4, color=_GREY))
+            if any(one.deviation):
+                half = one.deviation[0]
+                axes.axhspan(one.y[0] - half, one.y[0] + half, color=_GREY, alpha=0.12, linewidth=0)
         elif one.style == "bound":
             lines.extend(axes.plot(one.x, one.y, linestyle="--", linewidth=1.2, color=colour))
         elif one.style == "reference":

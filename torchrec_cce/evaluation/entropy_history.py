@@ -66,6 +66,7 @@ def _chart(name: str, m: int, series: Sequence[Series]) -> Chart:
         x_label="batches",
         y_label=f"H{m} over that of random pointers",
         series=(*series, Series(label="random pointers", y=(1.0,), style="level")),
+        whole_x=True,
     )
 
 

@@ -27,7 +27,7 @@ class Range:
     pessimistic: float
     """By the parabola through the last three points; infinite for a size, 0 for a factor, if it never arrives."""
     optimistic: float
-    """By the line through the last two. Equal to the other where the crossing was measured."""
+    """By the line through the last two, the same if it never does. Both are equal where the crossing was measured."""
     worst: float | None
     """Of 95 % of resampled seeds, by the parabola; None where there is one seed."""
     best: float | None
@@ -68,7 +68,7 @@ class Compression:
     method: str
     state: State
     found: AtFullQuality | None
-    """None for `never` and `one cap`."""
+    """None for `one cap`."""
     runs: tuple[str, ...]
     """Of the curve."""
     full_runs: tuple[str, ...]
@@ -111,8 +111,6 @@ def _crossing(losses: Mapping[int, Sequence[float]], baseline: Sequence[float]) 
         return "smallest cap", Range(pessimistic=parameters, optimistic=parameters, worst=None, best=None)
     means = {parameters: float(np.mean(values)) for parameters, values in losses.items()}
     found = crossing(means, float(np.mean(baseline)))
-    if math.isinf(found.optimistic):
-        return "never", None
     worst = best = None
     if max(len(values) for values in (*losses.values(), baseline)) > 1:
         drawn = resample(losses, baseline, resamples=_RESAMPLES)
@@ -124,4 +122,6 @@ def _crossing(losses: Mapping[int, Sequence[float]], baseline: Sequence[float]) 
 def _state(found: Crossing) -> State:
     if found.is_smallest:
         return "smallest cap"
+    if math.isinf(found.optimistic):
+        return "never"
     return "measured" if found.is_measured else "extrapolated"

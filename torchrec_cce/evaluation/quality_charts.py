@@ -64,11 +64,16 @@ def _chart(
     series = [_series(label, curve, metric) for label, curve in curves.items()]
     series += [replace(_series(curve.name, curve, metric), style="reference") for curve in guide]
     if full is not None:
-        level = _spread(full, metric).mean
-        series.append(Series(label=full.first.name, y=(level,), style="level", runs=(full.runs,)))
+        level = _spread(full, metric)
+        deviation = (level.deviation,)
+        series.append(
+            Series(label=full.first.name, y=(level.mean,), deviation=deviation, style="level", runs=(full.runs,))
+        )
     caption = f"{what}: test {metric} against {_PARAMETERS}; bars are one standard deviation over seeds"
     if full is not None:
         caption += f"; dashed, full tables of {full.first.parameters:,} parameters"
+    if guide:
+        caption += f"; grey line, {guide[0].name}, as a guide"
     return Chart(
         name=name,
         caption=caption,

@@ -24,7 +24,8 @@ COLUMNS = (
     "÷ largest",
     "÷ bytes",
 )
-TABLE_WIDTH = 116
+TABLE_WIDTH = 150
+"""Cells are not cut in a terminal as wide as this, unless a method has a very long name."""
 NOTE = (
     "cap: trained parameters a table. ÷ parameters: Σ n·d of full tables over trained parameters, all tables. "
     "÷ largest: the same for the largest table alone. ÷ bytes: full tables over trained tables plus stored pointers."
@@ -41,7 +42,7 @@ def cells(summary: Summary) -> tuple[str, ...]:
         str(summary.bce),
         f"{sizes.parameters:,}",
         f"{sizes.table_bytes:,}",
-        f"{sizes.pointer_bytes:,}",
+        f"{sizes.pointer_bytes + sizes.device_pointer_bytes:,}",
         f"{sizes.parameter_factor:.1f}×",
         f"{sizes.largest_factor:.1f}×",
         f"{sizes.byte_factor:.1f}×",
@@ -132,6 +133,10 @@ def _bytes_plot(outcomes: Sequence[Outcome]) -> bytes:
     tables = [summary.sizes.table_bytes for summary in summaries]
     axes.barh(names, tables, label="tables (accelerator)")
     axes.barh(names, [s.sizes.pointer_bytes for s in summaries], left=tables, label="pointers (host)")
+    beside = [s.sizes.device_pointer_bytes for s in summaries]
+    if any(beside):
+        left = [s.sizes.total_bytes - s.sizes.device_pointer_bytes for s in summaries]
+        axes.barh(names, beside, left=left, label="pointers (accelerator)")
     axes.set(xlabel="bytes")
     axes.invert_yaxis()
     axes.legend()

@@ -9,7 +9,7 @@ from torchrec_cce.evaluation.results import Result
 
 
 class SizeLine:
-    """Sizes over the trained parameters of all tables, each `inf` for `inf`.
+    """Sizes over the trained parameters of all tables; for `inf` parameters, all but the pointers are `inf`, too.
 
     Bytes of tables and parameters of the largest table are taken to be linear between caps and beyond the last, as they
     are while the same tables are compressed; bytes of pointers to be those of the next larger cap, or of the last.
