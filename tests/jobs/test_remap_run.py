@@ -6,6 +6,8 @@ import pickle
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -459,6 +461,19 @@ def test_a_single_file_takes_no_worker(with_workers: Place, monkeypatch: pytest.
         InvalidIDError, lambda: place.run("bad", **options | {"input": str(place.raw / NAMES[0])})
     )
     assert not (place.folder / "bad" / "a.arrow").exists()
+
+
+def test_a_job_does_not_wait_for_pandas(place: Place) -> None:
+    """Which pyarrow would import, if it is installed, to no end where columns are not decoded."""
+    program = (
+        "import sys; from torchrec_cce.jobs.remap_run import remap\n"
+        "remap(sys.argv[1], sys.argv[2], registry=sys.argv[3], features={'user': 'user'})\n"
+        "assert 'pandas' not in sys.modules"
+    )
+    where = [place.raw / NAMES[0], place.folder / "out", place.registry]
+    done = subprocess.run([sys.executable, "-c", program, *where], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (place.folder / "out" / "a.parquet").exists()
 
 
 def test_raw_ids_that_do_not_tell_what_the_map_knows(place: Place) -> None:

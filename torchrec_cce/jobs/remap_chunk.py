@@ -49,7 +49,7 @@ def moved(entry: Struct, position: int) -> Struct:
 
 def encoded(table: pa.Table, compression: str | None) -> list[Chunk]:
     """The chunks of a table, encoded by pyarrow as one row group."""
-    data, footer = _written(table, compression)
+    data, footer = _written(table.schema, table, compression)
     (group,) = footer[4].value.values
     chunks = []
     for entry in group[1].value.values:
@@ -61,22 +61,23 @@ def encoded(table: pa.Table, compression: str | None) -> list[Chunk]:
 
 def elements_of(schema: pa.Schema) -> list[Struct]:
     """The elements of a Parquet schema, without its root."""
-    _, footer = _written(schema.empty_table(), None)
+    _, footer = _written(schema, None, None)
     elements: list[Struct] = footer[2].value.values
     return elements[1:]
 
 
-def _written(table: pa.Table, compression: str | None) -> tuple[bytes, Struct]:
+def _written(schema: pa.Schema, table: pa.Table | None, compression: str | None) -> tuple[bytes, Struct]:
+    """A Parquet file and its footer. Without a table it has no row group; an empty one would have pandas imported."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
-        table.schema,
+        schema,
         compression="lz4" if compression == "lz4_raw" else compression or "none",
         write_statistics=False,
         dictionary_pagesize_limit=_DICTIONARY_BYTES,
         store_schema=False,
     ) as writer:
-        if len(table):
+        if table is not None and len(table):
             writer.write_table(table, row_group_size=len(table))
     data = sink.getvalue().to_pybytes()
     length = int.from_bytes(data[-8:-4], "little")

@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from torchrec_cce.atomic import atomic_path
 from torchrec_cce.data.remapped_format import RemappedFormat
 from torchrec_cce.errors import CCEError, JobError
+from torchrec_cce.jobs.gathered import Gathered
 from torchrec_cce.jobs.remap_input import InputFile
 from torchrec_cce.maps.manifest import Count
 from torchrec_cce.maps.sealed import parse, seal
@@ -36,7 +37,6 @@ COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 
 _JOB = f"{FOLDER}/job.json"
 _CONFIG = ConfigDict(extra="forbid")
-_BUFFER_BYTES = 1 << 20
 _DYING_S = 30.0
 """How long workers of a job that was killed may take to end."""
 
@@ -183,9 +183,10 @@ class OutputFolder:
                 yield self._guarded(name, lambda data: sink.write(memoryview(data).cast("B")))
             return
         path = self._storage.local_root / name
-        with self._errors(name), atomic_path(path) as temporary, temporary.open("wb", _BUFFER_BYTES) as file:
-            yield self._guarded(name, file.write)
-            file.flush()
+        with self._errors(name), atomic_path(path) as temporary, temporary.open("wb", 0) as file:
+            sink = Gathered(file.fileno())
+            yield self._guarded(name, sink.write)
+            sink.flush()
 
     def _guarded(self, name: str, write: Callable[[Any], object]) -> Callable[[Any], object]:
         def guarded(data: Any) -> None:
