@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from torchrec_cce.data.synthetic import write_click_log
+from torchrec_cce.harness.plan import read_plan
 from torchrec_cce.training.config_file import read_config
 
 ROOT = Path(__file__).parent.parent
@@ -27,11 +28,12 @@ def blocks(document: str) -> list[tuple[str, int, str]]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with a small log and the run that docs/training.md describes."""
+    """An empty folder with a small log, and the run and the plan of docs/training.md and docs/benchmarking.md."""
     monkeypatch.chdir(tmp_path)
     write_click_log(tmp_path / "clicks.tsv", num_rows=10_000, seed=0)
-    first_toml = next(code for language, _, code in blocks("docs/training.md") if language == "toml")
-    (tmp_path / "run.toml").write_text(first_toml)
+    for name, document in (("run", "docs/training.md"), ("plan", "docs/benchmarking.md")):
+        first_toml = next(code for language, _, code in blocks(document) if language == "toml")
+        (tmp_path / f"{name}.toml").write_text(first_toml)
     return tmp_path
 
 
@@ -51,7 +53,10 @@ def test_toml_blocks(document: str, workplace: Path) -> None:
         if language == "toml":
             path = workplace / f"line-{line}.toml"
             path.write_text(code)
-            read_config(path)
+            if "[[methods]]" in code:
+                read_plan(path)
+            else:
+                read_config(path)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
