@@ -86,6 +86,15 @@ def prepare_globo(source: Path, folder: Path) -> DenseIDs:
 
 def prepare_gowalla(source: Path, folder: Path) -> DenseIDs:
     """Every second user by a hash; of the training file, 4 % of the rows by a hash of their number to choose."""
+    return _prepare_gowalla(source, folder, share=1 / 2)
+
+
+def prepare_all_of_gowalla(source: Path, folder: Path) -> DenseIDs:
+    """Of the training file, 4 % of the rows by a hash of their number to choose."""
+    return _prepare_gowalla(source, folder, share=1.0)
+
+
+def _prepare_gowalla(source: Path, folder: Path, *, share: float) -> DenseIDs:
     opened = {
         split: concat(
             list(read_parquet(source / "gowalla" / f"{split}.parquet", label="label", ids=_same(("user", "item"))))
@@ -93,7 +102,7 @@ def prepare_gowalla(source: Path, folder: Path) -> DenseIDs:
         for split in ("train", "test")
     }
     kept = {
-        split: np.flatnonzero(chance(rows.ids["user"].values, "gowalla users") < 1 / 2)
+        split: np.flatnonzero(chance(rows.ids["user"].values, "gowalla users") < share)
         for split, rows in opened.items()
     }
     parts = split_by_chance(chance(kept["train"], "gowalla rows"), validation=0.04, test=0.0)

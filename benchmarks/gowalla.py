@@ -1,0 +1,136 @@
+"""The whole curve on Gowalla, beside the paper's method written plainly: `python -m benchmarks.gowalla --out FOLDER`.
+
+Both read the same files in the same order, with the same optimizers, schedule and learning rates to choose from. What
+was run is kept in the folder, and a run that was interrupted goes on.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.figure import report
+from benchmarks.logs import DATA, SPLITS, Log, prepare_all_of_gowalla
+from benchmarks.plain_cce import Settings, train_plain
+from benchmarks.systems import PLANS
+from torchrec_cce.atomic import atomic_path
+from torchrec_cce.children import WorkerContext, end_with_parent
+from torchrec_cce.evaluation.metrics import Quality
+from torchrec_cce.evaluation.outcome import Summary, summarise
+from torchrec_cce.harness.bench import bench, chosen_outcomes
+from torchrec_cce.harness.plan import Plan, read_plan
+from torchrec_cce.training.quiet import quiet_libraries
+
+LOG = Log(
+    about="all of Gowalla in the split of the file, 4 % of its training rows to choose", prepare=prepare_all_of_gowalla
+)
+OURS = "cce, 4 columns"
+COLUMNS = 4
+FOLDER = Path("runs/bench-gowalla")
+
+
+def run_plain(plan: Plan, folder: Path, *, workers: int) -> dict[int, list[Quality]]:
+    """Cap → the quality on the test split from each seed, at the rate that is best on validation from the first."""
+    first, *others = plan.seeds
+    caps = plan.caps or ()
+    with ProcessPoolExecutor(workers, mp_context=WorkerContext(), initializer=end_with_parent) as pool:
+
+        def all_of(wanted: Sequence[Settings]) -> dict[Settings, tuple[Quality, Quality]]:
+            return dict(zip(wanted, pool.map(_one, [plan] * len(wanted), [folder] * len(wanted), wanted), strict=True))
+
+        tuning = {cap: [_settings(plan, cap, rate, first) for rate in plan.learning_rates] for cap in caps}
+        found = all_of([one for each in tuning.values() for one in each])
+        best = {cap: min(each, key=lambda one: found[one][0].bce) for cap, each in tuning.items()}
+        found |= all_of([replace(one, seed=seed) for one in best.values() for seed in others])
+    return {cap: [found[replace(one, seed=seed)][1] for seed in plan.seeds] for cap, one in best.items()}
+
+
+def _settings(plan: Plan, cap: int, rate: float, seed: int) -> Settings:
+    run = plan.run
+    return Settings(
+        dim=run.embedding.dim,
+        num_rows=cap // (2 * run.embedding.dim),
+        num_columns=COLUMNS,
+        learning_rate=rate,
+        weight_decay=run.optimizer.embedding_weight_decay or 0.0,
+        dense_learning_rate=run.optimizer.dense_learning_rate,
+        batch_size=run.training.batch_size,
+        epochs=run.training.epochs,
+        clusterings=run.recluster.ct,
+        seed=seed,
+    )
+
+
+def _one(plan: Plan, folder: Path, settings: Settings) -> tuple[Quality, Quality]:
+    """(validation, test) of one run, kept in a file of the folder."""
+    path = folder / f"k{settings.num_rows}-lr{settings.learning_rate:g}-seed{settings.seed}.json"
+    if not path.exists():
+        data = Path(str(plan.run.data.train.path)).parent
+        sizes = {name: table.num_embeddings for name, table in plan.run.tables.items()}
+        qualities = train_plain(data, sizes, settings)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps([[one.bce, one.auc] for one in qualities]))
+    validation, test = (Quality(bce=bce, auc=auc) for bce, auc in json.loads(path.read_text()))
+    return validation, test
+
+
+def print_figures(plan: Plan, summaries: Sequence[Summary], plain: dict[int, list[Quality]]) -> None:
+    """The curve of every method, ours against the plain one, and columns against columns at the same pointer bytes."""
+    dim = plan.run.embedding.dim
+    by_name = {(summary.name, summary.max_parameters): summary for summary in summaries}
+    for (name, cap), summary in by_name.items():
+        per_dimension = "" if cap is None else f", {cap // dim} parameters a dimension"
+        against = (
+            f"{summary.auc}, BCE {summary.bce}, rate {summary.learning_rate:g}, {summary.seeds} seeds; pointers "
+            f"{summary.sizes.pointer_bytes:,} bytes, in all {summary.sizes.total_bytes:,}"
+        )
+        report(f"gowalla, {name}{per_dimension}: test AUC", summary.auc.mean, against=against)
+    for cap, qualities in plain.items():
+        where = f"gowalla, {cap // dim} parameters a dimension"
+        peer = [one.auc for one in qualities]
+        spread = statistics.stdev(peer) if len(peer) > 1 else 0.0
+        ours = by_name[OURS, cap].auc
+        report(
+            f"{where}: test AUC of {OURS} minus the plain implementation's",
+            ours.mean - float(np.mean(peer)),
+            target="≥ 0",
+            holds=ours.mean >= float(np.mean(peer)),
+            against=f"the plain one: {np.mean(peer):.4f} ± {spread:.4f}; ours: {ours}",
+        )
+        for more in ("cce, 8 columns", "cce, 16 columns"):
+            other = by_name[more, cap].auc
+            width = 8 if cap // (2 * dim) <= 1 << 8 else 16
+            report(
+                f"{where}: test AUC of {more} minus that of {OURS}",
+                other.mean - ours.mean,
+                against=f"{more} of {width} bits: {other}; {OURS}: {ours}",
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for data, runs and results")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    if not LOG.is_there:
+        print(f"gowalla is skipped: {DATA} does not name the folder that holds it", file=sys.stderr)
+        return
+    sections = LOG.sections(given.out / "data")
+    assert all(Path(sections["data"][split]["path"]).exists() for split in SPLITS)
+    plan = read_plan(PLANS / "gowalla_all.toml", sections=sections)
+    records = bench(plan, given.out, workers=given.workers)
+    (given.out / "plain").mkdir(exist_ok=True)
+    plain = run_plain(plan, given.out / "plain", workers=given.workers)
+    print_figures(plan, summarise(chosen_outcomes(records)), plain)
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    main()
