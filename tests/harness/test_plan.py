@@ -61,6 +61,8 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
         ("max_rows = 50", "rows = 50", 10, "run.data.validation.rows: unknown key; allowed: path, skip_rows"),
         ("test = ", "# test = ", 5, "run: a comparison needs data.validation and data.test"),
         ("dim = 8", 'dim = "8"', 13, "run.embedding.dim: Input should be a valid integer; found '8'"),
+        ("dim = 8", 'dim = 8\n[run.derive]\nrun = "a"', 14, "run.derive: is for an entry of [[methods]], which names"),
+        ("dim = 8", 'dim = 8\n[run.registry]\nurl = "a"', 15, "run.registry.url: the runs of a comparison publish"),
         ('"cce"', '"cca"', 19, "methods.1.method: Input should be 'full', 'hashing_trick'"),
         ("num_columns", "columns", 20, "methods.1.columns: unknown key; allowed: method, name, num_columns"),
         ("cf = 10", "cf = 0", 21, "methods.1.recluster.cf: cf=0 must be at least 1 where ct is 2"),

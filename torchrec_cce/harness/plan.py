@@ -89,6 +89,10 @@ class Plan:
     def __post_init__(self) -> None:
         if self.run.data.validation is None or self.run.data.test is None:
             raise WrongValue(["run"], "a comparison needs data.validation and data.test")
+        if self.run.derive is not None:
+            raise WrongValue(["run", "derive"], "is for an entry of [[methods]], which names the one it starts from")
+        if self.run.registry.url is not None:
+            raise WrongValue(["run", "registry", "url"], "the runs of a comparison publish nothing; leave it out")
         slugs: dict[str, str] = {}
         for i, entry in enumerate(self.methods):
             if entry.slug in slugs:
