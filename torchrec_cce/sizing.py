@@ -155,8 +155,10 @@ def _quotient_rows(one: Sizing, width: int) -> int:
     return m
 
 
-def _sketch(one: Sizing, *, usual_terms: int, stored: int, is_weighted: bool, columns: int = 1) -> EmbeddingBagConfig:
-    """`stored`: 0 for hashed terms alone, 1, or -1 for stored terms alone."""
+def _sketch(
+    one: Sizing, *, usual_terms: int, stored: int | None, is_weighted: bool, columns: int = 1
+) -> EmbeddingBagConfig:
+    """`stored` terms have learned pointers; None: all."""
     n, d, t = one.table.num_embeddings, one.table.embedding_dim, one.terms(usual_terms)
     weight_rows = 0
     if is_weighted:
@@ -172,7 +174,7 @@ def _sketch(one: Sizing, *, usual_terms: int, stored: int, is_weighted: bool, co
         num_rows=rows,
         num_columns=columns,
         num_terms=t,
-        num_stored_terms=t if stored < 0 else stored,
+        num_stored_terms=t if stored is None else stored,
         num_weight_rows=weight_rows,
     )
 
@@ -228,6 +230,6 @@ _CONFIGS: dict[Method, Callable[[Sizing], EmbeddingBagConfig]] = {
     "cce": _cce,
     "cce_helpers": lambda one: _sketch(one, usual_terms=3, stored=1, is_weighted=False, columns=one.num_columns),
     "pq": _pq,
-    "rq": partial(_sketch, usual_terms=2, stored=-1, is_weighted=False),
-    "rq_hash_embeddings": partial(_sketch, usual_terms=2, stored=-1, is_weighted=True),
+    "rq": partial(_sketch, usual_terms=2, stored=None, is_weighted=False),
+    "rq_hash_embeddings": partial(_sketch, usual_terms=2, stored=None, is_weighted=True),
 }
