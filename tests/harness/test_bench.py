@@ -204,6 +204,11 @@ def test_checkpoints_are_kept_for_those_who_wait_and_made_again_for_those_who_co
     assert fake.tried[done:] == [("full", None, 7, 0.2), ("pq", runs.MAX_PARAMETERS, 7, 0.1)]
 
 
+def test_checkpoints_of_all_runs_are_kept_on_request(fake: FakeTraining, log: Path, tmp_path: Path) -> None:
+    bench(plan(log, {"method": "full"}, PQ), tmp_path, show_progress=False, keep_checkpoints=True)
+    assert len(checkpoints(tmp_path)) == len(fake.tried) == 5
+
+
 def test_a_source_that_changed_changes_what_starts_from_it(fake: FakeTraining, log: Path, tmp_path: Path) -> None:
     run(plan(log, {"method": "full"}, {"method": "cce"}, PQ), tmp_path)
     done = len(fake.tried)

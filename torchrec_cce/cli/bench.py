@@ -15,6 +15,7 @@ from torchrec_cce.training.quiet import quiet_libraries
 if TYPE_CHECKING:
     from torchrec_cce.evaluation.outcome import Outcome
 
+_FAILED = 1
 _INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
 
@@ -41,12 +42,15 @@ def bench(
         except KeyboardInterrupt as interrupt:
             say(f"interrupted; the same command goes on, and the results so far are in {out / RESULTS}")
             raise typer.Exit(_INTERRUPTED) from interrupt
-    print_outcomes(chosen_outcomes(records))
+    outcomes = chosen_outcomes(records)
+    print_outcomes(outcomes)
     for record in records:
         if record.chosen and record.ended.error is not None:
             cap = "" if record.key.setting.cap is None else f" at {record.key.setting.cap:,}"
             say(f"failed: {record.key.setting.entry}{cap}, seed {record.key.seed}: {record.ended.error}")
     typer.echo(f"results: {out / RESULTS}")
+    if not outcomes:
+        raise typer.Exit(_FAILED)
 
 
 def print_outcomes(outcomes: "Sequence[Outcome]") -> None:
