@@ -49,20 +49,23 @@ def row(
     embedding: Mapping[str, Any] | None = None,
     recluster: Mapping[str, Any] | None = None,
     learned: Sequence[float] | None = None,
+    source: str | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """A row of a results file. Sizes follow from method and cap, as if the largest table used all of its cap.
 
     Args:
         learned: H1 … Hc over those of random pointers.
+        source: the run that it starts from.
     """
     name = name or method
     config = {
         "tables": {table: {"num_embeddings": size} for table, size in TABLES.items()},
         "embedding": {"dim": DIM, "method": method, "max_parameters": cap, "num_columns": 4, **(embedding or {})},
-        "optimizer": {"embedding_learning_rate": 0.05},
+        "optimizer": {"embedding_learning_rate": changes.get("learning_rate", 0.05)},
         "recluster": {"ct": 2, "cf": 100, **(recluster or {})},
         "training": {"batch_size": 1024},
+        "derive": None if source is None else {"run": source, "circular": False},
         "seed": seed,
     }
     trained = TABLES["item"] * DIM if cap is None else cap

@@ -60,9 +60,10 @@ def test_every_style_is_drawn_and_makes_a_difference(log: bool) -> None:
         Series(label="reference", x=(1, 10), y=(1.5, 1.6), style="reference"),
         Series(label="points", x=(2, 5), y=(1.5, 1.1), style="points"),
         Series(label="level", y=(1.3,), style="level"),
+        Series(label="level", y=(1.3,), deviation=(0.2,), style="level"),
     ]
-    pictures = {chart(*every[:number], log_x=log, log_y=log, whole_x=not log).to_png() for number in range(1, 6)}
-    assert len(pictures) == 5
+    pictures = {chart(*every[:number], log_x=log, log_y=log, whole_x=not log).to_png() for number in range(1, 7)}
+    assert len(pictures) == 6
     assert all(picture.startswith(PNG) for picture in pictures)
 
 

@@ -51,7 +51,7 @@ def test_verdicts(learned: list[float], verdict: str) -> None:
 
 def test_circular_clustering_is_no_product_quantization() -> None:
     circular = row("pq", name="circular", cap=4000)
-    circular["config"] = json.dumps(json.loads(circular["config"]) | {"derive": {"circular": True, "run": "full"}})
+    circular["config"] = json.dumps(json.loads(str(circular["config"])) | {"derive": {"circular": True, "run": "full"}})
     one = found(row("cce", cap=8000), circular)
     assert one["cce"].pq is None
     assert "circular" in one

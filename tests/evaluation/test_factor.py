@@ -116,6 +116,7 @@ def test_sizes_between_and_beyond_caps() -> None:
         assert line.host_bytes(cap + SMALL) == 400_000 * width
         assert line.accelerator_bytes(cap + SMALL) == pytest.approx(4 * (cap + SMALL))
         assert line.total_bytes(cap + SMALL) == pytest.approx(4 * (cap + SMALL) + 400_000 * width)
+    assert line.host_bytes((8000 + SMALL) * (1 + 1e-12)) == 400_000  # the logarithm of a crossing at a cap, and back
     assert line.total_bytes(math.inf) == math.inf
     alone = SizeLine(curve.points[:1])
     assert alone.accelerator_bytes(2 * (8000 + SMALL)) == pytest.approx(8 * (8000 + SMALL))

@@ -13,8 +13,9 @@ def cce(name: str, ct: int, cf: int, **changes: object) -> dict[str, object]:
 
 def test_entries_that_differ_in_their_clusterings_alone() -> None:
     rows = [
-        cce("late", 2, 200),
-        cce("early", 1, 50, seed=3, learning_rate=0.1),
+        cce("late", 2, 200, source="full-seed0"),
+        cce("early", 1, 50, seed=3, learning_rate=0.1, source="full-seed3"),
+        cce("not derived", 1, 50),
         cce("wide", 2, 200, embedding={"num_columns": 8}),
         row("ce_concat", cap=8000),
     ]
