@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec_cce.evaluation.chart import Chart, Series, visible_range
+from torchrec_cce.evaluation.chart import MAX_SERIES, Chart, Series, in_panels, visible_range
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -43,6 +43,12 @@ def test_bars_and_levels_are_seen() -> None:
     low, high = visible_range(series, lower_is_better=True) or (0, 0)
     assert low < 0.2
     assert 0.55 < high < 1
+    far = Series(label="full", y=(-5.0,), style="level")
+    low, high = visible_range([series[0], far], lower_is_better=True) or (0, 0)
+    assert 0.2 < low < 0.35
+    assert visible_range([far], lower_is_better=True) == pytest.approx((-5.05, -4.95))
+    alone = Series(label="curve", x=(1,), y=(0.5,))
+    assert visible_range([alone, far], lower_is_better=True) == pytest.approx((-5.33, 0.83))
 
 
 def test_the_legend_says_what_lies_beyond_the_axis() -> None:
@@ -65,6 +71,15 @@ def test_every_style_is_drawn_and_makes_a_difference(log: bool) -> None:
     pictures = {chart(*every[:number], log_x=log, log_y=log, whole_x=not log).to_png() for number in range(1, 7)}
     assert len(pictures) == 6
     assert all(picture.startswith(PNG) for picture in pictures)
+
+
+@given(st.integers(0, 40))
+def test_panels_hold_all_in_order_and_none_too_many(count: int) -> None:
+    parts = in_panels(range(count))
+    assert [member for part in parts for member in part] == list(range(count))
+    sizes = [len(part) for part in parts]
+    assert len(sizes) == -(-count // MAX_SERIES)
+    assert all(0 < size <= MAX_SERIES for size in sizes)
 
 
 def test_one_point_on_a_logarithmic_axis() -> None:

@@ -21,11 +21,12 @@ def test_product_quantization_with_as_many_rows_stands_beside() -> None:
         row("cce", cap=8000, learned=[0.88, 0.9, 0.95, 0.97]),
         row("cce", cap=8000, seed=1, learned=usual),
         row("pq", cap=4000, learned=usual),  # k·d of its parameters are k rows; CCE has 2·k·d
+        row("pq", name="pq, then trained", cap=4000, learned=[0.5, 0.5, 0.5, 0.5]),
         row("pq", name="pq, larger", cap=8000),
         row("ce_concat", cap=8000, learned=[]),
     )
     random = random_entropies(100_000, 250, 4)
-    assert list(one) == ["cce", "pq", "pq, larger"]
+    assert list(one) == ["cce", "pq", "pq, then trained", "pq, larger"]
     cce = one["cce"]
     assert cce.random == pytest.approx(random)
     assert cce.entropies == pytest.approx(np.array(random) * [0.89, 0.91, 0.95, 0.97])

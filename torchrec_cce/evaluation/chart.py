@@ -3,13 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torchrec_cce.evaluation.page import to_png
 from torchrec_cce.extras import require
 
+_T = TypeVar("_T")
+
 MAX_SERIES = 8
 """Curves in one panel that can still be told apart."""
+_MOST_FOR_LEVELS = 3
+"""Heights of the curves that a picture may have for the sake of a level."""
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4fa3", "#8c564b")
 """Okabe and Ito's, which the colour-blind can tell apart, and two more."""
 _MARKERS = "osD^vP*X"
@@ -94,24 +98,37 @@ class Chart:
         return f"{series.label} (beyond the axis)"
 
 
+def in_panels(members: Sequence[_T]) -> list[Sequence[_T]]:
+    """Parts of at most `MAX_SERIES`, about equally large."""
+    count = -(-len(members) // MAX_SERIES)
+    size = -(-len(members) // count) if count else 1
+    return [members[start : start + size] for start in range(0, len(members), size)]
+
+
 def visible_range(charted: Sequence[Series], *, lower_is_better: bool) -> tuple[float, float] | None:
     """The range of y in which the better three quarters of all points fill half of the picture or more.
 
-    A run that nearly diverged would press all others into one line. Levels, and the bars of what is seen, are always in
-    it. None without points.
+    A run that nearly diverged would press all others into one line. The bars of what is seen are in it, and levels,
+    unless they would take most of the picture. None without points.
     """
-    values = sorted((y for series in charted for y in series.y), reverse=not lower_is_better)
+    levels = [y for series in charted if series.style == "level" for y in series.y]
+    curves = [y for series in charted if series.style != "level" for y in series.y]
+    values = sorted(curves or levels, reverse=not lower_is_better)
     if not values:
         return None
     best, usual, worst = values[0], values[(3 * len(values) - 1) // 4], values[-1]
     end = best + 2 * (usual - best)
     end = min(end, worst) if lower_is_better else max(end, worst)
     low, high = min(best, end), max(best, end)
-    ends = [low, high, *(y for series in charted if series.style == "level" for y in series.y)]
+    ends = [low, high]
     for series in charted:
         for y, deviation in zip(series.y, series.deviation, strict=False):
             if low <= y <= high:
                 ends += [y - deviation, y + deviation]
+    height = max(ends) - min(ends)
+    with_levels = [*ends, *levels]
+    if not height or max(with_levels) - min(with_levels) <= _MOST_FOR_LEVELS * height:
+        ends = with_levels
     margin = 0.06 * (max(ends) - min(ends)) or 0.01 * abs(best) or 0.01
     return min(ends) - margin, max(ends) + margin
 

@@ -36,11 +36,10 @@ def collapses(curves: Sequence[Curve]) -> list[Collapse]:
     """One for each entry and cap whose largest table has learned pointers."""
     points = [point for curve in curves for point in curve.points if all(trial.entropies for trial in point.trials)]
     tables = [largest_table(point.first.config) for point in points]
-    quantized = {
-        (table.num_rows, table.num_columns): point
-        for point, table in zip(points, tables, strict=True)
-        if table is not None and _is_quantized(point)
-    }
+    quantized: dict[tuple[int, int], Point] = {}
+    for point, table in zip(points, tables, strict=True):
+        if table is not None and _is_quantized(point):
+            quantized.setdefault((table.num_rows, table.num_columns), point)
     found = []
     for point, table in zip(points, tables, strict=True):
         pq = None if table is None else quantized.get((table.num_rows, table.num_columns))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from torchrec_cce.evaluation.chart import MAX_SERIES, Chart, Series
+from torchrec_cce.evaluation.chart import Chart, Series, in_panels
 from torchrec_cce.evaluation.curve import Curve, Point
 from torchrec_cce.evaluation.largest_table import largest_table
 
@@ -38,10 +38,9 @@ def entropy_histories(curves: Sequence[Curve], folder: Path) -> list[EntropyHist
 
 
 def entropy_charts(histories: Sequence[EntropyHistory]) -> list[Chart]:
-    """H1 and H2 over the clusterings, for at most `MAX_SERIES` entries a chart."""
+    """H1 and H2 over the clusterings, for no more entries a chart than can be told apart."""
     charts = []
-    for start in range(0, len(histories), MAX_SERIES):
-        shown = histories[start : start + MAX_SERIES]
+    for number, shown in enumerate(in_panels(histories), start=1):
         for m in (1, 2):
             series = [
                 Series(
@@ -54,7 +53,7 @@ def entropy_charts(histories: Sequence[EntropyHistory]) -> list[Chart]:
                 if len(history.shares[0]) >= m
             ]
             if series:
-                charts.append(_chart(f"entropy-h{m}-{start // MAX_SERIES + 1}", m, series))
+                charts.append(_chart(f"entropy-h{m}-{number}", m, series))
     return charts
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from torchrec_cce.evaluation.chart import MAX_SERIES
+from torchrec_cce.evaluation.chart import in_panels
 from torchrec_cce.evaluation.curve import FULL, Curve
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -40,9 +40,9 @@ def panels(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     """Title → curves that are drawn together: a family, or a part of one that is too large for a panel."""
     found: dict[str, list[Curve]] = {}
     for family, members in _by_family(curves).items():
-        parts = [members[start : start + MAX_SERIES] for start in range(0, len(members), MAX_SERIES)]
+        parts = in_panels(members)
         for number, part in enumerate(parts, start=1):
-            found[family if len(parts) == 1 else f"{family}, {number} of {len(parts)}"] = part
+            found[family if len(parts) == 1 else f"{family}, {number} of {len(parts)}"] = list(part)
     return found
 
 

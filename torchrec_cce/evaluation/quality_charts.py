@@ -71,7 +71,7 @@ def _chart(
         )
     caption = f"{what}: test {metric} against {_PARAMETERS}; bars are one standard deviation over seeds"
     if full is not None:
-        caption += f"; dashed, full tables of {full.first.parameters:,} parameters"
+        caption += f"; dashed, full tables: {_spread(full, metric).mean:.5f}, {full.first.parameters:,} parameters"
     if guide:
         caption += f"; grey line, {guide[0].name}, as a guide"
     return Chart(

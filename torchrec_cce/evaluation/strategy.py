@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchrec_cce.evaluation.chart import MAX_SERIES
+from torchrec_cce.evaluation.chart import in_panels
 from torchrec_cce.evaluation.curve import Curve
 
 _VARYING = {"embedding": "max_parameters", "optimizer": "embedding_learning_rate", "derive": "run"}
@@ -18,7 +18,7 @@ class Strategies:
 
     title: str
     curves: dict[str, Curve]
-    """`ct` and `cf`, and what else differs among the entries → curve; at most `MAX_SERIES`."""
+    """`ct` and `cf`, and what else differs among the entries → curve; no more than a panel holds."""
 
 
 def strategies_of(curves: Sequence[Curve]) -> list[Strategies]:
@@ -32,11 +32,9 @@ def strategies_of(curves: Sequence[Curve]) -> list[Strategies]:
         if len(members) < 2:
             continue
         members.sort(key=lambda curve: (_section(curve).get("ct", 0), _section(curve).get("cf", 0)))
-        names = _names(members)
-        for start in range(0, len(members), MAX_SERIES):
-            part = dict(zip(names[start : start + MAX_SERIES], members[start : start + MAX_SERIES], strict=True))
-            title = f"{len(members)} ways to cluster {members[0].name}"
-            found.append(Strategies(title=title, curves=part))
+        title = f"{len(members)} ways to cluster {members[0].name}"
+        named = list(zip(_names(members), members, strict=True))
+        found += [Strategies(title=title, curves=dict(part)) for part in in_panels(named)]
     return found
 
 
