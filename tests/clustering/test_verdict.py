@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from torchrec_cce.clustering.entropy import pointer_entropies, random_entropies
+from torchrec_cce.clustering.limits import MIN_H1, MIN_H2_GAIN, MIN_LEARNED
 from torchrec_cce.clustering.verdict import Verdict, h1_share, h2_gain, learned_share, verdict
+from torchrec_cce.jobs.gates import TableFigures, judge
+from torchrec_cce.jobs.thresholds import Thresholds
 
 IDS, ROWS = 50_000, 64
 
@@ -64,3 +67,27 @@ def test_what_says_nothing_closes_nothing() -> None:
     assert learned_share((1.0,), (1.0,), num_ids=9, num_rows=8) == "few IDs a row"
     assert verdict((0.0,), (0.0,), num_ids=1, num_rows=1) == "learned"
     assert verdict((float("nan"),), (1.0,), num_ids=100, num_rows=8) == "collapsed"
+
+
+def test_gates_are_by_the_same_limits() -> None:
+    limits = Thresholds()
+    assert (limits.min_h1, limits.min_h2_gain, limits.min_learned) == (MIN_H1, MIN_H2_GAIN, MIN_LEARNED)
+    rng = np.random.default_rng(0)
+    pointers = [rng.integers(ROWS, size=(IDS, 3)).astype(np.uint8), learned(rng), learned(rng, skew=3.0)]
+    for each in pointers:
+        one = TableFigures(
+            table="t",
+            num_ids=IDS,
+            num_columns=3,
+            num_rows=ROWS,
+            generation=1,
+            entropies=pointer_entropies(each, ROWS),
+            error=0.1,
+            parent_error=0.1,
+            variance=1.0,
+            churn=0.0,
+            unseen=None,
+        )
+        closed = {gate.threshold for gate in judge([one], limits) if not gate.passed}
+        assert (judged(each) == "learned") == (not closed)
+        assert (judged(each) == "collapsed") == bool(closed & {"min_h1", "min_h2_gain"})

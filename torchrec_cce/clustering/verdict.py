@@ -5,14 +5,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from torchrec_cce.clustering.entropy import MAX_JOINT_IDS
+from torchrec_cce.clustering.limits import MIN_H1, MIN_H2_GAIN, MIN_LEARNED
 
-MIN_H1 = 0.5
-"""Smallest H1 as a share of log k, or of log n where n is smaller. Below: few rows have most of the IDs."""
-MIN_H2_GAIN = 0.1
-"""Smallest H2 − H1 as a share of what it is for random pointers, or of what n IDs leave room for. Below: one column
-follows from another."""
-MIN_LEARNED = 0.005
-"""How far H1 or H2 must lie below that of random pointers, as a share of it. Below: as random as a hash."""
 LIKE_PQ = 0.1
 """By which share of product quantization's H1 or H2 may differ from it and still be like it."""
 

@@ -7,15 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchrec_cce.clustering.entropy import MAX_JOINT_IDS, random_entropies
+from torchrec_cce.clustering.entropy import random_entropies
+from torchrec_cce.clustering.verdict import h1_share, h2_gain, learned_share
 from torchrec_cce.jobs.thresholds import Thresholds
 
-_MIN_IDS_PER_ROW = 10
-"""With fewer IDs a row, random pointers are spread less evenly than learned ones, and their entropies tell nothing."""
 _ROUNDING = 1e-6
 """Distances below this share of the variance are those of embeddings that their words give exactly."""
-_MIN_ROOM = 0.05
-"""Nats that a second column can add, at least, for that to be judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +76,11 @@ def judge(
 
 def _values(one: TableFigures) -> dict[str, float | str]:
     """Field of `Thresholds` → figure of the table, or why there is none."""
-    first = one.generation == 1
+    first, random = one.generation == 1, one.random_entropies
     return {
-        "min_h1": _h1(one),
-        "min_h2_gain": _h2_gain(one),
-        "min_learned": _learned(one),
+        "min_h1": h1_share(one.entropies, num_ids=one.num_ids, num_rows=one.num_rows),
+        "min_h2_gain": h2_gain(one.entropies, random, num_ids=one.num_ids),
+        "min_learned": learned_share(one.entropies, random, num_ids=one.num_ids, num_rows=one.num_rows),
         "max_error": _ratio(one.error, one.variance),
         "max_objective_ratio": "first clustering"
         if first
@@ -91,25 +88,6 @@ def _values(one: TableFigures) -> dict[str, float | str]:
         "max_churn": "first clustering" if first else one.churn,
         "max_unseen": "not counted" if one.unseen is None else one.unseen,
     }
-
-
-def _h1(one: TableFigures) -> float | str:
-    most = math.log(min(one.num_rows, one.num_ids))
-    return one.entropies[0] / most if most else "one row or one ID"
-
-
-def _h2_gain(one: TableFigures) -> float | str:
-    if one.num_columns == 1:
-        return "one column"
-    (h1, h2), random = one.entropies[:2], one.random_entropies
-    room = min(random[1] - random[0], math.log(min(one.num_ids, MAX_JOINT_IDS)) - h1)
-    return "one column tells the IDs apart" if room < _MIN_ROOM else (h2 - h1) / room
-
-
-def _learned(one: TableFigures) -> float | str:
-    if one.num_ids < _MIN_IDS_PER_ROW * one.num_rows or one.num_rows == 1:
-        return "few IDs a row"
-    return max(1 - found / random for found, random in zip(one.entropies[:2], one.random_entropies[:2], strict=True))
 
 
 def _ratio(value: float, to: float) -> float:

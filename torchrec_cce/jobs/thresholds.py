@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 
+from torchrec_cce.clustering.limits import MIN_H1, MIN_H2_GAIN, MIN_LEARNED
 from torchrec_cce.errors import ConfigError
 
 
@@ -10,12 +11,12 @@ from torchrec_cce.errors import ConfigError
 class Thresholds:
     """How good a clustering must be. Each value is itself good enough."""
 
-    min_h1: float = 0.5
+    min_h1: float = MIN_H1
     """Smallest H1 as a share of log k, or of log n where n is smaller. Below: few rows have most of the IDs."""
-    min_h2_gain: float = 0.1
+    min_h2_gain: float = MIN_H2_GAIN
     """Smallest H2 − H1 as a share of what it is for random pointers, or of what n IDs leave room for. Below: one column
     follows from another."""
-    min_learned: float = 0.005
+    min_learned: float = MIN_LEARNED
     """How far H1 or H2 must lie below that of random pointers, as a share of it. Below: as random as a hash."""
     max_error: float = 0.8
     """Largest mean squared distance to the new words as a share of the variance of the embeddings. 1: no better than
