@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import TypeAdapter
 
 from tests.evaluation.experiment_results import failed, results, row, write_metrics
 from tests.evaluation.test_report import PNG, Page
+from torchrec_cce.errors import MissingExtraError
 from torchrec_cce.evaluation.chart import Chart
 from torchrec_cce.evaluation.experiment_report import ExperimentReport, write_experiment_report
 from torchrec_cce.evaluation.heat_map import HeatMap
@@ -147,3 +149,15 @@ def test_odd_experiments_have_a_report(case: str, write: Callable[[Rows], tuple[
         assert values["compression"] == []
     if case == "one cap, one seed":
         assert [one["state"] for one in values["compression"]] == ["one cap", "smallest cap"]
+
+
+@pytest.mark.parametrize("library", ["matplotlib.figure", "jinja2"])
+def test_without_the_libraries_for_a_page_there_are_its_numbers(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    report = ExperimentReport.of(results(row("full"), row("cce", cap=8000)), title="t")
+    with pytest.raises(MissingExtraError, match=rf"{library} is needed .* install torchrec-cce\[report\]"):
+        write_experiment_report(tmp_path, report)
+    assert json.loads((tmp_path / "report.json").read_text())["pareto_front"]
+    assert not (tmp_path / "report.html").exists()
