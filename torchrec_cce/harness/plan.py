@@ -138,7 +138,7 @@ class Plan:
         return self._by_name()[name]
 
     def seeds_of(self, entry: MethodEntry) -> tuple[int, ...]:
-        return entry.seeds or self.seeds
+        return tuple(dict.fromkeys(entry.seeds or self.seeds))
 
     def rates_of(self, entry: MethodEntry) -> tuple[float, ...]:
         """Ascending."""
