@@ -11,7 +11,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +76,8 @@ def _one(plan: Plan, folder: Path, settings: Settings) -> tuple[Quality, Quality
         sizes = {name: table.num_embeddings for name, table in plan.run.tables.items()}
         qualities = train_plain(data, sizes, settings)
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps([[one.bce, one.auc] for one in qualities]))
-    validation, test = (Quality(bce=bce, auc=auc) for bce, auc in json.loads(path.read_text()))
+            temporary.write_text(json.dumps([asdict(one) for one in qualities]))
+    validation, test = (Quality(**one) for one in json.loads(path.read_text()))
     return validation, test
 
 
