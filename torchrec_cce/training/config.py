@@ -149,7 +149,9 @@ class EmbeddingConfig:
     num_terms: PositiveInt | None = None
     """Summed words of the methods that leave it open, see `tables_under_cap`; their usual number if not given."""
     use_helper: bool = True
-    """`cce`: False for codebook words alone, as data needs that was remapped without helper."""
+    """`cce`: False for codebook words alone, as data needs that was remapped without helper. Nothing is learned about
+    pointers then: a column has `k` different embeddings, which every clustering finds again. For CCE whose last phase
+    is without helper, derive `pq` from a run of `cce` or `ce_hybrid`."""
 
     def __post_init__(self) -> None:
         if not self.use_helper and self.method != "cce":

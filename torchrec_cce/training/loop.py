@@ -82,6 +82,8 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
     if config.recluster.ct > 0:
         modules_of(config.recluster.backend)
     with process_group() as ranks, StopRequest() as stop:
+        if ranks.is_first and config.recluster.ct > 0 and not config.embedding.use_helper:
+            _log.warning("without helper, clusterings leave the pointers as they are: see embedding.use_helper")
         resume = on_first_rank(lambda: claim(run_dir, config, start))
         run = _Run(config, run_dir, ranks)
         if resume:
