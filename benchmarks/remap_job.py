@@ -36,7 +36,7 @@ SIZES = [1_000_000] * 20 + [10_000_000] * 6
 """Raw IDs of each column."""
 K, C = 4096, 4
 """Pointers are 4 uint16."""
-ROUNDS = 3
+ROUNDS = 5
 
 
 def remap_job_figures() -> None:
