@@ -24,6 +24,7 @@ from torchrec_cce.data.tsv import DENSE_FEATURES
 from torchrec_cce.hashing import UniversalHash, derive_seed
 
 DATA = "TORCHREC_CCE_DATA"
+PLANS = Path(__file__).with_name("plans")
 SPLITS = ("train", "validation", "test")
 _TABLES = "tables.json"
 

@@ -1,48 +1,25 @@
 """Every method on a real log, or a whole plan: `python -m benchmarks.systems PLAN --out FOLDER`.
 
 A plan of `benchmarks/plans` says what is run on the log that it is named after; the log is prepared here. Figures go to
-stdout. Without a plan, all methods of `criteo_80k` run at one cap, from one seed and at one learning rate each.
+stdout. Without a plan, all methods of `criteo_80k`, and those of the curve on Gowalla, run at one cap, from one seed and
+at one learning rate each.
 """
 
 import argparse
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.figure import report
-from benchmarks.logs import DATA, LOGS
+from benchmarks.gowalla import gowalla_figures
+from benchmarks.logs import DATA, LOGS, PLANS
+from benchmarks.reduced import reduced
 from torchrec_cce.evaluation.outcome import Summary, summarise
 from torchrec_cce.harness.bench import RESULTS, bench, chosen_outcomes
-from torchrec_cce.harness.plan import MethodEntry, Plan, read_plan
+from torchrec_cce.harness.plan import read_plan
 from torchrec_cce.training.quiet import quiet_libraries
 
-PLANS = Path(__file__).with_name("plans")
 FOLDER = Path("runs/bench-systems")
-
-
-def reduced(plan: Plan) -> Plan:
-    """A plan at one cap, from one seed and at one learning rate, each the middle one."""
-
-    def one(entry: MethodEntry) -> MethodEntry:
-        return replace(
-            entry,
-            caps=entry.caps and _middle(entry.caps),
-            learning_rates=entry.learning_rates and _middle(entry.learning_rates),
-            seeds=entry.seeds and entry.seeds[:1],
-        )
-
-    return replace(
-        plan,
-        methods=tuple(one(entry) for entry in plan.methods),
-        caps=plan.caps and _middle(plan.caps),
-        learning_rates=_middle(plan.learning_rates),
-        seeds=plan.seeds[:1],
-    )
-
-
-def _middle(values: tuple[float, ...]) -> tuple[float, ...]:
-    return (sorted(values)[(len(values) - 1) // 2],)
 
 
 def print_figures(log: str, summaries: list[Summary]) -> None:
@@ -81,6 +58,8 @@ def main() -> None:
         if record.chosen and record.ended.error is not None:
             print(f"{record.run} failed: {record.ended.error}", file=sys.stderr)
     print(f"results: {given.out / RESULTS}", file=sys.stderr)
+    if given.plan is None:
+        gowalla_figures(given.out / "gowalla", workers=given.workers, whole=False)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from benchmarks import systems
-from benchmarks.logs import DATA, LOGS
+from benchmarks.logs import DATA, LOGS, PLANS
+from benchmarks.reduced import reduced
 from torchrec_cce.harness.agenda import Agenda
 from torchrec_cce.harness.plan import Plan, read_plan
 from torchrec_cce.sizing import METHODS
 
-PLANS = sorted(systems.PLANS.glob("*.toml"))
+FILES = sorted(PLANS.glob("*.toml"))
 
 
 def read(path: Path) -> Plan:
@@ -24,7 +25,7 @@ def read(path: Path) -> Plan:
     return read_plan(path, sections=sections)
 
 
-@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_plans_are_valid_and_every_method_fits_under_its_caps(path: Path) -> None:
     plan = read(path)
     for entry in plan.methods:
@@ -33,12 +34,12 @@ def test_plans_are_valid_and_every_method_fits_under_its_caps(path: Path) -> Non
 
 
 def test_every_method_is_measured() -> None:
-    assert {entry.method for entry in read(systems.PLANS / "criteo_80k.toml").methods} == set(METHODS)
+    assert {entry.method for entry in read(PLANS / "criteo_80k.toml").methods} == set(METHODS)
 
 
 def test_a_reduced_plan_has_one_run_of_each_entry(tmp_path: Path) -> None:
-    whole = read(systems.PLANS / "criteo_80k.toml")
-    small = systems.reduced(whole)
+    whole = read(PLANS / "criteo_80k.toml")
+    small = reduced(whole)
     assert [entry.name for entry in small.methods] == [entry.name for entry in whole.methods]
     larger_sources = 1  # "cce, more parameters before" needs another cap of what it starts from
     assert Agenda(small, tmp_path).total == len(whole.methods) + larger_sources

@@ -1,0 +1,29 @@
+"""Plans made short enough to be run now and then."""
+
+from dataclasses import replace
+
+from torchrec_cce.harness.plan import MethodEntry, Plan
+
+
+def reduced(plan: Plan) -> Plan:
+    """A plan at one cap, from one seed and at one learning rate, each the middle one."""
+
+    def one(entry: MethodEntry) -> MethodEntry:
+        return replace(
+            entry,
+            caps=entry.caps and _middle(entry.caps),
+            learning_rates=entry.learning_rates and _middle(entry.learning_rates),
+            seeds=entry.seeds and entry.seeds[:1],
+        )
+
+    return replace(
+        plan,
+        methods=tuple(one(entry) for entry in plan.methods),
+        caps=plan.caps and _middle(plan.caps),
+        learning_rates=_middle(plan.learning_rates),
+        seeds=plan.seeds[:1],
+    )
+
+
+def _middle(values: tuple[float, ...]) -> tuple[float, ...]:
+    return (sorted(values)[(len(values) - 1) // 2],)
