@@ -8,13 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.evaluation import experiment_results
 from tests.evaluation.outcomes import SIZES, outcome
 from tests.harness.plans import plan
 from torchrec_cce.errors import DataFileError
 from torchrec_cce.evaluation.outcome import Entropies, Outcome
-from torchrec_cce.evaluation.results import COLUMNS
+from torchrec_cce.evaluation.results import COLUMNS, SCHEMA
 from torchrec_cce.harness.agenda import Key, Record, Setting
-from torchrec_cce.harness.results import SCHEMA, read_outcomes, versions, write_results
+from torchrec_cce.harness.results import read_outcomes, versions, write_results
 from torchrec_cce.harness.trial import Ended
 
 
@@ -67,6 +68,7 @@ def test_a_row_has_what_is_documented(tmp_path: Path, made: Outcome) -> None:
         versions(),
     )
     assert tuple(SCHEMA.names) == COLUMNS
+    assert pq.read_schema(path).equals(experiment_results.SCHEMA)  # written out there
     row, failed, nan = pq.read_table(path, schema=SCHEMA).to_pylist()
     assert row["total_bytes"] == row["table_bytes"] + row["pointer_bytes"] + 77
     assert (row["entropies"], row["random_entropies"]) == ([3.0, 5.5], [3.2, 6.0])

@@ -12,36 +12,40 @@ import pyarrow.parquet as pq
 
 from torchrec_cce.errors import DataFileError
 
-COLUMNS = (
-    "name",
-    "method",
-    "cap",
-    "seed",
-    "learning_rate",
-    "chosen",
-    "rate_at_end",
-    "validation_bce",
-    "validation_auc",
-    "test_bce",
-    "test_auc",
-    "steps",
-    "seconds",
-    "rows_per_second",
-    "full_parameters",
-    "parameters",
-    "largest_factor",
-    "table_bytes",
-    "pointer_bytes",
-    "device_pointer_bytes",
-    "total_bytes",
-    "full_bytes",
-    "entropies",
-    "random_entropies",
-    "error",
-    "run",
-    "config",
-    "versions",
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("method", pa.string()),
+        ("cap", pa.int64()),
+        ("seed", pa.int64()),
+        ("learning_rate", pa.float64()),
+        ("chosen", pa.bool_()),
+        ("rate_at_end", pa.bool_()),
+        ("validation_bce", pa.float64()),
+        ("validation_auc", pa.float64()),
+        ("test_bce", pa.float64()),
+        ("test_auc", pa.float64()),
+        ("steps", pa.int64()),
+        ("seconds", pa.float64()),
+        ("rows_per_second", pa.float64()),
+        ("full_parameters", pa.int64()),
+        ("parameters", pa.int64()),
+        ("largest_factor", pa.float64()),
+        ("table_bytes", pa.int64()),
+        ("pointer_bytes", pa.int64()),
+        ("device_pointer_bytes", pa.int64()),
+        ("total_bytes", pa.int64()),
+        ("full_bytes", pa.int64()),
+        ("entropies", pa.list_(pa.float64())),
+        ("random_entropies", pa.list_(pa.float64())),
+        ("error", pa.string()),
+        ("run", pa.string()),
+        ("config", pa.string()),
+        ("versions", pa.string()),
+    ]
 )
+"""Of a file, as it is written."""
+COLUMNS = tuple(SCHEMA.names)
 """What is read of a file; others are left alone."""
 
 

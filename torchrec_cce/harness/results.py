@@ -14,41 +14,8 @@ import pyarrow.parquet as pq
 from torchrec_cce.atomic import atomic_path
 from torchrec_cce.evaluation.compression import Sizes
 from torchrec_cce.evaluation.outcome import Entropies, Outcome
-from torchrec_cce.evaluation.results import Result, read_results
+from torchrec_cce.evaluation.results import SCHEMA, Result, read_results
 from torchrec_cce.harness.agenda import Record
-
-SCHEMA = pa.schema(
-    [
-        ("name", pa.string()),
-        ("method", pa.string()),
-        ("cap", pa.int64()),
-        ("seed", pa.int64()),
-        ("learning_rate", pa.float64()),
-        ("chosen", pa.bool_()),
-        ("rate_at_end", pa.bool_()),
-        ("validation_bce", pa.float64()),
-        ("validation_auc", pa.float64()),
-        ("test_bce", pa.float64()),
-        ("test_auc", pa.float64()),
-        ("steps", pa.int64()),
-        ("seconds", pa.float64()),
-        ("rows_per_second", pa.float64()),
-        ("full_parameters", pa.int64()),
-        ("parameters", pa.int64()),
-        ("largest_factor", pa.float64()),
-        ("table_bytes", pa.int64()),
-        ("pointer_bytes", pa.int64()),
-        ("device_pointer_bytes", pa.int64()),
-        ("total_bytes", pa.int64()),
-        ("full_bytes", pa.int64()),
-        ("entropies", pa.list_(pa.float64())),
-        ("random_entropies", pa.list_(pa.float64())),
-        ("error", pa.string()),
-        ("run", pa.string()),
-        ("config", pa.string()),
-        ("versions", pa.string()),
-    ]
-)
 
 
 def write_results(path: Path, records: Sequence[Record], versions: Mapping[str, Any]) -> None:

@@ -66,7 +66,7 @@ class Remap(nn.Module):
     def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
         super().__init__()
         self._is_weighted = is_weighted
-        self.makes_weights = is_weighted or any(is_signed(table) for table in tables)
+        self.makes_weights = is_weighted or any(_is_signed(table) for table in tables)
         self._configs = {table.name: table for table in tables}
         self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
@@ -249,7 +249,7 @@ class Remap(nn.Module):
                 self.attach_pointer_map(table, found.published_as(stamp.version))
 
 
-def is_signed(table: BaseEmbeddingConfig) -> bool:
+def _is_signed(table: BaseEmbeddingConfig) -> bool:
     return isinstance(table, CompositionalEmbeddingBagConfig) and table.signed
 
 
