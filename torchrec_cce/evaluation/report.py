@@ -153,7 +153,7 @@ def _curves_plot(outcomes: Sequence[Outcome]) -> bytes:
         curve = [(record["step"], record["bce"]) for record in records if record["kind"] == "validation"]
         axes.plot([step for step, _ in curve], [bce for _, bce in curve], marker=".", label=_name(outcome))
     axes.set(xlabel="batches", ylabel="validation BCE")
-    axes.legend()
+    figure.legend(loc="outside right upper")  # no corner is free of curves
     return to_png(figure)
 
 
