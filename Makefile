@@ -34,8 +34,9 @@ $(STAMP): pyproject.toml deploy/fbgemm-gpu-on-cpu/pyproject.toml Makefile
 demo: setup
 	$(BIN)/torchrec-cce demo $(if $(DATA),--data '$(DATA)') $(ARGS)
 
+# No restarts: under loadfile, pytest-xdist runs a file that killed its worker again, and then waits for ever.
 test: setup
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not nightly and not gpu'
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m 'not nightly and not gpu'
 
 test-nightly: setup
 	$(BIN)/pytest -m nightly

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -280,7 +279,7 @@ def test_a_killed_worker_ends_the_job_with_an_error(sources: list[TableSource], 
 
         def kill(reached: str, _share: float) -> None:
             if reached == stage:
-                os.kill(engine._context.started[0].pid or 0, signal.SIGKILL)
+                engine._context.started[0].kill()
 
         with pytest.raises(
             JobError, match=rf"vanished .* {'column' if stage == 'k-means' else 'rows'} .*run the job again"
@@ -295,8 +294,7 @@ def test_a_killed_worker_ends_the_job_with_an_error(sources: list[TableSource], 
 def test_nothing_is_left_of_a_clustering_that_is_stopped(
     sources: list[TableSource], tmp_path: Path, number: signal.Signals
 ) -> None:
-    slow = replace(SETTINGS, num_iterations=1_000_000, points_per_centroid=256)
-    job = Job(tmp_path / "job", cluster_slowly, sources, slow, tmp_path)
+    job = Job(tmp_path / "job", cluster_until_stopped, sources, tmp_path)
     notes = tmp_path / "workers"
     job.wait_for(notes.exists)
     workers = [int(pid) for pid in notes.read_text().split()]
@@ -309,18 +307,15 @@ def test_nothing_is_left_of_a_clustering_that_is_stopped(
     assert not files_in(tmp_path / "work")
 
 
-def cluster_slowly(sources: list[TableSource], settings: ReclusterConfig, tmp_path: Path) -> None:
-    """Writes the workers' process IDs to a file once they have had time to begin."""
+def cluster_until_stopped(sources: list[TableSource], tmp_path: Path) -> None:
+    """Once a column is trained, writes the workers' process IDs to a file; the others are in work or in the queue."""
     with engine_of("local", num_workers=2) as engine:
         assert isinstance(engine, LocalEngine)
         started = engine._context.started
 
-        def note() -> None:
-            while len(started) < 2:
-                time.sleep(0.05)
-            time.sleep(1.5)
+        def note(_stage: str, _share: float) -> None:
             (tmp_path / "note").write_text(" ".join(str(process.pid) for process in started))
             (tmp_path / "note").rename(tmp_path / "workers")
+            time.sleep(60)
 
-        threading.Thread(target=note, daemon=True).start()
-        run(sources, engine, tmp_path, settings)
+        run(sources, engine, tmp_path, progress=note)

@@ -1,6 +1,7 @@
 """Engines: what tasks return, raise and share; what is left when workers or their owner are killed."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -114,10 +115,35 @@ def killed(number: int) -> int:
     return number
 
 
-@pytest.mark.parametrize("name", ["local", "ray"])
-def test_a_worker_that_vanishes_is_an_error_that_names_its_task(name: EngineName) -> None:
-    with engine_of(name, num_workers=2) as engine, pytest.raises(JobError, match=r"vanished.*\b5\b.*nothing was chang"):
+def run_into_a_vanished_worker(name: EngineName) -> str:
+    with engine_of(name, num_workers=2) as engine, pytest.raises(JobError) as caught:
         list(engine.run(killed, range(20)))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_a_worker_that_vanishes_is_an_error_that_names_its_task(name: EngineName, tmp_path: Path) -> None:
+    job = Job(tmp_path / "job", run_into_a_vanished_worker, name, TORCHREC_CCE_CACHE=str(tmp_path / "cache"))
+    assert re.search(r"vanished.*\b5\b.*nothing was chang", job.wait().value)
+
+
+def fail_while_others_end(number: int) -> int:
+    time.sleep(0.004 if number != 3 else 0)
+    return fail_at_three(number)
+
+
+def fail_often() -> None:
+    with engine_of("ray", num_workers=2) as engine:
+        for _ in range(8):
+            with pytest.raises(ClusteringError):
+                list(engine.run(fail_while_others_end, range(100)))
+            assert list(engine.run(square, [7])) == [(7, 49)]
+
+
+def test_an_error_while_other_tasks_end_does_not_end_the_process(tmp_path: Path) -> None:
+    """Ray aborts a process that cancels a task at the moment in which it ends, here at one error in three."""
+    finished = Job(tmp_path / "job", fail_often).wait()
+    assert finished.code == 0, finished.stderr
 
 
 @pytest.mark.parametrize(("name", "workers"), [("threads", 1), ("local", 0), ("ray", -1)])

@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import sys
 import time
@@ -114,6 +115,7 @@ def _work(folder: Path, environment: dict[str, str], function: Callable[..., Any
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts in the background
     value = function(*args)
     (folder / "value").write_bytes(pickle.dumps(value))
 

@@ -105,9 +105,10 @@ def torchrun(folder: Path, config: RunConfig, *, max_restarts: int) -> Iterator[
         yield run
         assert run.process.wait(timeout=300) == 0, (folder / "output").read_text()[-3000:]
     finally:
-        for pid in (*run.ranks(), run.process.pid):
+        for pid in run.ranks():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        run.process.kill()  # which does nothing to one that has ended
         run.process.wait()
 
 

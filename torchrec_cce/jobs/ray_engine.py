@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -14,7 +13,6 @@ from torchrec_cce.errors import JobError
 from torchrec_cce.extras import require
 from torchrec_cce.jobs.counters import TICK_S
 
-_ENDING_S = 10.0
 _ANSWER_S = 1.0
 
 T = TypeVar("T")
@@ -39,7 +37,9 @@ class RayEngine:
         self._ray: Any = require("ray", "ray")
         self._wanted = num_workers
         self._connected_here = False
-        self._actors: list[Any] = []
+        self._workers: list[Any] = []
+        self._threads = 0
+        self._counters: list[Any] = []
 
     def __enter__(self) -> "RayEngine":
         ray = self._ray
@@ -57,7 +57,7 @@ class RayEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for actor in self._actors:
+        for actor in (*self._workers, *self._counters):
             self._ray.kill(actor)
         if self._connected_here:
             self._ray.shutdown()
@@ -68,7 +68,7 @@ class RayEngine:
     def counters(self, count: int) -> "RayCounters":
         """In an actor, which takes no CPU from the tasks."""
         actor = self._ray.remote(num_cpus=0)(_Numbers).remote(count)
-        self._actors.append(actor)
+        self._counters.append(actor)
         return RayCounters(actor, count)
 
     def run(
@@ -79,29 +79,46 @@ class RayEngine:
         threads: int = 1,
         tick: Callable[[], object] | None = None,
     ) -> Iterator[tuple[Task, Result]]:
-        ray = self._ray
-        remote = ray.remote(num_cpus=threads, max_retries=0)(function)
         left = iter(tasks)
-        pending: dict[Any, Task] = {}
+        free: list[Any] = []
+        starting = {worker.start.remote(): worker for worker in self._workers_of(threads)}
+        running: dict[Any, tuple[Any, Task]] = {}
         try:
             while True:
-                for task in islice(left, 2 * (self.num_workers // threads) - len(pending)):
-                    pending[remote.remote(task)] = task
-                if not pending:
+                for worker, task in zip(tuple(free), left, strict=False):
+                    free.remove(worker)
+                    running[worker.call.remote(function, task)] = worker, task
+                if free and not running:
                     return
-                found, _ = ray.wait(list(pending), num_returns=1, timeout=None if tick is None else TICK_S)
+                found, _ = self._ray.wait([*running, *starting], timeout=None if tick is None else TICK_S)
                 if tick is not None and not found:
                     tick()
                 for done in found:
-                    result = self._result(done, pending[done])
-                    yield pending.pop(done), result
+                    if done in starting:
+                        self._answer(done, "its start")
+                        free.append(starting.pop(done))
+                    else:
+                        worker, task = running[done]
+                        result = self._answer(done, task)
+                        free.append(running.pop(done)[0])
+                        yield task, result
         finally:
-            for reference in pending:
-                ray.cancel(reference, force=True)
-            if pending:  # or a next task might get one of the workers that are being ended
-                ray.wait(list(pending), num_returns=len(pending), timeout=_ENDING_S, fetch_local=False)
+            for worker, _ in running.values():
+                self._workers.remove(worker)
+                self._ray.kill(worker)
 
-    def _result(self, reference: Any, task: object) -> Any:
+    def _workers_of(self, threads: int) -> list[Any]:
+        """Actors, for Ray aborts the whole process when a task that it is told to cancel ends at that moment."""
+        if threads != self._threads:
+            while self._workers:
+                self._ray.kill(self._workers.pop())
+            self._threads = threads
+        remote = self._ray.remote(num_cpus=threads)(_Worker)
+        while len(self._workers) < self.num_workers // threads:
+            self._workers.append(remote.remote())
+        return self._workers
+
+    def _answer(self, reference: Any, task: object) -> Any:
         ray = self._ray
         try:
             return ray.get(reference)
@@ -154,8 +171,18 @@ class RayCounters:
         return self._numbers
 
 
+class _Worker:
+    """The actor that does tasks, one at a time."""
+
+    def start(self) -> None:
+        """Answered once its process runs; while a busy cluster keeps it waiting, the others get the tasks."""
+
+    def call(self, function: Callable[[Task], Result], task: Task) -> Result:
+        return function(task)
+
+
 class _Numbers:
-    """The actor."""
+    """The actor that keeps counters."""
 
     def __init__(self, count: int) -> None:
         self._numbers = [0] * count
