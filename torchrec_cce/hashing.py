@@ -1,12 +1,14 @@
 """Seeded universal hashing of raw IDs to rows, with the same bits in numpy, numba and torch (`modules.tensor_hash`).
 
-Multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then Lemire's fast range to any `k ≤ 2^32`:
+The ID is mixed by the finalizer of splitmix64 (Steele, Lea and Flood 2014; Stafford's variant 13), then comes
+multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then Lemire's fast range to any `k ≤ 2^32`:
 
-    h(x) = ((((a·x + b) mod 2^64) >> 32) · k) >> 32,    a odd
+    h(x) = ((((a·mix(x) + b) mod 2^64) >> 32) · k) >> 32,    a odd
 
 Any 64-bit ID is hashed as its two's complement, so `-1` and `2^64 - 1` are one key. Two different IDs collide with
 probability at most about `2/k` over the choice of `(a, b)`, which is all that a count sketch asks for (Appendix C of
-the CCE paper). Worked example: `a=3, b=0, k=10`, `x=2^32`: `a·x >> 32 = 3`, and `3·10 >> 32 = 0`.
+the CCE paper): mixing is a bijection. Multiply-shift alone would do for one function, but maps the IDs `0, 1, 2, …` to
+a lattice, and so several functions to pairs of rows of which far fewer than by chance differ.
 """
 
 import hashlib
@@ -18,7 +20,11 @@ import numpy.typing as npt
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.jit import jit
 
+HASH_NAME = "splitmix64, multiply-shift"
+"""Part of every map's digest: weights that were trained under other functions do not load."""
 MAX_ROWS = 2**32
+MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+"""The mixing: steps `x = (x xor (x >> shift)) · factor mod 2^64` by (shift, factor)."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -32,7 +38,10 @@ def derive_seed(*parts: int | str) -> int:
 
 @jit
 def hash_one(x: np.uint64, multiplier: np.uint64, offset: np.uint64, num_rows: np.uint64) -> np.uint64:
-    """`h(x)` for compiled loops. All arguments and the result are uint64."""
+    """`h(x)` for compiled loops, which mix an ID once for all functions. Arguments and result are uint64."""
+    x = (x ^ (x >> np.uint64(MIX[0][0]))) * np.uint64(MIX[0][1])
+    x = (x ^ (x >> np.uint64(MIX[1][0]))) * np.uint64(MIX[1][1])
+    x = (x ^ (x >> np.uint64(MIX[2][0]))) * np.uint64(MIX[2][1])
     row: np.uint64 = (((x * multiplier + offset) >> np.uint64(32)) * num_rows) >> np.uint64(32)
     return row
 
@@ -71,8 +80,11 @@ class UniversalHash:
 
     def numpy(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Hash `ids: [N] int64` (any value) to rows `[N, c] int64`."""
-        mixed = ids.astype(np.uint64)[:, None] * self.multipliers + self.offsets
-        rows: npt.NDArray[np.uint64] = (mixed >> np.uint64(32)) * np.uint64(self.num_rows) >> np.uint64(32)
+        x = ids.astype(np.uint64)
+        for shift, factor in MIX:
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        spread = x[:, None] * self.multipliers + self.offsets
+        rows: npt.NDArray[np.uint64] = (spread >> np.uint64(32)) * np.uint64(self.num_rows) >> np.uint64(32)
         return rows.astype(np.int64)
 
 

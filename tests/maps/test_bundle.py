@@ -115,10 +115,10 @@ def golden_tables() -> dict[str, Any]:
     return {"t_user": tables()["t_user"], "t/ключ": tables()["t/ключ"]}
 
 
-def test_golden_version_of_format_1() -> None:
+def test_golden_version_of_format_2() -> None:
     """Written by the first reader's contemporary; every later one reads it, to the same lookups."""
-    manifest, back = read_folder(GOLDEN / "format-1")
-    assert (manifest.format, manifest.version, manifest.parent) == (1, 3, 2)
+    manifest, back = read_folder(GOLDEN / "format-2")
+    assert (manifest.format, manifest.version, manifest.parent) == (2, 3, 2)
     assert manifest.created == datetime(2026, 11, 25, 12, 0, tzinfo=timezone.utc)
     assert manifest.provenance == PROVENANCE
     assert manifest.tables["t_user"].churn == 0.5
@@ -143,7 +143,7 @@ def test_the_format_has_not_changed(tmp_path: Path) -> None:
             parent=2,
             churn={"t_user": 0.5},
         )
-    contents = [unseal((folder / MANIFEST).read_bytes(), "") for folder in (tmp_path, GOLDEN / "format-1")]
+    contents = [unseal((folder / MANIFEST).read_bytes(), "") for folder in (tmp_path, GOLDEN / "format-2")]
     for content in contents:
         for table in content["tables"].values():
             for entry in (
@@ -208,10 +208,14 @@ def test_paths_cannot_leave_the_folder(copy: Path, name: str) -> None:
         read_folder(copy)
 
 
-def test_a_later_format_says_to_upgrade(copy: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(3, "format 3 was written by a later torchrec_cce"), (1, "format 1 is older than 2, .*; train or publish anew")],
+)
+def test_a_format_that_is_not_read_says_what_to_do(copy: Path, number: int, message: str) -> None:
     content = unseal((copy / MANIFEST).read_bytes(), "")
-    resealed(copy, {**content, "format": 2, "something": "new"})
-    with pytest.raises(MapFileError, match="format 2 was written by a later torchrec_cce"):
+    resealed(copy, {**content, "format": number, "something": "else"})
+    with pytest.raises(MapFileError, match=message):
         read_folder(copy)
 
 
@@ -363,4 +367,4 @@ def test_manifest_numbers_must_fit(written: Path) -> None:
         replace(table, weights=replace(entry, num_values=7))
     with pytest.raises(ValueError, match="hash functions for"):
         replace(table, num_columns=2)
-    assert json.loads((written / MANIFEST).read_bytes())["content"]["format"] == 1
+    assert json.loads((written / MANIFEST).read_bytes())["content"]["format"] == 2

@@ -1,6 +1,7 @@
 """The manifest of a version: what its folder holds, and what it was made of. These classes are the format on disk.
 
-`docs/map-format.md` explains it. A reader of one format reads all earlier ones; `FORMAT` counts up with every change.
+`docs/map-format.md` explains it. A reader of a format reads earlier ones back to `OLDEST_FORMAT`; `FORMAT` counts up
+with every change.
 """
 
 import re
@@ -14,7 +15,9 @@ from pydantic.dataclasses import dataclass
 from torchrec_cce.maps.pointer_map import Unseen
 from torchrec_cce.maps.sealed import parse, seal
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
+OLDEST_FORMAT = 2
+"""Format 1, of before the first release, had other hash functions."""
 MANIFEST = "manifest.json"
 """The name of the manifest in a version's folder."""
 
@@ -150,7 +153,7 @@ class Provenance:
 class Manifest:
     """One version: immutable, and written after all its files."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     version: Positive | None
     """Its number in the registry; None in a checkpoint."""
     parent: Positive | None = None
@@ -182,9 +185,9 @@ class Manifest:
             name: of the document, for messages.
 
         Raises:
-            MapFileError: the document is damaged, no manifest, or of a later format.
+            MapFileError: the document is damaged, no manifest, or of a format that this version does not read.
         """
-        return parse(_ADAPTER, document, name, newest_format=FORMAT)
+        return parse(_ADAPTER, document, name, newest_format=FORMAT, oldest_format=OLDEST_FORMAT)
 
 
 _ADAPTER = TypeAdapter(Manifest)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
-from torchrec_cce.hashing import UniversalHash, derive_seed, term_hash
+from torchrec_cce.hashing import HASH_NAME, UniversalHash, derive_seed, term_hash
 from torchrec_cce.kernels.gather import gather_rows, gather_words
 from torchrec_cce.kernels.words import as_words
 from torchrec_cce.maps.arrow_file import list_array, numbers
@@ -297,6 +297,7 @@ class PointerMap:
             "num_ids": self.num_ids,
             "num_rows": self.num_rows,
             "num_columns": self.num_columns,
+            "hash": HASH_NAME,
             "pointer_dtype": None if self.stored is None else str(self.stored_view.dtype),
             "unseen": self.unseen,
             "vocabulary": None if self.vocabulary is None else self.vocabulary.digest,

@@ -35,11 +35,11 @@ def unseal(document: bytes, name: str) -> dict[str, Any]:
     return content  # type: ignore[no-any-return]
 
 
-def parse(adapter: TypeAdapter[T], document: bytes, name: str, *, newest_format: int) -> T:
+def parse(adapter: TypeAdapter[T], document: bytes, name: str, *, newest_format: int, oldest_format: int = 1) -> T:
     """The object that a sealed document describes. Its content has a number `format`.
 
     Raises:
-        MapFileError: the document is damaged, of a later format, or not of this kind; names it and what is wrong.
+        MapFileError: the document is damaged, of another format, or not of this kind; names it and what is wrong.
     """
     content = unseal(document, name)
     found = content.get("format")
@@ -47,6 +47,11 @@ def parse(adapter: TypeAdapter[T], document: bytes, name: str, *, newest_format:
         raise MapFileError(
             f"{name}: format {found} was written by a later torchrec_cce; this one reads formats up to "
             f"{newest_format}, upgrade it"
+        )
+    if isinstance(found, int) and found < oldest_format:
+        raise MapFileError(
+            f"{name}: format {found} is older than {oldest_format}, the oldest that this torchrec_cce reads; train or "
+            "publish anew"
         )
     try:
         return adapter.validate_json(json.dumps(content), strict=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from torchrec_cce.hashing import UniversalHash
+from torchrec_cce.hashing import MIX, UniversalHash
 
 _MASK_32 = 0xFFFFFFFF
 
@@ -15,5 +15,12 @@ def hash_tensor(functions: UniversalHash, ids: torch.Tensor) -> torch.Tensor:
     """
     multipliers = torch.from_numpy(functions.multipliers.view(np.int64)).to(ids.device)
     offsets = torch.from_numpy(functions.offsets.view(np.int64)).to(ids.device)
-    mixed = ((ids.to(torch.int64)[:, None] * multipliers + offsets) >> 32) & _MASK_32
-    return ((mixed * functions.num_rows) >> 32) & _MASK_32
+    x = ids.to(torch.int64)
+    for shift, factor in MIX:
+        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * _signed(factor)
+    spread = ((x[:, None] * multipliers + offsets) >> 32) & _MASK_32
+    return ((spread * functions.num_rows) >> 32) & _MASK_32
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
