@@ -58,6 +58,19 @@ def test_for_people(tmp_path: Path) -> None:
     assert max(map(len, lines[:10])) <= 120
 
 
+@pytest.mark.parametrize(("method", "is_planned"), [("ce_concat", True), ("count_sketch", True), ("robe", False)])
+def test_the_method_of_the_run_comes_last(tmp_path: Path, method: str, is_planned: bool) -> None:
+    embedding = {"method": method, "max_parameters": 32_000, "dim": 64}
+    lines = planned(tmp_path, "--world-size", "8", embedding=embedding).stdout.splitlines()
+    compressed, full = (next(line for line in lines if line.split()[:2] == [name, method]) for name in ("C1", "C3"))
+    assert ("data_parallel" in compressed) == is_planned
+    assert ("replicated, not planned" in compressed) != is_planned
+    assert "data_parallel" in full
+    assert any(line.split()[:2] == ["all", method] for line in lines) == is_planned
+    found = json.loads(planned(tmp_path, "--world-size", "8", "--json", embedding=embedding).stdout)
+    assert list(found["plans"]) == ["full", "hashing_trick", "cce", method]
+
+
 def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
     lines = planned(tmp_path, "--world-size", "8", "--hbm-gb", "1", "--ddr-gb", "8").stdout.splitlines()
     assert [line.split()[:2] for line in lines[1:5]] == [

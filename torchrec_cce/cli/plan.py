@@ -30,6 +30,8 @@ _NOTE = (
     "Estimates of TorchRec's planner. device, host: bytes on the fullest GPU and host, a batch and maps included; "
     "all-to-all, all-reduce: bytes that a rank sends in a step; ms: lookup, update and communication of a step."
 )
+_COMPUTED = "replicated, not planned"
+"""Of tables whose embeddings are computed, not looked up: TorchRec's planner knows none of them."""
 _COMPARED: "tuple[Method, ...]" = ("full", "hashing_trick", "cce")
 
 
@@ -51,7 +53,10 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
 ) -> None:
-    """Plan where tables go on many ranks, for full tables, the hashing trick and CCE; nothing is built or trained."""
+    """Plan where tables go on many ranks, for full tables, the hashing trick, CCE and the run's own method.
+
+    Nothing is built or trained.
+    """
     quiet_libraries()
     from torchrec_cce.sharding.planner import planning_topology
     from torchrec_cce.training.config_file import read_config
@@ -78,7 +83,7 @@ def plan(
 
 def _methods(run: "RunConfig") -> "Sequence[Method]":
     """Those that are compared; without a cap there is nothing to compress to."""
-    return _COMPARED if run.embedding.max_parameters else _COMPARED[:1]
+    return tuple(dict.fromkeys((*_COMPARED, run.embedding.method))) if run.embedding.max_parameters else _COMPARED[:1]
 
 
 def _lengths(run: "RunConfig", given: Sequence[str]) -> dict[str, float]:
@@ -116,11 +121,16 @@ def _print(run: "RunConfig", plans: "dict[Method, PlanSummary | str]") -> None:
     made = {method: plan for method, plan in plans.items() if not isinstance(plan, str)}
     for name in run.tables:
         for method, plan in made.items():
-            (one,) = (table for table in plan.tables if table.table.rpartition(".")[2] == name)
-            placement = f"{one.sharding_type}, {one.compute_kernel}, on {one.num_ranks}"
-            printed.add_row(name, method, placement, *_figures(one))
+            one = next((table for table in plan.tables if table.table.rpartition(".")[2] == name), None)
+            if one is None:
+                printed.add_row(name, method, _COMPUTED)
+            else:
+                printed.add_row(
+                    name, method, f"{one.sharding_type}, {one.compute_kernel}, on {one.num_ranks}", *_figures(one)
+                )
     for method, plan in made.items():
-        printed.add_row("all", method, "", *_figures(plan))
+        if len(plan.tables) == len(run.tables):
+            printed.add_row("all", method, "", *_figures(plan))
     # A pipe has no width, and a table that is cut to 80 columns tells a program nothing.
     Console(width=max(shutil.get_terminal_size().columns, _WIDTH), highlight=False).print(printed)
     for method, reason in plans.items():
