@@ -1,9 +1,9 @@
 """Seeded universal hashing of raw IDs to rows, with the same bits in numpy, numba and torch (`modules.tensor_hash`).
 
-The ID is mixed by the finalizer of splitmix64 (Steele, Lea and Flood 2014; Stafford's variant 13), then comes
-multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then Lemire's fast range to any `k ≤ 2^32`:
+The ID is mixed (`torchrec_cce.mixing`), then comes multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then
+Lemire's fast range to any `k ≤ 2^32`:
 
-    h(x) = ((((a·mix(x) + b) mod 2^64) >> 32) · k) >> 32,    a odd
+    h(x) = ((((a·fmix64(x) + b) mod 2^64) >> 32) · k) >> 32,    a odd
 
 Any 64-bit ID is hashed as its two's complement, so `-1` and `2^64 - 1` are one key. Two different IDs collide with
 probability at most about `2/k` over the choice of `(a, b)`, which is all that a count sketch asks for (Appendix C of
@@ -19,12 +19,11 @@ import numpy.typing as npt
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.jit import jit
+from torchrec_cce.mixing import fmix64, mixed
 
-HASH_NAME = "splitmix64, multiply-shift"
+HASH_NAME = "fmix64, multiply-shift"
 """Part of every map's digest: weights that were trained under other functions do not load."""
 MAX_ROWS = 2**32
-MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
-"""The mixing: steps `x = (x xor (x >> shift)) · factor mod 2^64` by (shift, factor)."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -39,10 +38,7 @@ def derive_seed(*parts: int | str) -> int:
 @jit
 def hash_one(x: np.uint64, multiplier: np.uint64, offset: np.uint64, num_rows: np.uint64) -> np.uint64:
     """`h(x)` for compiled loops, which mix an ID once for all functions. Arguments and result are uint64."""
-    x = (x ^ (x >> np.uint64(MIX[0][0]))) * np.uint64(MIX[0][1])
-    x = (x ^ (x >> np.uint64(MIX[1][0]))) * np.uint64(MIX[1][1])
-    x = (x ^ (x >> np.uint64(MIX[2][0]))) * np.uint64(MIX[2][1])
-    row: np.uint64 = (((x * multiplier + offset) >> np.uint64(32)) * num_rows) >> np.uint64(32)
+    row: np.uint64 = (((fmix64(x) * multiplier + offset) >> np.uint64(32)) * num_rows) >> np.uint64(32)
     return row
 
 
@@ -80,10 +76,7 @@ class UniversalHash:
 
     def numpy(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Hash `ids: [N] int64` (any value) to rows `[N, c] int64`."""
-        x = ids.astype(np.uint64)
-        for shift, factor in MIX:
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        spread = x[:, None] * self.multipliers + self.offsets
+        spread = mixed(ids.astype(np.uint64))[:, None] * self.multipliers + self.offsets
         rows: npt.NDArray[np.uint64] = (spread >> np.uint64(32)) * np.uint64(self.num_rows) >> np.uint64(32)
         return rows.astype(np.int64)
 

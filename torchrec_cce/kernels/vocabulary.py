@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 
 from torchrec_cce.jit import jit
 from torchrec_cce.kernels.prefetch import prefetch
+from torchrec_cce.mixing import FACTORS, SHIFT, fmix64, unmix64
 
 BUCKET = 4
 """Slots of a bucket: 64 bytes."""
@@ -30,10 +31,6 @@ BUCKET = 4
 _AHEAD, _TOGETHER = 64, 512
 
 _MASK_64 = 2**64 - 1
-_FACTORS = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
-_FIRST, _SECOND = map(np.uint64, _FACTORS)
-_UNDO_FIRST, _UNDO_SECOND = (np.uint64(pow(factor, -1, 2**64)) for factor in _FACTORS)
-_33 = np.uint64(33)
 _1, _2, _3, _4 = map(np.uint64, range(1, 5))
 
 
@@ -52,20 +49,13 @@ def _high_word(_typing_context: Any, _a: Any, _b: Any) -> Any:
 @jit
 def mix(key: np.int64, seed: np.uint64) -> np.uint64:
     """The hash of one key, for compiled loops."""
-    x: np.uint64 = np.uint64(key) ^ seed
-    x = (x ^ (x >> _33)) * _FIRST
-    x = (x ^ (x >> _33)) * _SECOND
-    x ^= x >> _33
-    return x
+    return fmix64(np.uint64(key) ^ seed)
 
 
 @jit
 def unmix(hashed: np.uint64, seed: np.uint64) -> np.int64:
     """The key whose hash is `hashed`."""
-    x: np.uint64 = (hashed ^ (hashed >> _33)) * _UNDO_SECOND
-    x = (x ^ (x >> _33)) * _UNDO_FIRST
-    x ^= (x >> _33) ^ seed
-    key: np.int64 = np.int64(x)
+    key: np.int64 = np.int64(unmix64(hashed) ^ seed)
     return key
 
 
@@ -250,9 +240,9 @@ def place(pairs: npt.NDArray[np.int64], num_buckets: int, seed: int, max_run: in
 def reference_hash(key: int, seed: int) -> int:
     """What `mix` returns, in exact integers."""
     x = (key ^ seed) & _MASK_64
-    for factor in _FACTORS:
-        x = ((x ^ (x >> 33)) * factor) & _MASK_64
-    return x ^ (x >> 33)
+    for factor in FACTORS:
+        x = ((x ^ (x >> SHIFT)) * factor) & _MASK_64
+    return x ^ (x >> SHIFT)
 
 
 def reference_slots(keys: list[int], num_buckets: int, seed: int) -> list[tuple[int, int]]:

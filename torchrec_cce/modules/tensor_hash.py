@@ -3,9 +3,11 @@
 import numpy as np
 import torch
 
-from torchrec_cce.hashing import MIX, UniversalHash
+from torchrec_cce.hashing import UniversalHash
+from torchrec_cce.mixing import FACTORS, SHIFT
 
-_MASK_32 = 0xFFFFFFFF
+_MASK_31, _MASK_32 = 2 ** (64 - SHIFT) - 1, 2**32 - 1
+_FACTORS: list[int] = np.array(FACTORS, np.uint64).view(np.int64).tolist()
 
 
 def hash_tensor(functions: UniversalHash, ids: torch.Tensor) -> torch.Tensor:
@@ -16,11 +18,9 @@ def hash_tensor(functions: UniversalHash, ids: torch.Tensor) -> torch.Tensor:
     multipliers = torch.from_numpy(functions.multipliers.view(np.int64)).to(ids.device)
     offsets = torch.from_numpy(functions.offsets.view(np.int64)).to(ids.device)
     x = ids.to(torch.int64)
-    for shift, factor in MIX:
-        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * _signed(factor)
+    for factor in _FACTORS:
+        x = (x ^ ((x >> SHIFT) & _MASK_31)) * factor
+    x = x ^ ((x >> SHIFT) & _MASK_31)
     spread = ((x[:, None] * multipliers + offsets) >> 32) & _MASK_32
-    return ((spread * functions.num_rows) >> 32) & _MASK_32
-
-
-def _signed(word: int) -> int:
-    return word - 2**64 if word >= 2**63 else word
+    rows: torch.Tensor = ((spread * functions.num_rows) >> 32) & _MASK_32
+    return rows
