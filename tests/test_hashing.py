@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from torchrec_cce.clustering.entropy import pointer_entropies, random_entropies
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import UniversalHash, derive_seed, hash_one
-from torchrec_cce.modules.tensor_hash import hash_tensor
+from torchrec_cce.modules.tensor_hash import TensorHash
 
 INT64 = np.iinfo(np.int64)
 ids_strategy = st.lists(st.integers(INT64.min, INT64.max), min_size=1, max_size=50)
@@ -35,7 +35,7 @@ def test_numpy_numba_and_torch_give_the_definition(ids: list[int], num_rows: int
     ]
     array = np.array(ids, dtype=np.int64)
     assert functions.numpy(array).tolist() == expected
-    assert hash_tensor(functions, torch.from_numpy(array)).tolist() == expected
+    assert TensorHash(functions)(torch.from_numpy(array)).tolist() == expected
     compiled = [
         [
             int(hash_one(x, a, b, np.uint64(num_rows)))

@@ -84,7 +84,7 @@ def test_unseen_ids_are_an_error(clusterings: int) -> None:
 
 
 @pytest.mark.parametrize("clusterings", [0, 1])
-@pytest.mark.parametrize("keys", [None, [5, -9]])
+@pytest.mark.parametrize("keys", [None, [5, *range(-900, -100)]])
 def test_unseen_ids_get_hashed_words_and_are_counted(keys: list[int] | None, clusterings: int) -> None:
     collection = with_policy("hash", keys=keys, clusterings=clusterings)
     assert collection.unseen_ids() == {"t_user": 0}

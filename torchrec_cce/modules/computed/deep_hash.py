@@ -5,7 +5,6 @@ from torch import nn
 
 from torchrec_cce.computed_config import DeepHashEmbeddingBagConfig
 from torchrec_cce.modules.computed.table import ComputedTable, parameter
-from torchrec_cce.modules.tensor_hash import hash_tensor
 
 _HASH_VALUES = 10**6
 """`m` of Kang et al. (2021), section 4.2."""
@@ -33,7 +32,7 @@ class DeepHash(ComputedTable):
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         distinct, inverse = ids.unique(return_inverse=True)
         *hidden, last = self.layers
-        units = hash_tensor(self._functions, distinct).to(last.dtype) * (2 / _HASH_VALUES) - 1
+        units = self._functions(distinct).to(last.dtype) * (2 / _HASH_VALUES) - 1
         for layer in hidden:
             units = nn.functional.mish(units @ layer)
         embeddings: torch.Tensor = (units @ last)[inverse]

@@ -4,7 +4,7 @@ import torch
 
 from torchrec_cce.computed_config import RobeEmbeddingBagConfig
 from torchrec_cce.modules.computed.table import ComputedTable, parameter
-from torchrec_cce.modules.tensor_hash import hash_tensor
+from torchrec_cce.modules.constant import Constant
 
 
 class Robe(ComputedTable):
@@ -17,7 +17,7 @@ class Robe(ComputedTable):
         self.weights = parameter(config.num_weights, device=device)
         self._offsets = self._hash("offsets", num_functions=blocks, num_rows=config.num_weights)
         self._signs = self._hash("signs", num_functions=blocks, num_rows=2) if config.signed else None
-        self._inside = torch.arange(config.block_size)
+        self._inside = Constant(torch.arange(config.block_size))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -26,8 +26,8 @@ class Robe(ComputedTable):
             self._init(self.weights)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        offsets = hash_tensor(self._offsets, ids)[:, :, None] + self._inside.to(ids.device)
+        offsets = self._offsets(ids)[:, :, None] + self._inside.on(ids.device)
         blocks = self.weights[offsets % len(self.weights)]  # [N, blocks, block_size]
         if self._signs is not None:
-            blocks = blocks * (2 * hash_tensor(self._signs, ids) - 1)[:, :, None]
+            blocks = blocks * (2 * self._signs(ids) - 1)[:, :, None]
         return blocks.flatten(1)

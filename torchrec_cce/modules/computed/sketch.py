@@ -9,7 +9,8 @@ from torchrec_cce.computed_config import SketchEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import term_hash
 from torchrec_cce.modules.computed.table import ComputedTable, parameter
-from torchrec_cce.modules.tensor_hash import hash_tensor
+from torchrec_cce.modules.constant import Constant
+from torchrec_cce.modules.tensor_hash import TensorHash
 
 
 class Sketch(ComputedTable):
@@ -26,9 +27,12 @@ class Sketch(ComputedTable):
         tables = 1 if config.shares_words else t
         self.words = parameter(c * tables * k, config.embedding_dim // c, device=device)
         # The first row of the table that term p of column j reads.
-        self._starts = torch.tensor([[(j * tables + min(p, tables - 1)) * k for p in range(t)] for j in range(c)])
+        starts = [[(j * tables + min(p, tables - 1)) * k for p in range(t)] for j in range(c)]
+        self._starts = Constant(torch.tensor(starts))
         # Hashed terms are those of the other methods, so that CE, Hash Embeddings and CCE start from the same pointers.
-        self._hashes = [term_hash(self._seed, p, num_columns=c, num_rows=k) for p in range(config.num_stored_terms, t)]
+        self._hashes = [
+            TensorHash(term_hash(self._seed, p, num_columns=c, num_rows=k)) for p in range(config.num_stored_terms, t)
+        ]
         dtype = torch.uint8 if k <= 1 << 8 else torch.int32
         self._num_rows = k
         self.register_buffer("pointers", torch.zeros(n, c, config.num_stored_terms, dtype=dtype, device=device))
@@ -80,9 +84,9 @@ class Sketch(ComputedTable):
                 tables[:, :stored] = torch.from_numpy(words).to(self.words)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        hashed = [hash_tensor(one, ids)[:, :, None] for one in self._hashes]
+        hashed = [one(ids)[:, :, None] for one in self._hashes]
         codes = torch.cat([self.pointers[ids].to(torch.int64), *hashed], dim=2)  # [N, c, t]
-        words = embedding(codes + self._starts.to(ids.device), self.words)  # [N, c, t, d/c]
+        words = embedding(codes + self._starts.on(ids.device), self.words)  # [N, c, t, d/c]
         weights = self._weights_of(ids)
         if weights is not None:
             words = words * weights[:, None, :, None]
@@ -93,6 +97,6 @@ class Sketch(ComputedTable):
         if self.weights is None or self._weight_hash is None:
             return None
         if self.weights.shape[1] == 1:
-            return self.weights[hash_tensor(self._weight_hash, ids), 0]
-        rows = ids if self._one_each else hash_tensor(self._weight_hash, ids)[:, 0]
+            return self.weights[self._weight_hash(ids), 0]
+        rows = ids if self._one_each else self._weight_hash(ids)[:, 0]
         return self.weights[rows]

@@ -9,6 +9,7 @@ from torchrec.modules.embedding_configs import PoolingType
 
 from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
 from torchrec_cce.hashing import UniversalHash, derive_seed
+from torchrec_cce.modules.tensor_hash import TensorHash
 
 
 class ComputedTable(ABC, nn.Module):
@@ -48,8 +49,9 @@ class ComputedTable(ABC, nn.Module):
             include_last_offset=True,
         )
 
-    def _hash(self, purpose: str, *, num_functions: int, num_rows: int) -> UniversalHash:
-        return UniversalHash.from_seed(derive_seed(self._seed, purpose), num_columns=num_functions, num_rows=num_rows)
+    def _hash(self, purpose: str, *, num_functions: int, num_rows: int) -> TensorHash:
+        seed = derive_seed(self._seed, purpose)
+        return TensorHash(UniversalHash.from_seed(seed, num_columns=num_functions, num_rows=num_rows))
 
 
 def parameter(*shape: int, device: torch.device | None) -> nn.Parameter:
