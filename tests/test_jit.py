@@ -7,13 +7,24 @@ from pathlib import Path
 
 import pytest
 
-INNER = """
+CALLEE = """
 from torchrec_cce.jit import jit
-{constant}
+SHIFT, _FACTOR = 1, 3
 
 @jit
 def inner(x):
-    return {body}
+    return x * _FACTOR
+"""
+INTRINSIC = """
+from numba.core import types
+from numba.extending import intrinsic
+SHIFT = 1
+
+@intrinsic
+def inner(context, x):
+    def generate(context, builder, signature, arguments):
+        return builder.mul(*arguments, arguments[0].type(3))
+    return types.int64(types.int64), generate
 """
 OUTER = """
 from inner import inner, SHIFT
@@ -33,8 +44,8 @@ if __name__ == "__main__":
 """
 
 
-def run(folder: Path, constant: str, body: str) -> list[str]:
-    (folder / "inner.py").write_text(INNER.format(constant=constant, body=body))
+def run(folder: Path, inner: str) -> list[str]:
+    (folder / "inner.py").write_text(inner)
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     found = subprocess.run(
         [sys.executable, folder / "outer.py"], env=environment, capture_output=True, text=True, timeout=120, check=True
@@ -43,15 +54,18 @@ def run(folder: Path, constant: str, body: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("constant", "body", "value"),
+    ("inner", "before", "after", "value"),
     [
-        pytest.param("SHIFT, _FACTOR = 1, 3", "x * _FACTOR * 2", "1201", id="code of a callee's callee"),
-        pytest.param("SHIFT, _FACTOR = 1, 4", "x * _FACTOR", "801", id="constant that a callee reads"),
-        pytest.param("SHIFT, _FACTOR = 2, 3", "x * _FACTOR", "602", id="constant of another file"),
+        pytest.param(CALLEE, "x * _FACTOR", "x * _FACTOR * 2", "1201", id="code of a callee's callee"),
+        pytest.param(CALLEE, "1, 3", "1, 4", "801", id="constant that a callee reads"),
+        pytest.param(CALLEE, "1, 3", "2, 3", "602", id="constant of another file"),
+        pytest.param(INTRINSIC, "type(3)", "type(4)", "801", id="code that a callee generates"),
     ],
 )
-def test_what_is_compiled_in_from_another_file_counts(tmp_path: Path, constant: str, body: str, value: str) -> None:
+def test_what_is_compiled_in_from_another_file_counts(
+    tmp_path: Path, inner: str, before: str, after: str, value: str
+) -> None:
     (tmp_path / "outer.py").write_text(OUTER)
-    before = "SHIFT, _FACTOR = 1, 3", "x * _FACTOR"
-    assert [run(tmp_path, *before) for _ in range(2)] == [["601", "0"], ["601", "1"]]
-    assert [run(tmp_path, constant, body) for _ in range(2)] == [[value, "0"], [value, "1"]]
+    assert [run(tmp_path, inner) for _ in range(2)] == [["601", "0"], ["601", "1"]]
+    changed = inner.replace(before, after)
+    assert [run(tmp_path, changed) for _ in range(2)] == [[value, "0"], [value, "1"]]

@@ -20,48 +20,48 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
 
     Overflow wraps, there is no bounds checking, and one thread runs it: callers slice work over threads themselves.
 
-    numba takes a cached result for valid as long as the function's own file has the same size and time, although the
-    functions it calls and the constants it reads are compiled into it. Here those, of whatever file, count as well.
-    They must be defined before `function`.
+    numba takes a cached result for valid as long as the function's own file has not changed, although the functions it
+    calls and the constants it reads are compiled into it. Here those, of whatever file, count as well. They must be
+    defined before `function`.
     """
     compiled = numba.njit(nogil=True, cache=True)(function)
     file = compiled._cache._cache_file
-    file._source_stamp = (file._source_stamp, digest(compiled))
+    file._source_stamp = (file._source_stamp, _digest(function))
     return cast(Callable[P, R], compiled)
 
 
-def digest(compiled: Dispatcher) -> str:
-    """SHA-256 of what is compiled into `compiled`: its code, what it calls, and the constants they read."""
+def _digest(function: Callable[..., object]) -> str:
+    """SHA-256 of what is compiled into `function`: its code, what it calls, and the constants they read."""
     parts: list[str] = []
-    _collect(compiled, parts, set())
+    _add_function(function, parts, set())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _collect(value: object, parts: list[str], seen: set[int]) -> None:
-    if isinstance(value, _CONSTANTS):
-        parts.append(repr(value))
-        return
-    function = getattr(value, "py_func" if isinstance(value, Dispatcher) else "_defn", None)
-    if not isinstance(value, Dispatcher | _Intrinsic) or id(function) in seen:
-        return
+def _add_function(function: Callable[..., object], parts: list[str], seen: set[int]) -> None:
     assert isinstance(function, FunctionType)
+    if id(function) in seen:
+        return
     seen.add(id(function))
-    names = _collect_code(function.__code__, parts)
-    free = dict(
-        zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()), strict=True)
-    )
-    for name in names:
+    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    values = {**function.__globals__, **dict(zip(function.__code__.co_freevars, cells, strict=True))}
+    for name in _add_code(function.__code__, parts):
+        value = values.get(name)
         parts.append(name)
-        _collect(free.get(name, function.__globals__.get(name)), parts, seen)
+        if isinstance(value, Dispatcher):
+            _add_function(value.py_func, parts, seen)
+        elif isinstance(value, _Intrinsic):
+            _add_function(value._defn, parts, seen)
+        elif isinstance(value, _CONSTANTS):
+            parts.append(repr(value))
 
 
-def _collect_code(code: CodeType, parts: list[str]) -> list[str]:
-    """Adds `code`, and returns the names that it and the functions inside it use."""
+def _add_code(code: CodeType, parts: list[str]) -> list[str]:
+    """Returns the names that `code` and the functions inside it use."""
     names = [*code.co_names, *code.co_freevars]
     parts += [code.co_code.hex(), repr(names)]
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            names += _collect_code(constant, parts)
+            names += _add_code(constant, parts)
         else:
             parts.append(repr(constant))
     return names
