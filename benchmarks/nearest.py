@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from benchmarks.figure import race, report
 from torchrec_cce.clustering.assign import NearestCentroid
-from torchrec_cce.clustering.kmeans import Backend, kmeans
+from torchrec_cce.clustering.kmeans import kmeans
 from torchrec_cce.clustering.loops import nearest_plain
+from torchrec_cce.clustering.settings import Backend
 
 BLOCK, CHECKED, ITERATIONS = 65536, 200, 10
 NEAREST = [(width, num_rows) for width in (4, 8, 16) for num_rows in (4096, 16384, 65536)]

@@ -21,6 +21,9 @@ from torchrec_cce.evaluation.metrics import Quality, quality
 class PlainCCE(nn.Module):
     """`concat_j(M_j[h_j(id)] + M'_j[h'_j(id)])`."""
 
+    pointers: torch.Tensor
+    """[2, c, n] int64."""
+
     def __init__(self, num_ids: int, dim: int, *, num_rows: int, num_columns: int) -> None:
         super().__init__()
         self.num_rows = num_rows

@@ -158,15 +158,15 @@ def print_figures(log: str, summaries: Sequence[Summary]) -> None:
         report(
             f"{log}, {_name(summary)}: test AUC, mean of {summary.seeds} seeds",
             auc.mean,
-            target=rival and "≥ CE concat at the same cap",
-            holds=rival and auc.mean >= rival.auc.mean,
+            target="≥ CE concat at the same cap" if rival else None,
+            holds=auc.mean >= rival.auc.mean if rival else None,
             against=f"this is {auc}; full tables {full.auc}" + (f"; CE concat {rival.auc}" if rival else ""),
         )
         report(
             f"{log}, {_name(summary)}: test BCE, mean of {summary.seeds} seeds",
             bce.mean,
-            target=rival and "≤ CE concat at the same cap",
-            holds=rival and bce.mean <= rival.bce.mean,
+            target="≤ CE concat at the same cap" if rival else None,
+            holds=bce.mean <= rival.bce.mean if rival else None,
             against=f"this is {bce}; full tables {full.bce}" + (f"; CE concat {rival.bce}" if rival else ""),
         )
         if summary.method == "full":

@@ -204,8 +204,8 @@ def job_figures() -> None:
     per_id = {}
     for (num_ids, num_workers), outcome in outcomes.items():
         if num_workers == 2:
-            spent = [outcome.times[stage].cpu for stage in ("pairs", "assignment") if stage in outcome.times]
-            per_id[num_ids] = 1e9 * sum(spent) / num_ids
+            assigned = [outcome.times[stage].cpu for stage in ("pairs", "assignment") if stage in outcome.times]
+            per_id[num_ids] = 1e9 * sum(assigned) / num_ids
             report(
                 f"recluster job, {num_ids:,} IDs: CPU nanoseconds an ID to assign it",
                 per_id[num_ids],

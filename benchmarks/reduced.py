@@ -1,8 +1,11 @@
 """Plans made short enough to be run now and then."""
 
 from dataclasses import replace
+from typing import TypeVar
 
 from torchrec_cce.harness.plan import MethodEntry, Plan
+
+T = TypeVar("T", int, float)
 
 
 def reduced(plan: Plan) -> Plan:
@@ -25,5 +28,5 @@ def reduced(plan: Plan) -> Plan:
     )
 
 
-def _middle(values: tuple[float, ...]) -> tuple[float, ...]:
+def _middle(values: tuple[T, ...]) -> tuple[T, ...]:
     return (sorted(values)[(len(values) - 1) // 2],)

@@ -15,6 +15,7 @@ from tests.training.launch import on_ranks
 from torchrec_cce.data.synthetic import SyntheticLog, write_click_log
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES
 from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.maps import ShardedMaps, collections_of
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.refit import refit_sharded
@@ -113,7 +114,7 @@ def _live(log: Path, seed: int, folder: Path) -> dict[str, tuple[float, float]]:
         live.train(islice(batches, HOUR))
         rest = list(batches)
         writer = CheckpointWriter(folder / f"now-{seed}")
-        writer.save(live.model, live.optimizer, Position(), {})
+        writer.save(live.model, live.optimizer, Position(), ShardedFrequencies({}))
         found = {}
         for way, move in WAYS.items():
             checkpoint.load(folder / f"now-{seed}", live.model, live.optimizer)
@@ -139,7 +140,7 @@ class _Live:
 
     def clustered_copy(self, run_dir: Path) -> dict[str, TableSnapshot]:
         """What another job makes of a checkpoint of this moment."""
-        CheckpointWriter(run_dir).save(self.model, self.optimizer, Position(), {})
+        CheckpointWriter(run_dir).save(self.model, self.optimizer, Position(), ShardedFrequencies({}))
         reports = recluster_sharded(self.model, self.optimizer, seed=self.config.seed)
         version = ShardedMaps(self.model).snapshot(reports)
         checkpoint.load(run_dir, self.model, self.optimizer)

@@ -248,12 +248,13 @@ def _verify_map(folder: Path) -> dict[str, float]:
     opened = registry.open()
     path = opened.folder / POINTERS
     seconds: dict[str, list[float]] = {}
+    actions: dict[str, Callable[[], object]] = {
+        "`Registry.verify`": lambda: registry.verify(opened.version),
+        '`open(verify="all")`': lambda: registry.open(verify="all"),
+        "the command sha256sum": lambda: subprocess.run(["sha256sum", path], check=True, capture_output=True),
+    }
     for _ in range(ROUNDS):
-        for name, action in {
-            "`Registry.verify`": lambda: registry.verify(opened.version),
-            '`open(verify="all")`': lambda: registry.open(verify="all"),
-            "the command sha256sum": lambda: subprocess.run(["sha256sum", path], check=True, capture_output=True),
-        }.items():
+        for name, action in actions.items():
             started = time.perf_counter()
             action()
             seconds.setdefault(name, []).append(time.perf_counter() - started)

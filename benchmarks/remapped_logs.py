@@ -48,7 +48,7 @@ def _globo(log: Path, folder: Path) -> None:
     raw.parent.mkdir()
     shutil.copy(log, raw)
     tables = {f"t_{name}": {"num_embeddings": 300_000, "features": [name]} for name in ("user", "article")}
-    settings = {"tables": tables, "registry": {"url": str(folder / "globo-maps"), "start": "current"}}
+    settings: dict[str, Any] = {"tables": tables, "registry": {"url": str(folder / "globo-maps"), "start": "current"}}
     collection = CCEEmbeddingBagCollection(tables=_config(raw, "parquet", **settings).table_configs())
     for name in ("user", "article"):
         vocabulary = build_vocabulary(log, columns=[name]).vocabulary
@@ -66,7 +66,7 @@ def _criteo(log: Path, folder: Path) -> None:
     raw = folder / "criteo" / "log.parquet"
     raw.parent.mkdir()
     write_parquet(raw, (bound(part, universes) for part in read_criteo(log)), dense=DENSE_FEATURES)
-    settings = {
+    settings: dict[str, Any] = {
         "tables": universes,
         "registry": {"url": str(folder / "criteo-maps"), "start": "current"},
         "dense": DENSE_FEATURES,

@@ -72,7 +72,7 @@ def prepare(folder: Path) -> None:
     (folder / "raw").mkdir()
     pq.write_table(log, folder / "raw" / "log.parquet", compression="zstd")
     for helper in ("store", "keep-raw", "drop"):
-        remap(str(folder / "raw"), str(folder / helper), registry=str(folder / "registry"), helper=helper)  # type: ignore[arg-type]
+        remap(str(folder / "raw"), str(folder / helper), registry=str(folder / "registry"), helper=helper)
 
 
 def read(folder: Path, helper: HelperPolicy | None, use_helper: bool) -> dict[str, float]:

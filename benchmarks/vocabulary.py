@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import fbgemm_gpu  # noqa: F401  (registers the operators)
@@ -61,7 +62,7 @@ def lookup_figures(keys: npt.NDArray[np.int64], rng: np.random.Generator) -> Non
     rows, num_keys, size = torch.arange(len(keys)), torch.tensor([0, len(keys)]), torch.tensor([0, capacity])
     torch.ops.fbgemm.pruned_hashmap_insert(torch.from_numpy(keys), rows, num_keys, table, size)
     asked, num_asked = torch.from_numpy(queries), torch.tensor([0, BATCH])
-    candidates = {
+    candidates: dict[str, Callable[[], object]] = {
         "ours": lambda: vocabulary.rows(queries, out),
         "FBGEMM": lambda: torch.ops.fbgemm.pruned_hashmap_lookup(asked, num_asked, table, size),
         "pandas": lambda: index.get_indexer(queries),
