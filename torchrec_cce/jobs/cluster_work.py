@@ -144,8 +144,8 @@ def timed(cpu_time: Callable[[], float] = time.process_time) -> Iterator[Span]:
 @lru_cache(maxsize=1)  # tasks of one table follow each other
 def _open(table: SharedTable) -> TableClustering:
     pointer_map, frequencies = table.stored.find(_maps(table.job, table.stored.maps))
-    if table.keys is not None:
-        pointer_map.reading_keys(table.keys.get())
+    if table.keys is not None and pointer_map.vocabulary is not None:
+        pointer_map.vocabulary.reading_keys(table.keys.get())
     return table.inputs.get().clustering(pointer_map, frequencies)
 
 

@@ -175,16 +175,7 @@ class PointerMap:
 
     def raw_ids(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The raw IDs of valid `rows: [N] int64`."""
-        return rows if self._keys is None else self._keys[rows]
-
-    def reading_keys(self, keys: npt.NDArray[np.int64]) -> "PointerMap":
-        """Itself, with the vocabulary's `keys: [n] int64` in order of their rows: for `raw_ids` none are computed."""
-        self.__dict__["_keys"] = keys  # where `cached_property` keeps it
-        return self
-
-    @cached_property
-    def _keys(self) -> npt.NDArray[np.int64] | None:
-        return None if self.vocabulary is None else self.vocabulary.keys()
+        return rows if self.vocabulary is None else self.vocabulary.key_of_row[rows]
 
     @cached_property
     def first_id(self) -> int:

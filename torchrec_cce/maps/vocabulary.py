@@ -157,6 +157,20 @@ class Vocabulary:
             )
         return keys
 
+    @cached_property
+    def key_of_row(self) -> npt.NDArray[np.int64]:
+        """[n] int64: `keys`, computed once and kept."""
+        return self.keys()
+
+    @property
+    def has_key_of_row(self) -> bool:
+        """Whether it was asked for `key_of_row` before, or was given it."""
+        return "key_of_row" in self.__dict__
+
+    def reading_keys(self, keys: npt.NDArray[np.int64]) -> None:
+        """Take `key_of_row` from `keys: [n] int64`, for example a file that several processes map."""
+        self.__dict__["key_of_row"] = keys  # where `cached_property` keeps it
+
     def header(self) -> dict[str, Any]:
         """The vocabulary without its slots, as JSON values."""
         return {"num_ids": self.num_ids, "num_buckets": self.num_buckets, "seed": self.seed}

@@ -12,6 +12,7 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.host_file import HostFile
+from torchrec_cce.sharding.host_keys import share_keys
 
 Integers = npt.NDArray[np.int64]
 
@@ -96,6 +97,7 @@ class ShardedFrequencies:
         if all(_rows_of(old[name]) == _rows_of(new[name]) for name in self._spans):
             return self
         totals = self.totals()
+        share_keys(new[name] for name in self._spans)
 
         def counted(name: str, rows: slice) -> Integers:
             before = old[name].rows(new[name].raw_ids(np.arange(rows.start, rows.stop)))

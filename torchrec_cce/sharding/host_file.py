@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -26,7 +27,7 @@ class HostFile(Generic[Number]):
 
     Either the work is spread over all ranks: rank `r` of `R` writes the rows from `n·r/R` to `n·(r + 1)/R` (`mine`),
     and `everything` brings them to all hosts. Or every host has it done for itself: the rank that is number `r` of the
-    `R` of its host writes those rows (`ours`), and `whole` maps them.
+    `R` of its host writes those rows (`ours`), and `whole` maps them; or one rank of the host writes all (`filled`).
 
     The ranks of a host are those that see the same folder. The file has a name only until all of them have opened it:
     its space is free again when nobody maps it any more, also when they are killed. Every rank calls every method.
@@ -74,6 +75,11 @@ class HostFile(Generic[Number]):
     def whole(self) -> npt.NDArray[Number]:
         """Map the whole array of this host for reading. What its ranks write later is seen there too."""
         return self._rows(0, self._shape[0], "r")
+
+    def filled(self, fill: Callable[[npt.NDArray[Number]], object]) -> npt.NDArray[Number]:
+        """Let one rank of each host `fill` the whole array, and map it for reading. What `fill` raises, all raise."""
+        on_all_ranks(lambda: fill(self._rows(0, self._shape[0], "r+")) if self._is_leader else None)
+        return self.whole()
 
     def everything(self) -> npt.NDArray[Number]:
         """Exchange the shares of `mine` between hosts, once all are written, and map the whole array for reading."""

@@ -24,6 +24,7 @@ from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.recluster import TableReport, TableTask, report_of
 from torchrec_cce.sharding.agreement import from_all_ranks, on_all_ranks
 from torchrec_cce.sharding.host_file import HostFile
+from torchrec_cce.sharding.host_keys import share_keys
 from torchrec_cce.sharding.maps import ShardedTable, tables_of
 from torchrec_cce.sharding.store import ShardedStore
 
@@ -62,6 +63,7 @@ def recluster_sharded(
     """
     started = time.perf_counter()
     jobs = _jobs(model, optimizer, seed, frequencies or {}, settings or ReclusterConfig())
+    share_keys(job.task.pointer_map for job in jobs)
     on_all_ranks(lambda: [job.task.clustering for job in jobs])
     trained = _train(jobs)
     files = [HostFile((c.num_ids, c.num_columns), c.pointer_dtype) for c in (job.task.clustering for job in jobs)]

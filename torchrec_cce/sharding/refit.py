@@ -18,6 +18,7 @@ from torchrec_cce.errors import MapMismatchError
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.recluster import TableReport, TableTask, report_of
 from torchrec_cce.sharding.agreement import on_all_ranks
+from torchrec_cce.sharding.host_keys import share_keys
 from torchrec_cce.sharding.maps import ShardedTable, check_on_all_ranks, tables_of
 from torchrec_cce.sharding.recluster import check_names, for_each_rank
 
@@ -77,6 +78,7 @@ def refit_sharded(
         )
         for table in found
     ]
+    share_keys(move.to.pointer_map for move in moves)
     on_all_ranks(lambda: [move.clustering for move in moves])
     done = [_refit(move) for move in moves]
     reports = {}
