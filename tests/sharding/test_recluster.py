@@ -19,6 +19,7 @@ from tests.training.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import CCEError
+from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.sharding.maps import collections_of
 from torchrec_cce.sharding.recluster import _balanced, recluster_sharded
 from torchrec_cce.training.config import RunConfig
@@ -73,6 +74,7 @@ def recluster_on_a_rank(
     poison: str | None,
     folders: tuple[str, ...] = ("",),
     full_disk: bool = False,
+    keyed: bool = False,
 ) -> tuple[dict[str, Table], dict[str, Table], str]:
     """The tables before and after a clustering in the middle of training, and the error, if any.
 
@@ -87,7 +89,12 @@ def recluster_on_a_rank(
         model = build_model(config, num_dense=num_dense(config), device=ranks.device)
         plan = split_by_rows(model, config.optimizer, world_size=ranks.world_size)
         model, optimizer = shard(model, plan, config.optimizer, ranks)
-        (remap,) = (collection.remap for collection in collections_of(model).values())
+        (collection,) = collections_of(model).values()
+        if keyed:
+            plain = collection.pointer_map("C1")
+            keys = np.random.default_rng(1).permutation(plain.num_ids)
+            collection.attach_pointer_map("C1", plain.with_vocabulary(Vocabulary.build(keys, num_threads=1)))
+        remap = collection.remap
         for batch in read_batches(config, config.data.train, remap=remap, rank=ranks.rank, world_size=ranks.world_size):
             optimizer.zero_grad()
             model(batch.part)[: batch.rows].square().sum().backward()
@@ -123,6 +130,7 @@ def run(
     weighed: bool = False,
     hosts: int = 1,
     full_disk: bool = False,
+    keyed: bool = False,
     **changes: Any,
 ) -> tuple[RunConfig, dict[str, npt.NDArray[np.int64]], list[tuple[dict[str, Table], dict[str, Table], str]]]:
     config = runs.criteo_config(
@@ -132,7 +140,7 @@ def run(
     sizes = {"C1": 1000, "C2": 800}
     frequencies = {name: rng.integers(0, 9, n) for name, n in sizes.items()} if weighed else {}
     folders = tuple(str(folder / f"host-{host}") for host in range(hosts))
-    finished = on_ranks(folder, world_size, recluster_on_a_rank, config, frequencies, poison, folders, full_disk)
+    finished = on_ranks(folder, world_size, recluster_on_a_rank, config, frequencies, poison, folders, full_disk, keyed)
     for rank in finished:
         assert rank.code == 0, rank.stderr
     assert not [path for path in folder.rglob("live/*") if path.is_file()], "no file outlives the clustering"
@@ -149,14 +157,14 @@ def assert_same_bits(one: Table, other: Table) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "num_columns", "num_states", "weighed", "world_size", "hosts"),
+    ("optimizer", "num_columns", "num_states", "weighed", "world_size", "hosts", "keyed"),
     [
-        ("rowwise_adagrad", 4, 1, False, 2, 1),
-        ("rowwise_adagrad", 4, 1, True, 3, 2),  # ranks 0 and 2 on one host
-        ("rowwise_adagrad", 8, 1, False, 2, 2),
-        ("adagrad", 4, 1, False, 1, 1),
-        ("sgd", 4, 0, False, 2, 1),
-        ("adamw", 4, 2, True, 2, 1),
+        ("rowwise_adagrad", 4, 1, False, 2, 1, False),
+        ("rowwise_adagrad", 4, 1, True, 3, 2, True),  # ranks 0 and 2 on one host
+        ("rowwise_adagrad", 8, 1, False, 2, 2, False),
+        ("adagrad", 4, 1, False, 1, 1, False),
+        ("sgd", 4, 0, False, 2, 1, False),
+        ("adamw", 4, 2, True, 2, 1, False),
     ],
 )
 def test_ranks_give_the_bits_of_one_process(
@@ -168,15 +176,19 @@ def test_ranks_give_the_bits_of_one_process(
     weighed: bool,
     world_size: int,
     hosts: int,
+    keyed: bool,
 ) -> None:
     changes = {"optimizer": {"embedding": optimizer}, "embedding": {"num_columns": num_columns}}
-    config, frequencies, ranks = run(tmp_path, log, weighed=weighed, world_size=world_size, hosts=hosts, **changes)
+    config, frequencies, ranks = run(
+        tmp_path, log, weighed=weighed, world_size=world_size, hosts=hosts, keyed=keyed, **changes
+    )
     before, _, message = ranks[0]
     assert message == ""
 
     collection = CCEEmbeddingBagCollection(tables=config.table_configs())
     torch_optimizer = torch.optim.SGD(collection.parameters(), lr=0.1)
     for name in TABLES:
+        collection.attach_pointer_map(name, before[name].pointer_map)
         weight = collection.ebc.embedding_bags[name].weight
         weight.data.copy_(torch.from_numpy(before[name].weights))
         torch_optimizer.state[weight] = {n: torch.from_numpy(s.copy()) for n, s in before[name].states.items()}
