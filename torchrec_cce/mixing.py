@@ -1,6 +1,10 @@
-"""murmur3's `fmix64` (Appleby 2011), a bijection of 64-bit words after which any set of keys looks random:
+"""murmur3's `fmix64` (Appleby 2011), a bijection of 64-bit words after which any set of keys looks random.
 
-x ← (x ⊕ (x >> 33)) · 0xff51afd7ed558ccd;   x ← (x ⊕ (x >> 33)) · 0xc4ceb9fe1a85ec53;   x ← x ⊕ (x >> 33)
+Modulo 2^64, and exactly undone by `unmix64`:
+
+    x ← (x ⊕ (x >> 33)) · 0xff51afd7ed558ccd
+    x ← (x ⊕ (x >> 33)) · 0xc4ceb9fe1a85ec53
+    x ← x ⊕ (x >> 33)
 """
 
 from typing import TypeVar
