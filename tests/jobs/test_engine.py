@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.training.launch import Job
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError
 from torchrec_cce.jobs.counters import TICK_S, Counters
 from torchrec_cce.jobs.engine import Engine, EngineName, Shared, engine_of
+from torchrec_cce.jobs.local_engine import LocalEngine
 
 
 @pytest.fixture(scope="module", params=["local", "ray"])
@@ -46,7 +48,7 @@ def test_tasks_are_taken_as_workers_come_free(engine: Engine) -> None:
             yield number
 
     for done, _ in enumerate(engine.run(square, tasks())):
-        assert len(taken) <= done + 2 * engine.num_workers
+        assert len(taken) <= done + engine.num_workers
 
 
 def looked_at(shared: Shared[dict[str, Any]]) -> tuple[float, bool, list[str], int]:
@@ -144,6 +146,35 @@ def test_an_error_while_other_tasks_end_does_not_end_the_process(tmp_path: Path)
     """Ray aborts a process that cancels a task at the moment in which it ends, here at one error in three."""
     finished = Job(tmp_path / "job", fail_often).wait()
     assert finished.code == 0, finished.stderr
+
+
+def die_while_answering(number: int) -> bytes:
+    if number == 0:
+        return b""
+    time.sleep(0.3)
+    threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    return b"x" * (1 << 20)  # more than a pipe takes
+
+
+def test_a_worker_that_vanishes_in_the_middle_of_an_answer() -> None:
+    with engine_of("local", num_workers=2) as engine:
+        assert isinstance(engine, LocalEngine)
+        answers = engine.run(die_while_answering, [0, 1])
+        assert next(answers) == (0, b"")
+        while all(process.is_alive() for process in engine._context.started):
+            time.sleep(0.01)
+        with pytest.raises(JobError, match=r"vanished .* while it worked on: 1;"):
+            next(answers)
+        assert list(engine.run(square, [7])) == [(7, 49)]
+
+
+def refuse_connections(_: int) -> None:
+    raise ConnectionRefusedError("nobody there")
+
+
+def test_an_error_of_a_connection_is_the_error_of_a_task() -> None:
+    with engine_of("local", num_workers=1) as engine, pytest.raises(ConnectionRefusedError, match="nobody there"):
+        list(engine.run(refuse_connections, [1]))
 
 
 @pytest.mark.parametrize(("name", "workers"), [("threads", 1), ("local", 0), ("ray", -1)])

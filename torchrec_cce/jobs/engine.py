@@ -50,7 +50,7 @@ class Engine(Protocol):
     ) -> Iterator[tuple[Task, Result]]:
         """Call `function` on each of `tasks`: pairs of task and result, in the order in which they are done.
 
-        Tasks are begun in their order, and at most twice as many are in flight as run at a time.
+        Tasks are taken and begun in their order, each when a worker is free.
 
         Args:
             function: of a module, so that workers find it by its name.

@@ -3,14 +3,15 @@
 import mmap
 import os
 import pickle
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from types import TracebackType
-from typing import BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from torchrec_cce.children import WorkerContext, end_with_parent
 from torchrec_cce.errors import JobError
@@ -35,10 +36,10 @@ class LocalEngine:
     def __init__(self, num_workers: int | None = None) -> None:
         self.num_workers = num_workers or os.cpu_count() or 1
         self._context = WorkerContext()
+        self._idle: list[_Worker] = []
         self._resources = ExitStack()
 
     def __enter__(self) -> "LocalEngine":
-        self._pool = ProcessPoolExecutor(self.num_workers, self._context, end_with_parent)
         return self
 
     def __exit__(
@@ -48,10 +49,10 @@ class LocalEngine:
         started = [process for process in self._context.started if process.pid is not None]
         for process in started:
             process.kill()
-        # After a Ctrl-C in the middle of a start, to wait for the pool would be to wait for a thread that never began.
-        self._pool.shutdown(wait=False, cancel_futures=True)
         for process in started:
             process.join()
+        for worker in self._idle:
+            worker.connection.close()
         self._resources.close()
 
     def share(self, value: T) -> "FileShared[T]":
@@ -84,31 +85,82 @@ class LocalEngine:
         threads: int = 1,
         tick: Callable[[], object] | None = None,
     ) -> Iterator[tuple[Task, Result]]:
-        # With one thread each, a second task waits for every worker; with more, it would run beside the first.
-        most = 2 * self.num_workers if threads == 1 else self.num_workers // threads
         left = iter(tasks)
-        pending: dict[Future[Result], Task] = {}
+        busy: dict[Connection, tuple[_Worker, Task]] = {}
         try:
             while True:
-                for task in islice(left, most - len(pending)):
-                    pending[self._pool.submit(function, task)] = task
-                if not pending:
+                for task in islice(left, self.num_workers // threads - len(busy)):
+                    worker = self._idle.pop() if self._idle else self._start()
+                    busy[worker.connection] = worker, task
+                    with _named(task):
+                        worker.connection.send((function, task))
+                if not busy:
                     return
-                done, _ = wait(pending, None if tick is None else TICK_S, return_when=FIRST_COMPLETED)
-                if tick is not None and not done:
+                ready = wait(list(busy), None if tick is None else TICK_S)
+                if tick is not None and not ready:
                     tick()
-                for future in done:
-                    result = future.result()
-                    yield pending.pop(future), result
-        except BrokenProcessPool as error:
-            begun = "; ".join(str(task) for task in pending.values())
-            raise JobError(
-                f"a worker process vanished (killed, or out of memory) while these were in work: {begun}; nothing was "
-                "changed, run the job again"
-            ) from error
+                for connection in ready:
+                    assert isinstance(connection, Connection)
+                    worker, task = busy[connection]
+                    with _named(task):
+                        error, result = connection.recv()
+                    del busy[connection]
+                    self._idle.append(worker)
+                    if error is not None:
+                        raise error from _InWorker(result)
+                    yield task, result
         finally:
-            for future in pending:
-                future.cancel()
+            for worker, _ in busy.values():
+                worker.process.kill()
+                worker.connection.close()
+
+    def _start(self) -> "_Worker":
+        """A new worker, at the other end of a pipe of its own: whenever it dies, in the middle of an answer too, that
+        is seen here. (`ProcessPoolExecutor` has one pipe for all, and then waits for the rest of the answer for ever.)
+        """
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs,))
+        process.start()
+        theirs.close()
+        return _Worker(process=process, connection=ours)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    """A process, and our end of the pipe to it."""
+
+    process: SpawnProcess
+    connection: Connection
+
+
+class _InWorker(Exception):
+    """Where in a worker an error was raised: the traceback as text."""
+
+
+@contextmanager
+def _named(task: object) -> Iterator[None]:
+    """Turn the end of the worker at the other end into an error that names its task."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise JobError(
+            f"a worker process vanished (killed, or out of memory) while it worked on: {task}; nothing was changed, "
+            "run the job again"
+        ) from error
+
+
+def _work(connection: Connection) -> None:
+    """What a worker does: a task at a time, until there are no more."""
+    end_with_parent()
+    with suppress(EOFError, OSError):
+        while True:
+            function, task = connection.recv()
+            answer: tuple[Exception | None, Any]
+            try:
+                answer = None, function(task)
+            except Exception as error:  # noqa: BLE001  (raised again where the task came from)
+                answer = error, traceback.format_exc()
+            connection.send(answer)
 
 
 @dataclass(frozen=True, kw_only=True)
