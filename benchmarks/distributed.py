@@ -26,15 +26,15 @@ from benchmarks.recluster_ranks import Peak, recluster_figures
 from benchmarks.scaling import scaling_figures
 from tests.training.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig
-from torchrec_cce.clustering.frequencies import Frequencies
+from torchrec_cce.clustering.sample import Frequencies
 from torchrec_cce.maps.arrow_file import read_array, write_array
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.modules.remap import Remap
+from torchrec_cce.sharding.estimates import MapStorageReservation
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.host_file import file_copy
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
 from torchrec_cce.sharding.sharders import get_cce_sharders
-from torchrec_cce.sharding.storage import MapStorageReservation
 from torchrec_cce.training.parallel import process_group
 
 WORLD_SIZE = 2

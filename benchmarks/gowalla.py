@@ -20,13 +20,13 @@ from benchmarks.figure import report
 from benchmarks.logs import DATA, PLANS, Log, prepare_all_of_gowalla
 from benchmarks.plain_cce import Settings, train_plain
 from benchmarks.reduced import reduced
-from torchrec_cce.atomic import atomic_path
-from torchrec_cce.children import WorkerContext, end_with_parent
-from torchrec_cce.evaluation.metrics import Quality
-from torchrec_cce.evaluation.outcome import Summary, summarise
-from torchrec_cce.harness.bench import bench, chosen_outcomes
-from torchrec_cce.harness.plan import Plan, read_plan
+from torchrec_cce.experiments.bench import bench, chosen_outcomes
+from torchrec_cce.experiments.outcome import Summary, summarise
+from torchrec_cce.experiments.plan import Plan, read_plan
+from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.training.metrics import Quality
 from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.workers.processes import WorkerContext, end_with_parent
 
 LOG = Log(
     about="all of Gowalla in the split of the file, 4 % of its training rows to choose", prepare=prepare_all_of_gowalla

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.atomic import atomic_path
 from torchrec_cce.data.criteo import read_criteo
-from torchrec_cce.data.dense_ids import DenseIDs, write_dense
 from torchrec_cce.data.parquet import read_parquet
 from torchrec_cce.data.rows import Column, Rows, concat
-from torchrec_cce.data.synthetic import write_click_log
 from torchrec_cce.data.tsv import DENSE_FEATURES
+from torchrec_cce.experiments.dense_ids import DenseIDs, write_dense
+from torchrec_cce.experiments.planted_log import write_click_log
+from torchrec_cce.files.atomic import atomic_path
 from torchrec_cce.hashing import UniversalHash, derive_seed
 
 DATA = "TORCHREC_CCE_DATA"

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.figure import race, report
-from torchrec_cce.clustering.assign import NearestCentroid
-from torchrec_cce.clustering.kmeans import kmeans
-from torchrec_cce.clustering.loops import nearest_plain
+from torchrec_cce.clustering.kmeans.kmeans import kmeans
+from torchrec_cce.clustering.kmeans.loops import nearest_plain
+from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.settings import Backend
 
 BLOCK, CHECKED, ITERATIONS = 65536, 200, 10

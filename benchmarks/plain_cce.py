@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from torchrec_cce.evaluation.metrics import Quality, quality
+from torchrec_cce.training.metrics import Quality, quality
 
 
 class PlainCCE(nn.Module):

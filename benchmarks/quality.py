@@ -15,12 +15,12 @@ from typing import Any
 
 from benchmarks.figure import report
 from benchmarks.logs import DATA, LOGS
-from torchrec_cce.evaluation.crossing import bootstrap, crossing
-from torchrec_cce.evaluation.outcome import Outcome, Summary, summarise
-from torchrec_cce.evaluation.report import to_markdown, write_report
-from torchrec_cce.harness.bench import bench, chosen_outcomes
-from torchrec_cce.harness.plan import parse_plan
-from torchrec_cce.sizing import Method
+from torchrec_cce.experiments.bench import bench, chosen_outcomes
+from torchrec_cce.experiments.crossing import bootstrap, crossing
+from torchrec_cce.experiments.outcome import Outcome, Summary, summarise
+from torchrec_cce.experiments.plan import parse_plan
+from torchrec_cce.experiments.report import to_markdown, write_report
+from torchrec_cce.methods.sizing import Method
 
 FOLDER = Path("runs/bench-quality")
 WORKERS = 2

@@ -13,20 +13,20 @@ import faiss
 import numpy as np
 
 from benchmarks.figure import race, report
-from torchrec_cce.clustering.assign import NearestCentroid
-from torchrec_cce.clustering.loops import nearest_plain
+from torchrec_cce.clustering.kmeans.loops import nearest_plain
+from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.settings import ReclusterConfig
-from torchrec_cce.config import CCEEmbeddingBagConfig
-from torchrec_cce.jobs.cluster import StageTime, TableSource, cluster
-from torchrec_cce.jobs.cluster_estimate import estimate
-from torchrec_cce.jobs.cluster_source import BundleMap
-from torchrec_cce.jobs.engine import engine_of
+from torchrec_cce.jobs.recluster.cluster import StageTime, TableSource, cluster
+from torchrec_cce.jobs.recluster.estimate import estimate
+from torchrec_cce.jobs.recluster.source import BundleMap
 from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.modules.recluster import TableRows
+from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
+from torchrec_cce.modules.parameter_store import TableRows
+from torchrec_cce.workers.engine import engine_of
 
 NUM_IDS, NUM_ROWS, NUM_COLUMNS, DIM = 100_000_000, 4096, 4, 16
 MEMORY = 2 << 30

@@ -12,7 +12,7 @@ from benchmarks.figure import report
 from tests.sharding.plans import split_by_rows
 from tests.training.launch import on_ranks
 from torchrec_cce.clustering.settings import ReclusterConfig
-from torchrec_cce.config import CCEEmbeddingBagConfig
+from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.training.config import OptimizerConfig

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TypeVar
 
-from torchrec_cce.harness.plan import MethodEntry, Plan
+from torchrec_cce.experiments.plan import MethodEntry, Plan
 
 T = TypeVar("T", int, float)
 

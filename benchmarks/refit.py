@@ -12,13 +12,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from benchmarks.figure import report
 from tests.training.launch import on_ranks
-from torchrec_cce.data.synthetic import SyntheticLog, write_click_log
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES
+from torchrec_cce.experiments.planted_log import SyntheticLog, write_click_log
 from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.sharding.adopt import refit_sharded
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
-from torchrec_cce.sharding.maps import ShardedMaps, collections_of
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.refit import refit_sharded
+from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.checkpoint_writer import CheckpointWriter
 from torchrec_cce.training.config import RunConfig, SplitConfig, parse_config
@@ -26,7 +26,7 @@ from torchrec_cce.training.input import RankBatch, num_dense, read_batches
 from torchrec_cce.training.model import build_model
 from torchrec_cce.training.parallel import process_group, shard
 from torchrec_cce.training.placement import plan_run
-from torchrec_cce.training.position import Position
+from torchrec_cce.training.schedule import Position
 
 BATCH_SIZE = 256
 FIRST, HOUR, REST = 150, 150, 50

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.figure import race, report
 from torchrec_cce.maps.pointer_map import PointerMap
-from torchrec_cce.modules.schemes import CCEScheme
+from torchrec_cce.methods.cce import CCEScheme
 
 NUM_IDS, BATCH = 10_000_000, 1_000_000
 

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.figure import race, report
-from torchrec_cce.jobs.remap import FeatureMap, Found, Remapper
-from torchrec_cce.jobs.remap_features import remapped_format
-from torchrec_cce.jobs.remap_file import open_version
-from torchrec_cce.jobs.remap_input import InputFile
-from torchrec_cce.jobs.remap_parquet import remap_parquet
-from torchrec_cce.jobs.remap_run import remap
-from torchrec_cce.jobs.remap_thrift import Struct, i64, read_struct, write_struct
+from torchrec_cce.jobs.remap.features import remapped_format
+from torchrec_cce.jobs.remap.file import open_version
+from torchrec_cce.jobs.remap.input import InputFile
+from torchrec_cce.jobs.remap.job import remap
+from torchrec_cce.jobs.remap.parquet.file import remap_parquet
+from torchrec_cce.jobs.remap.parquet.thrift import Struct, i64, read_struct, write_struct
+from torchrec_cce.jobs.remap.remapper import FeatureMap, Found, Remapper
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot

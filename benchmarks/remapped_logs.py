@@ -22,7 +22,7 @@ from torchrec_cce.data.remapped_format import HelperPolicy
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES, DENSE_FEATURES
 from torchrec_cce.data.universe import bound
 from torchrec_cce.data.vocabulary import build_vocabulary
-from torchrec_cce.jobs.remap_run import remap
+from torchrec_cce.jobs.remap.job import remap
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training.config import RunConfig, parse_config
 from torchrec_cce.training.loop import train

@@ -28,7 +28,7 @@ from torchrec_cce.data.parquet import read_parquet
 from torchrec_cce.data.remapped import RemappedLog
 from torchrec_cce.data.remapped_format import HelperPolicy
 from torchrec_cce.data.rows import to_batch
-from torchrec_cce.jobs.remap_run import remap
+from torchrec_cce.jobs.remap.job import remap
 
 NUM_IDS, NUM_COLUMNS, NUM_ROWS = 100_000_000, 4, 4096
 ROWS, FEATURES, BATCH = 600_000, 8, 4096

@@ -11,12 +11,12 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.figure import report
 from torchrec_cce import CCEEmbeddingBagCollection
-from torchrec_cce.budget import tables_under_cap
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.methods.registry import tables_under_cap
+from torchrec_cce.methods.sizing import Method
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.sharding.summary import PlanSummary
-from torchrec_cce.sizing import Method
 
 UNIVERSES = (
     *(40_000_000, 39_060, 17_295, 7_424, 20_265, 3, 7_122, 1_543, 63, 40_000_000, 3_067_956, 405_282, 10),

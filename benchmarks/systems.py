@@ -14,9 +14,9 @@ from benchmarks.figure import report
 from benchmarks.gowalla import gowalla_figures
 from benchmarks.logs import DATA, LOGS, PLANS
 from benchmarks.reduced import reduced
-from torchrec_cce.evaluation.outcome import Summary, summarise
-from torchrec_cce.harness.bench import RESULTS, bench, chosen_outcomes
-from torchrec_cce.harness.plan import read_plan
+from torchrec_cce.experiments.bench import RESULTS, bench, chosen_outcomes
+from torchrec_cce.experiments.outcome import Summary, summarise
+from torchrec_cce.experiments.plan import read_plan
 from torchrec_cce.training.quiet import quiet_libraries
 
 FOLDER = Path("runs/bench-systems")

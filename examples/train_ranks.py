@@ -28,12 +28,12 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, Registry
 from torchrec_cce.sharding.agreement import on_first_rank
-from torchrec_cce.sharding.checkpoint import load_checkpoint
-from torchrec_cce.sharding.maps import ShardedMaps
 from torchrec_cce.sharding.pipeline import drain
 from torchrec_cce.sharding.planner import CCEShardingPlanner
 from torchrec_cce.sharding.recluster import recluster_sharded
+from torchrec_cce.sharding.reshard import load_checkpoint
 from torchrec_cce.sharding.sharders import get_cce_sharders
+from torchrec_cce.sharding.tables import ShardedMaps
 
 NUM_USERS, NUM_DAYS, BATCH_SIZE, STRETCH = 20_000, 7, 128, 15
 

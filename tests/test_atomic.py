@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrec_cce.atomic import atomic_path
+from torchrec_cce.files.atomic import atomic_path
 
 
 def test_a_file_is_replaced_and_a_folder_created(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from torchrec_cce.atomic import atomic_path\n"
+        "from torchrec_cce.files.atomic import atomic_path\n"
         "with atomic_path(Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_bytes(b'half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -7,7 +7,7 @@ import time
 _PROGRAM = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from torchrec_cce.children import end_with_parent
+from torchrec_cce.workers.processes import end_with_parent
 
 def pid(_):
     time.sleep(0.2)  # so that both workers get one

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from torchrec_cce.data.synthetic import write_click_log
-from torchrec_cce.harness.plan import read_plan
+from torchrec_cce.experiments.plan import read_plan
+from torchrec_cce.experiments.planted_log import write_click_log
 from torchrec_cce.training.config_file import read_config
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,7 @@ from torchrec_cce.data.parquet import write_parquet
 from torchrec_cce.data.remapped_format import HelperPolicy
 from torchrec_cce.data.universe import bound
 from torchrec_cce.data.vocabulary import BuiltVocabulary, build_vocabulary
-from torchrec_cce.jobs.remap_run import remap
+from torchrec_cce.jobs.remap.job import remap
 from torchrec_cce.training.config import RunConfig, parse_config
 from torchrec_cce.training.loop import train
 

@@ -41,7 +41,7 @@ def test_every_module_imports_without_the_optional_parts() -> None:
         (
             "faiss",
             "import numpy as np\n"
-            "from torchrec_cce.clustering.kmeans import kmeans\n"
+            "from torchrec_cce.clustering.kmeans.kmeans import kmeans\n"
             "kmeans(np.random.rand(100, 4).astype('f4'), 5, seed=0, backend='faiss')",
             "torchrec-cce[cpu] or torchrec-cce[cuda]",
         ),
@@ -49,7 +49,7 @@ def test_every_module_imports_without_the_optional_parts() -> None:
             "tensorboard",
             "import pathlib, tempfile\n"
             "from torchrec_cce.training.log import MetricsLog\n"
-            "from torchrec_cce.training.position import Position\n"
+            "from torchrec_cce.training.schedule import Position\n"
             "MetricsLog(pathlib.Path(tempfile.mkdtemp()), after=Position())",
             "torchrec-cce[report]",
         ),

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from torchrec_cce.data.synthetic import write_click_log
-from torchrec_cce.evaluation.outcome import Outcome
-from torchrec_cce.harness.bench import bench, chosen_outcomes
-from torchrec_cce.harness.demo import prepare
-from torchrec_cce.harness.plan import MethodEntry, Plan
+from torchrec_cce.experiments.bench import bench, chosen_outcomes
+from torchrec_cce.experiments.demo import prepare
+from torchrec_cce.experiments.outcome import Outcome
+from torchrec_cce.experiments.plan import MethodEntry, Plan
+from torchrec_cce.experiments.planted_log import write_click_log
 
 SEEDS = (0, 1, 2)
 CAP = 4000

@@ -7,31 +7,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchrec_cce.budget import tables_under_cap
     from torchrec_cce.clustering.settings import ReclusterConfig
-    from torchrec_cce.computed_config import (
-        DeepHashEmbeddingBagConfig,
-        LowRankEmbeddingBagConfig,
-        QuotientRemainderProductEmbeddingBagConfig,
-        RobeEmbeddingBagConfig,
-        SketchEmbeddingBagConfig,
-        TensorTrainEmbeddingBagConfig,
-    )
-    from torchrec_cce.config import (
-        CCEEmbeddingBagConfig,
-        CCEEmbeddingConfig,
-        CompositionalEmbeddingBagConfig,
-        CompositionalEmbeddingConfig,
-        QuotientRemainderEmbeddingBagConfig,
-    )
     from torchrec_cce.maps.pointer_map import PointerMap
     from torchrec_cce.maps.registry import MapVersion, Registry
     from torchrec_cce.maps.snapshot import TableSnapshot
     from torchrec_cce.maps.vocabulary import Vocabulary
+    from torchrec_cce.methods.cce import CCEEmbeddingBagConfig, CCEEmbeddingConfig
+    from torchrec_cce.methods.compositional import CompositionalEmbeddingBagConfig, CompositionalEmbeddingConfig
+    from torchrec_cce.methods.deep_hash import DeepHashEmbeddingBagConfig
+    from torchrec_cce.methods.low_rank import LowRankEmbeddingBagConfig
+    from torchrec_cce.methods.quotient_remainder import (
+        QuotientRemainderEmbeddingBagConfig,
+        QuotientRemainderProductEmbeddingBagConfig,
+    )
+    from torchrec_cce.methods.registry import tables_under_cap
+    from torchrec_cce.methods.robe import RobeEmbeddingBagConfig
+    from torchrec_cce.methods.sizing import METHODS, Method
+    from torchrec_cce.methods.sketch import SketchEmbeddingBagConfig
+    from torchrec_cce.methods.tensor_train import TensorTrainEmbeddingBagConfig
     from torchrec_cce.modules.bag import CompressedEmbeddingBag
     from torchrec_cce.modules.embedding import CCEEmbeddingCollection
     from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
-    from torchrec_cce.sizing import METHODS, Method
 
 __all__ = [
     "METHODS",
@@ -60,29 +56,29 @@ __all__ = [
 ]
 
 _HOMES = {
-    "METHODS": "sizing",
+    "METHODS": "methods.sizing",
     "CCEEmbeddingBagCollection": "modules.embedding_bag",
-    "CCEEmbeddingBagConfig": "config",
+    "CCEEmbeddingBagConfig": "methods.cce",
     "CCEEmbeddingCollection": "modules.embedding",
-    "CCEEmbeddingConfig": "config",
-    "CompositionalEmbeddingBagConfig": "config",
-    "CompositionalEmbeddingConfig": "config",
+    "CCEEmbeddingConfig": "methods.cce",
+    "CompositionalEmbeddingBagConfig": "methods.compositional",
+    "CompositionalEmbeddingConfig": "methods.compositional",
     "CompressedEmbeddingBag": "modules.bag",
-    "DeepHashEmbeddingBagConfig": "computed_config",
-    "LowRankEmbeddingBagConfig": "computed_config",
+    "DeepHashEmbeddingBagConfig": "methods.deep_hash",
+    "LowRankEmbeddingBagConfig": "methods.low_rank",
     "MapVersion": "maps.registry",
-    "Method": "sizing",
+    "Method": "methods.sizing",
     "PointerMap": "maps.pointer_map",
-    "QuotientRemainderEmbeddingBagConfig": "config",
-    "QuotientRemainderProductEmbeddingBagConfig": "computed_config",
+    "QuotientRemainderEmbeddingBagConfig": "methods.quotient_remainder",
+    "QuotientRemainderProductEmbeddingBagConfig": "methods.quotient_remainder",
     "ReclusterConfig": "clustering.settings",
     "Registry": "maps.registry",
-    "RobeEmbeddingBagConfig": "computed_config",
-    "SketchEmbeddingBagConfig": "computed_config",
+    "RobeEmbeddingBagConfig": "methods.robe",
+    "SketchEmbeddingBagConfig": "methods.sketch",
     "TableSnapshot": "maps.snapshot",
-    "TensorTrainEmbeddingBagConfig": "computed_config",
+    "TensorTrainEmbeddingBagConfig": "methods.tensor_train",
     "Vocabulary": "maps.vocabulary",
-    "tables_under_cap": "budget",
+    "tables_under_cap": "methods.registry",
 }
 
 

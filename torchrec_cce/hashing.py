@@ -1,6 +1,6 @@
 """Seeded universal hashing of raw IDs to rows, with the same bits in numpy, numba and torch (`modules.tensor_hash`).
 
-The ID is mixed (`torchrec_cce.mixing`), then comes multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then
+The ID is mixed (`torchrec_cce.hashing`), then comes multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then
 Lemire's fast range to any `k ≤ 2^32`:
 
     h(x) = ((((a·fmix64(x) + b) mod 2^64) >> 32) · k) >> 32,    a odd
@@ -13,13 +13,13 @@ a lattice, and so several functions to pairs of rows of which far fewer than by 
 
 import hashlib
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.jit import jit
-from torchrec_cce.mixing import fmix64, mixed
 
 HASH_NAME = "fmix64, multiply-shift"
 """Part of every map's digest: weights that were trained under other functions do not load."""
@@ -84,3 +84,33 @@ class UniversalHash:
 def term_hash(seed: int, term: int, *, num_columns: int, num_rows: int) -> UniversalHash:
     """The hash functions of one term of a table: the same for every method, so that CCE starts as CE hybrid."""
     return UniversalHash.from_seed(derive_seed(seed, "term", term), num_columns=num_columns, num_rows=num_rows)
+
+
+Words = TypeVar("Words", np.uint64, npt.NDArray[np.uint64])
+
+SHIFT = 33
+FACTORS = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
+_SHIFT = np.uint64(SHIFT)
+_FIRST, _SECOND = map(np.uint64, FACTORS)
+_UNDO_FIRST, _UNDO_SECOND = (np.uint64(pow(factor, -1, 2**64)) for factor in FACTORS)
+
+
+def mixed(x: Words) -> Words:
+    """Every word of an array, mixed."""
+    x = (x ^ (x >> _SHIFT)) * _FIRST
+    x = (x ^ (x >> _SHIFT)) * _SECOND
+    x ^= x >> _SHIFT
+    return x
+
+
+fmix64 = jit(mixed)
+"""One word, for compiled loops."""
+
+
+@jit
+def unmix64(x: np.uint64) -> np.uint64:
+    """The word of which `x` is the `fmix64`."""
+    x = (x ^ (x >> _SHIFT)) * _UNDO_SECOND
+    x = (x ^ (x >> _SHIFT)) * _UNDO_FIRST
+    x ^= x >> _SHIFT
+    return x

@@ -8,9 +8,9 @@ import pytest
 from benchmarks import systems
 from benchmarks.logs import DATA, LOGS, PLANS
 from benchmarks.reduced import reduced
-from torchrec_cce.harness.agenda import Agenda
-from torchrec_cce.harness.plan import Plan, read_plan
-from torchrec_cce.sizing import METHODS
+from torchrec_cce.experiments.agenda import Agenda
+from torchrec_cce.experiments.plan import Plan, read_plan
+from torchrec_cce.methods.sizing import METHODS
 
 FILES = sorted(PLANS.glob("*.toml"))
 

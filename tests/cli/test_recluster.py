@@ -17,9 +17,9 @@ from tests.jobs import nights
 from tests.jobs.nights import Night
 from tests.training.launch import Job, command
 from torchrec_cce.cli.main import app, main
-from torchrec_cce.jobs import recluster as job_module
-from torchrec_cce.jobs import report as report_module
-from torchrec_cce.training.publish import snapshot_of_run
+from torchrec_cce.jobs.recluster import job as job_module
+from torchrec_cce.jobs.recluster import report as report_module
+from torchrec_cce.training.versions import snapshot_of_run
 
 LOOSE = ("--max-churn", "1", "--min-learned", "0", "--max-objective-ratio", "2")
 

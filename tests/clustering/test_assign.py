@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrec_cce.clustering import assign
-from torchrec_cce.clustering.assign import NearestCentroid
-from torchrec_cce.clustering.cells import Cells
-from torchrec_cce.clustering.loops import (
+from torchrec_cce.clustering.kmeans import nearest as assign
+from torchrec_cce.clustering.kmeans.cells import Cells
+from torchrec_cce.clustering.kmeans.loops import (
     GROUP,
     add_rows,
     add_rows_plain,
@@ -18,6 +17,7 @@ from torchrec_cce.clustering.loops import (
     nearest_plain,
     pack_centroids,
 )
+from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.errors import ClusteringError, ConfigError
 
 WIDTHS = [1, 2, 3, 4, 7, 8, 12, 16, 17, 24, 40, 600]

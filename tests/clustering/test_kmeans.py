@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrec_cce.clustering import kmeans as module
-from torchrec_cce.clustering.assign import NearestCentroid
-from torchrec_cce.clustering.distinct import first_distinct
-from torchrec_cce.clustering.kmeans import FUSED_MIN_FLOATS, kmeans
+from torchrec_cce.clustering.kmeans import kmeans as module
+from torchrec_cce.clustering.kmeans.distinct import first_distinct
+from torchrec_cce.clustering.kmeans.kmeans import FUSED_MIN_FLOATS, kmeans
+from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.settings import Backend
 from torchrec_cce.errors import ClusteringError, ConfigError
 

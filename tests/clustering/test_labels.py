@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from torchrec_cce.clustering.labels import match_labels
+from torchrec_cce.clustering.column import match_labels
 
 
 @settings(deadline=None, max_examples=100)

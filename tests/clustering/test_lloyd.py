@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrec_cce.clustering import lloyd as module
-from torchrec_cce.clustering.assign import NearestCentroid
-from torchrec_cce.clustering.lloyd import lloyd
-from torchrec_cce.clustering.loops import nearest_plain
-from torchrec_cce.clustering.neighbours import pack_lanes, reassign_loop
+from torchrec_cce.clustering.kmeans import lloyd as module
+from torchrec_cce.clustering.kmeans.lloyd import lloyd
+from torchrec_cce.clustering.kmeans.loops import nearest_plain
+from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
+from torchrec_cce.clustering.kmeans.neighbours import pack_lanes, reassign_loop
 
 Floats = npt.NDArray[np.float32]
 

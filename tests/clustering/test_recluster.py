@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrec_cce.clustering import column as column_module
-from torchrec_cce.clustering import frequencies as frequencies_module
+from torchrec_cce.clustering import sample as frequencies_module
 from torchrec_cce.clustering.column import PAIR, sum_errors
 from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.clustering.fixed_point import FixedPoint
-from torchrec_cce.clustering.frequencies import Frequencies
-from torchrec_cce.clustering.kmeans import kmeans
-from torchrec_cce.clustering.loops import nearest_plain
+from torchrec_cce.clustering.kmeans.kmeans import kmeans
+from torchrec_cce.clustering.kmeans.loops import nearest_plain
 from torchrec_cce.clustering.recluster import Reclustered, recluster_table
-from torchrec_cce.clustering.sample import training_sample
+from torchrec_cce.clustering.sample import Frequencies, training_sample
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import TableClustering
 from torchrec_cce.errors import ClusteringError, ConfigError

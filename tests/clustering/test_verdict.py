@@ -3,11 +3,18 @@
 import numpy as np
 import pytest
 
-from torchrec_cce.clustering.entropy import pointer_entropies, random_entropies
-from torchrec_cce.clustering.limits import MIN_H1, MIN_H2_GAIN, MIN_LEARNED
-from torchrec_cce.clustering.verdict import Verdict, h1_share, h2_gain, learned_share, verdict
-from torchrec_cce.jobs.gates import TableFigures, judge
-from torchrec_cce.jobs.thresholds import Thresholds
+from torchrec_cce.clustering.entropy import (
+    Verdict,
+    h1_share,
+    h2_gain,
+    learned_share,
+    pointer_entropies,
+    random_entropies,
+    verdict,
+)
+from torchrec_cce.clustering.settings import MIN_H1, MIN_H2_GAIN, MIN_LEARNED
+from torchrec_cce.jobs.recluster.gates import TableFigures, judge
+from torchrec_cce.jobs.recluster.thresholds import Thresholds
 
 IDS, ROWS = 50_000, 64
 

@@ -16,7 +16,7 @@ from torchrec_cce.data.remapped_format import (
     pointer_arrays,
     remapped_feature,
 )
-from torchrec_cce.modules.schemes import CCEScheme
+from torchrec_cce.methods.cce import CCEScheme
 
 SHA = "5" * 64
 

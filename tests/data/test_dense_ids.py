@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from tests.data.plain import assert_same, bags_of, column, cut, joined, numbered, rows
 from torchrec_cce.data.criteo import read_criteo
-from torchrec_cce.data.dense_ids import DenseIDs, write_dense
 from torchrec_cce.data.parquet import read_parquet
 from torchrec_cce.data.rows import Column, Rows
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES, DENSE_FEATURES
 from torchrec_cce.errors import InvalidIDError
+from torchrec_cce.experiments.dense_ids import DenseIDs, write_dense
 
 
 def only(bags: list[list[int]]) -> Rows:

@@ -10,9 +10,9 @@ from sklearn.metrics import roc_auc_score
 from tests.data.plain import assert_same, joined
 from torchrec_cce.data.criteo import read_criteo
 from torchrec_cce.data.rows import Rows
-from torchrec_cce.data.synthetic import ClickModel, SyntheticLog, write_click_log
 from torchrec_cce.data.universe import bound
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.experiments.planted_log import ClickModel, SyntheticLog, write_click_log
 
 TINY = SyntheticLog(universes=(500, 5000, 3, *[20] * 22, 4000), large=1000, clusters=16)
 

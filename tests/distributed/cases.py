@@ -22,7 +22,7 @@ from torchrec_cce import (
     SketchEmbeddingBagConfig,
     TensorTrainEmbeddingBagConfig,
 )
-from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 
 STEPS = 20
 BATCH_SIZE = 16

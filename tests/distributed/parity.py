@@ -29,7 +29,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from tests.distributed.cases import DIM, Case, global_batches, rank_batches
 from tests.training.launch import Job, on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection
-from torchrec_cce.sharding.sharder import CCEEmbeddingBagCollectionSharder
+from torchrec_cce.sharding.sharders import CCEEmbeddingBagCollectionSharder
 
 Array = npt.NDArray[np.float32]
 

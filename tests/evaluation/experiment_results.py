@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.clustering.entropy import random_entropies
-from torchrec_cce.evaluation.largest_table import largest_table
-from torchrec_cce.evaluation.results import Results, results_of
+from torchrec_cce.experiments.largest_table import largest_table
+from torchrec_cce.experiments.results import Results, results_of
 
 TABLES = {"item": 100_000, "day": 7}
 DIM = 16

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torchrec_cce.evaluation.compression import Sizes
-from torchrec_cce.evaluation.outcome import Entropies, Outcome
+from torchrec_cce.experiments.outcome import Entropies, Outcome
+from torchrec_cce.training.sizes import Sizes
 
 SIZES = Sizes(
     full_parameters=64_000,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec_cce.evaluation.chart import MAX_SERIES, Chart, Series, in_panels, visible_range
+from torchrec_cce.experiments.chart import MAX_SERIES, Chart, Series, in_panels, visible_range
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.evaluation.experiment_results import results, row
 from torchrec_cce.clustering.entropy import random_entropies
-from torchrec_cce.evaluation.collapse import Collapse, collapses
-from torchrec_cce.evaluation.curve import curves_of
+from torchrec_cce.experiments.collapse import Collapse, collapses
+from torchrec_cce.experiments.curve import curves_of
 
 
 def found(*rows: dict[str, object]) -> dict[str, Collapse]:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.evaluation.crossing import bootstrap, crossing
+from torchrec_cce.experiments.crossing import bootstrap, crossing
 
 
 def test_a_measured_crossing_lies_between_its_neighbours() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.experiment_results import results, row
-from torchrec_cce.evaluation.curve import compressed, curves_of, full_table
+from torchrec_cce.experiments.curve import compressed, curves_of, full_table
 
 
 def test_points_are_means_over_seeds_by_parameters() -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from tests.evaluation.experiment_results import results, row, write_metrics
 from torchrec_cce.clustering.entropy import random_entropies
-from torchrec_cce.evaluation.chart import MAX_SERIES
-from torchrec_cce.evaluation.curve import curves_of
-from torchrec_cce.evaluation.entropy_history import entropy_charts, entropy_histories
+from torchrec_cce.experiments.chart import MAX_SERIES
+from torchrec_cce.experiments.curve import curves_of
+from torchrec_cce.experiments.entropy_history import entropy_charts, entropy_histories
 
 RANDOM = np.array(random_entropies(100_000, 250, 4))
 

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter
 from tests.evaluation.experiment_results import failed, results, row, write_metrics
 from tests.evaluation.test_report import PNG, Page
 from torchrec_cce.errors import MissingExtraError
-from torchrec_cce.evaluation.chart import Chart
-from torchrec_cce.evaluation.experiment_report import ExperimentReport, write_experiment_report
-from torchrec_cce.evaluation.heat_map import HeatMap
+from torchrec_cce.experiments.chart import Chart
+from torchrec_cce.experiments.experiment_report import ExperimentReport, write_experiment_report
+from torchrec_cce.experiments.heat_map import HeatMap
 
 Rows = list[dict[str, Any]]
 

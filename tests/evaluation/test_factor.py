@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.evaluation.experiment_results import DIM, FULL_PARAMETERS, TABLES, results, row
-from torchrec_cce.evaluation.curve import curves_of, full_table
-from torchrec_cce.evaluation.factor import Compression, compression
-from torchrec_cce.evaluation.size_line import SizeLine
+from torchrec_cce.experiments.curve import curves_of, full_table
+from torchrec_cce.experiments.factor import Compression, compression
+from torchrec_cce.experiments.size_line import SizeLine
 
 SMALL = TABLES["day"] * DIM
 """Parameters of the table that stays full."""

@@ -3,10 +3,10 @@
 from collections import Counter
 
 from tests.evaluation.experiment_results import results, row
-from torchrec_cce.evaluation.chart import MAX_SERIES
-from torchrec_cce.evaluation.curve import curves_of
-from torchrec_cce.evaluation.family import FAMILIES, OVERVIEW, family_of, overview, panels
-from torchrec_cce.sizing import METHODS
+from torchrec_cce.experiments.chart import MAX_SERIES
+from torchrec_cce.experiments.curve import curves_of
+from torchrec_cce.experiments.family import FAMILIES, OVERVIEW, family_of, overview, panels
+from torchrec_cce.methods.sizing import METHODS
 
 
 def test_every_method_is_of_one_family() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from torchrec_cce.evaluation.largest_table import LargestTable, largest_table
+from torchrec_cce.experiments.largest_table import LargestTable, largest_table
 
 
 def config(method: str, cap: int | None, **embedding: object) -> dict[str, object]:

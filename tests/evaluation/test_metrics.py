@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from torchrec_cce.evaluation.metrics import quality
+from torchrec_cce.training.metrics import quality
 
 ROWS = st.lists(st.tuples(st.integers(-40, 40), st.booleans()), min_size=1, max_size=300)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.outcomes import outcome
-from torchrec_cce.evaluation.outcome import Spread, summarise
+from torchrec_cce.experiments.outcome import Spread, summarise
 
 
 def test_mean_and_sample_deviation_by_method_and_cap(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.evaluation.experiment_results import results, row
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.evaluation.outcome import Spread
-from torchrec_cce.evaluation.pareto import Candidate, advise, candidates_of, pareto_front
+from torchrec_cce.experiments.outcome import Spread
+from torchrec_cce.experiments.pareto import Candidate, advise, candidates_of, pareto_front
 
 
 def candidate(number: int, total_bytes: int, auc: float) -> Candidate:

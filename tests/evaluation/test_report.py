@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from tests.evaluation.outcomes import SIZES, outcome
-from torchrec_cce.evaluation.outcome import Outcome
-from torchrec_cce.evaluation.report import COLUMNS, TABLE_WIDTH, to_markdown, to_table, write_report
+from torchrec_cce.experiments.outcome import Outcome
+from torchrec_cce.experiments.report import COLUMNS, TABLE_WIDTH, to_markdown, to_table, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VOID = {"meta", "img", "br", "link"}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.evaluation.experiment_results import FULL_PARAMETERS, failed, results, row, write_results
 from torchrec_cce.errors import DataFileError
-from torchrec_cce.evaluation.results import COLUMNS, read_results
+from torchrec_cce.experiments.results import COLUMNS, read_results
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:

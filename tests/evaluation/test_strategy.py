@@ -1,9 +1,9 @@
 """Which CCE entries may be compared for their clusterings."""
 
 from tests.evaluation.experiment_results import results, row
-from torchrec_cce.evaluation.chart import MAX_SERIES
-from torchrec_cce.evaluation.curve import curves_of
-from torchrec_cce.evaluation.strategy import strategies_of
+from torchrec_cce.experiments.chart import MAX_SERIES
+from torchrec_cce.experiments.curve import curves_of
+from torchrec_cce.experiments.strategy import strategies_of
 
 
 def cce(name: str, ct: int, cf: int, **changes: object) -> dict[str, object]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.training import runs
-from torchrec_cce.harness.plan import Plan, parse_plan
+from torchrec_cce.experiments.plan import Plan, parse_plan
 
 
 def values(log: Path, *methods: dict[str, Any], **changes: Any) -> dict[str, Any]:

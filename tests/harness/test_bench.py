@@ -11,10 +11,10 @@ from tests.evaluation.outcomes import SIZES
 from tests.harness.plans import plan
 from tests.training import runs
 from torchrec_cce.errors import ConfigError, DataFileError, RegistryError
-from torchrec_cce.harness import trial as module
-from torchrec_cce.harness.agenda import Record
-from torchrec_cce.harness.bench import bench, chosen_outcomes
-from torchrec_cce.harness.plan import Plan
+from torchrec_cce.experiments import trial as module
+from torchrec_cce.experiments.agenda import Record
+from torchrec_cce.experiments.bench import bench, chosen_outcomes
+from torchrec_cce.experiments.plan import Plan
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.loop import RunResult
 

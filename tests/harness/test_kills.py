@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tests.harness.plans import plan, values
 from tests.training import runs
 from tests.training.launch import Job, command
-from torchrec_cce.harness.bench import bench
+from torchrec_cce.experiments.bench import bench
 
 CLOCKS = ["seconds", "rows_per_second"]
 METHODS = (

@@ -6,7 +6,7 @@ import pytest
 
 from tests.harness.plans import values
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.harness.plan import parse_plan, read_plan
+from torchrec_cce.experiments.plan import parse_plan, read_plan
 
 PLAN = """seeds = [0, 1]
 caps = [800, 1600]

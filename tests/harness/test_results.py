@@ -12,11 +12,10 @@ from tests.evaluation import experiment_results
 from tests.evaluation.outcomes import SIZES, outcome
 from tests.harness.plans import plan
 from torchrec_cce.errors import DataFileError
-from torchrec_cce.evaluation.outcome import Entropies, Outcome
-from torchrec_cce.evaluation.results import COLUMNS, SCHEMA
-from torchrec_cce.harness.agenda import Key, Record, Setting
-from torchrec_cce.harness.results import read_outcomes, versions, write_results
-from torchrec_cce.harness.trial import Ended
+from torchrec_cce.experiments.agenda import Key, Record, Setting
+from torchrec_cce.experiments.outcome import Entropies, Outcome
+from torchrec_cce.experiments.results import COLUMNS, SCHEMA, read_outcomes, versions, write_results
+from torchrec_cce.experiments.trial import Ended
 
 
 def record(tmp_path: Path, ended: Ended, *, chosen: bool = True) -> Record:

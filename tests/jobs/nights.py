@@ -16,12 +16,12 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from tests.training import runs
-from torchrec_cce.jobs import recluster as job_module
-from torchrec_cce.jobs.recluster import Reclustered, recluster
-from torchrec_cce.jobs.recluster_input import ReclusterJob
+from torchrec_cce.jobs.recluster import job as job_module
+from torchrec_cce.jobs.recluster.job import Reclustered, recluster
+from torchrec_cce.jobs.recluster.request import ReclusterJob
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training import checkpoint, loop
-from torchrec_cce.training.publish import snapshot_of_run
+from torchrec_cce.training.versions import snapshot_of_run
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

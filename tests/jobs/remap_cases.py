@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from torchrec_cce.data.remapped_format import HelperPolicy, Layout, RemappedFeature, RemappedFormat, remapped_feature
 from torchrec_cce.hashing import UniversalHash
-from torchrec_cce.jobs.remap import Remapper
+from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.arrow_file import list_array
 from torchrec_cce.maps.pointer_map import PointerMap, Unseen
 from torchrec_cce.maps.snapshot import TableSnapshot

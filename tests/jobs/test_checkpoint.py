@@ -17,11 +17,12 @@ from tests.jobs.nights import is_of_table, newest, tensors
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CCEEmbeddingCollection, CCEEmbeddingConfig
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import ConfigError, DataFileError, JobError, MapFileError, MapMismatchError, RegistryError
-from torchrec_cce.jobs.checkpoint import METADATA, Checkpoint
-from torchrec_cce.jobs.checkpoint_copy import NewTable, copy_checkpoint, replace_tables, stamp_version
+from torchrec_cce.jobs.checkpoint.copy import NewTable, copy_checkpoint, replace_tables, stamp_version
+from torchrec_cce.jobs.checkpoint.reader import METADATA, Checkpoint
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.modules.recluster import TableRows, recluster_rows
-from torchrec_cce.sharding.store import ShardedStore
+from torchrec_cce.modules.parameter_store import TableRows
+from torchrec_cce.modules.recluster import recluster_rows
+from torchrec_cce.sharding.tables import ShardedStore
 from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.config_file import read_run_config
 from torchrec_cce.training.parallel import Ranks, process_group

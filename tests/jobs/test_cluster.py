@@ -17,20 +17,21 @@ import pytest
 from tests.jobs.test_engine import is_running
 from tests.training.launch import Job
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
-from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError
-from torchrec_cce.jobs.cluster import Clustered, Progress, StageTime, TableSource, _time_of, cluster
-from torchrec_cce.jobs.cluster_source import BundleMap, RegistryMap
-from torchrec_cce.jobs.cluster_work import Span
-from torchrec_cce.jobs.engine import Engine, EngineName, engine_of
-from torchrec_cce.jobs.local_engine import LocalEngine
+from torchrec_cce.jobs.recluster.cluster import Clustered, Progress, StageTime, TableSource, _time_of, cluster
+from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap
+from torchrec_cce.jobs.recluster.work import Span
 from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
-from torchrec_cce.modules.recluster import TableRows, recluster_rows
+from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
+from torchrec_cce.modules.parameter_store import TableRows
+from torchrec_cce.modules.recluster import recluster_rows
+from torchrec_cce.workers.engine import Engine, EngineName, engine_of
+from torchrec_cce.workers.local import LocalEngine
 
 MEMORY = 4 << 30
 SEED = 5
@@ -261,9 +262,7 @@ def test_a_full_disk_is_an_error_before_the_job_begins(sources: list[TableSource
 
 
 def test_workers_need_not_import_torch() -> None:
-    check = (
-        "import sys, torchrec_cce.jobs.cluster_work, torchrec_cce.jobs.local_engine; sys.exit('torch' in sys.modules)"
-    )
+    check = "import sys, torchrec_cce.jobs.recluster.work, torchrec_cce.workers.local; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.jobs.test_cluster import MEMORY, SETTINGS, sources, tables  # noqa: F401  fixtures
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.jobs.cluster import TableSource
-from torchrec_cce.jobs.cluster_estimate import estimate
+from torchrec_cce.jobs.recluster.cluster import TableSource
+from torchrec_cce.jobs.recluster.estimate import estimate
 
 
 def test_an_estimate_counts_tasks_and_bytes_and_is_quick(

@@ -11,11 +11,12 @@ import pytest
 from torchrec_cce.clustering.column import PAIR
 from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
-from torchrec_cce.config import CCEEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.jobs.cluster_plan import _Size, plan
+from torchrec_cce.jobs.recluster.memory_plan import _Size, plan
 from torchrec_cce.maps.pointer_map import PointerMap
-from torchrec_cce.modules.recluster import TableRows, TableTask
+from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
+from torchrec_cce.modules.parameter_store import TableRows
+from torchrec_cce.modules.recluster import TableTask
 
 GIB = 1 << 30
 

@@ -14,9 +14,9 @@ import pytest
 
 from tests.training.launch import Job
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError
-from torchrec_cce.jobs.counters import TICK_S, Counters
-from torchrec_cce.jobs.engine import Engine, EngineName, Shared, engine_of
-from torchrec_cce.jobs.local_engine import LocalEngine
+from torchrec_cce.workers.counters import TICK_S, Counters
+from torchrec_cce.workers.engine import Engine, EngineName, Shared, engine_of
+from torchrec_cce.workers.local import LocalEngine
 
 
 @pytest.fixture(scope="module", params=["local", "ray"])

@@ -10,8 +10,8 @@ import pytest
 
 from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.jobs.gates import Gate, TableFigures, judge
-from torchrec_cce.jobs.thresholds import Thresholds
+from torchrec_cce.jobs.recluster.gates import Gate, TableFigures, judge
+from torchrec_cce.jobs.recluster.thresholds import Thresholds
 
 N, K, C = 20_000, 50, 4
 Pointers = npt.NDArray[np.uint16]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec_cce.jobs import gathered
-from torchrec_cce.jobs.gathered import Gathered
+from torchrec_cce.jobs.remap import output as gathered
+from torchrec_cce.jobs.remap.output import Gathered
 
 
 def write(path: Path, parts: Sequence[Any]) -> None:

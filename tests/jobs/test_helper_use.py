@@ -15,10 +15,9 @@ from tests.jobs.nights import Night, newest, tensors
 from tests.training import runs
 from torchrec_cce.cli.main import app
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.jobs.checkpoint import Checkpoint
-from torchrec_cce.jobs.helper_use import HelperUse
-from torchrec_cce.jobs.recluster_forecast import foresee
-from torchrec_cce.jobs.thresholds import Thresholds
+from torchrec_cce.jobs.checkpoint.reader import Checkpoint, HelperUse
+from torchrec_cce.jobs.recluster.forecast import foresee
+from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.training.config_file import read_run_config
 
 EASY = Thresholds(

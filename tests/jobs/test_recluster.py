@@ -22,21 +22,21 @@ from tests.maps.snapshots import assert_same
 from tests.training import runs
 from tests.training.launch import Job
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError, PublishConflictError
-from torchrec_cce.jobs import checkpoint_copy
-from torchrec_cce.jobs import recluster as job_module
-from torchrec_cce.jobs.checkpoint import Checkpoint
-from torchrec_cce.jobs.held_folder import held_folder
-from torchrec_cce.jobs.recluster import recluster
-from torchrec_cce.jobs.recluster_forecast import foresee
-from torchrec_cce.jobs.recluster_outcome import RECORD
-from torchrec_cce.jobs.thresholds import Thresholds
+from torchrec_cce.files.held_folder import held_folder
+from torchrec_cce.jobs.checkpoint import copy as checkpoint_copy
+from torchrec_cce.jobs.checkpoint.reader import Checkpoint
+from torchrec_cce.jobs.recluster import job as job_module
+from torchrec_cce.jobs.recluster.forecast import foresee
+from torchrec_cce.jobs.recluster.job import recluster
+from torchrec_cce.jobs.recluster.outcome import RECORD
+from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.store import ShardedStore
+from torchrec_cce.sharding.tables import ShardedStore
 from torchrec_cce.training import loop
 from torchrec_cce.training.config_file import read_run_config
 from torchrec_cce.training.parallel import process_group
-from torchrec_cce.training.publish import snapshot_of_run
+from torchrec_cce.training.versions import snapshot_of_run
 
 EASY = Thresholds(
     min_h1=0, min_h2_gain=0, min_learned=0, max_churn=1, max_objective_ratio=100, max_error=1, max_unseen=1

@@ -15,15 +15,15 @@ from tests.distributed.parity import join, mean_over_ranks, shard
 from tests.jobs import nights
 from tests.jobs.nights import tensors
 from tests.training.launch import on_ranks
-from torchrec_cce.jobs import recluster as job_module
-from torchrec_cce.jobs.recluster import recluster
-from torchrec_cce.jobs.recluster_input import ReclusterJob
-from torchrec_cce.jobs.thresholds import Thresholds
+from torchrec_cce.jobs.recluster import job as job_module
+from torchrec_cce.jobs.recluster.job import recluster
+from torchrec_cce.jobs.recluster.request import ReclusterJob
+from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.modules.remap import MapStamp
-from torchrec_cce.sharding.checkpoint import load_checkpoint
-from torchrec_cce.sharding.maps import ShardedMaps
 from torchrec_cce.sharding.recluster import recluster_sharded
+from torchrec_cce.sharding.reshard import load_checkpoint
+from torchrec_cce.sharding.tables import ShardedMaps
 
 SEED, BEFORE = 5, 6
 PLACEMENTS = {

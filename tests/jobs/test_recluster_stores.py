@@ -15,12 +15,12 @@ from tests.maps.s3_server import Faults, S3Server, s3_server
 from tests.maps.snapshots import assert_same
 from tests.training.launch import command
 from torchrec_cce.errors import RegistryError
-from torchrec_cce.jobs.cluster_source import RegistryMap
-from torchrec_cce.jobs.recluster import recluster
-from torchrec_cce.jobs.recluster_forecast import foresee
-from torchrec_cce.jobs.recluster_input import ReclusterJob
+from torchrec_cce.jobs.recluster.forecast import foresee
+from torchrec_cce.jobs.recluster.job import recluster
+from torchrec_cce.jobs.recluster.request import ReclusterJob
+from torchrec_cce.jobs.recluster.source import RegistryMap
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.training.publish import snapshot_of_run
+from torchrec_cce.training.versions import snapshot_of_run
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 
 from tests.jobs.test_remap_run import Inline, Place, contents, write_log
 from tests.training.launch import Job
-from torchrec_cce.jobs import remap_run
-from torchrec_cce.jobs.remap_run import RemapReport
+from torchrec_cce.jobs.remap import job as remap_run
+from torchrec_cce.jobs.remap.job import RemapReport
 
 KILLS = 12
 WITH_WORKERS = 3

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tests.jobs.remap_cases import columns, known_ids, make_map, make_remapper, maps
 from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, HelperPolicy, Layout
 from torchrec_cce.errors import InvalidIDError
-from torchrec_cce.jobs import remap_parquet as module
-from torchrec_cce.jobs.remap import Remapper, Unseen
-from torchrec_cce.jobs.remap_parquet import remap_parquet
-from torchrec_cce.jobs.remap_thrift import read_struct, write_struct
+from torchrec_cce.jobs.remap.parquet import file as module
+from torchrec_cce.jobs.remap.parquet.file import remap_parquet
+from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
+from torchrec_cce.jobs.remap.remapper import Remapper, Unseen
 from torchrec_cce.maps.pointer_map import Unseen as PolicyOfUnseen
 
 ROWS = 5000

@@ -13,8 +13,8 @@ from torchrec_cce.data.parquet import write_parquet
 from torchrec_cce.data.remapped_format import RemappedFormat, codes_of
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES, DENSE_FEATURES
 from torchrec_cce.data.vocabulary import build_vocabulary
-from torchrec_cce.jobs.remap_check import expected_codes
-from torchrec_cce.jobs.remap_run import remap
+from torchrec_cce.jobs.remap.check import expected_codes
+from torchrec_cce.jobs.remap.job import remap
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import Registry
 

@@ -22,15 +22,18 @@ from tests.jobs.remap_cases import known_ids, make_map, make_snapshot
 from tests.training.launch import Job
 from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, RemappedFormat
 from torchrec_cce.errors import CCEError, ConfigError, DataFileError, InvalidIDError, JobError, RegistryError
-from torchrec_cce.jobs import local_engine, remap_file, remap_run, run_alone
-from torchrec_cce.jobs.counters import FileCounters
-from torchrec_cce.jobs.engine import engine_of
-from torchrec_cce.jobs.remap import Remapper
-from torchrec_cce.jobs.remap_check import check_file
-from torchrec_cce.jobs.remap_folder import read_manifest
-from torchrec_cce.jobs.remap_run import remap
+from torchrec_cce.jobs.remap import file as remap_file
+from torchrec_cce.jobs.remap import job as remap_run
+from torchrec_cce.jobs.remap.check import check_file
+from torchrec_cce.jobs.remap.job import remap
+from torchrec_cce.jobs.remap.output import read_manifest
+from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.storage import Storage
+from torchrec_cce.workers import inline as run_alone
+from torchrec_cce.workers import local as local_engine
+from torchrec_cce.workers.counters import FileCounters
+from torchrec_cce.workers.engine import engine_of
 
 NAMES = ("day=1/a.parquet", "day=1/b.parquet", "day=2/hour=0/a.parquet")
 
@@ -222,7 +225,7 @@ def test_the_bytes_do_not_depend_on_workers(with_workers: Place, place: Place) -
     ],
 )
 def test_what_is_read(place: Place, pattern: str, names: list[str]) -> None:
-    from torchrec_cce.jobs.remap_input import list_input
+    from torchrec_cce.jobs.remap.input import list_input
 
     _, files = list_input(f"{place.raw}/{pattern}", {})
     assert [one.name for one in files] == names
@@ -386,7 +389,7 @@ def test_a_full_disk(place: Place) -> None:
 
 
 def hold(place: Place) -> None:
-    from torchrec_cce.jobs.remap_folder import OutputFolder
+    from torchrec_cce.jobs.remap.output import OutputFolder
 
     folder = OutputFolder(Storage(place.folder / "out"))
     with folder._owned():
@@ -466,7 +469,7 @@ def test_a_single_file_takes_no_worker(with_workers: Place, monkeypatch: pytest.
 def test_a_job_does_not_wait_for_pandas(place: Place) -> None:
     """Which pyarrow would import, if it is installed, to no end where columns are not decoded."""
     program = (
-        "import sys; from torchrec_cce.jobs.remap_run import remap\n"
+        "import sys; from torchrec_cce.jobs.remap.job import remap\n"
         "remap(sys.argv[1], sys.argv[2], registry=sys.argv[3], features={'user': 'user'})\n"
         "assert 'pandas' not in sys.modules"
     )

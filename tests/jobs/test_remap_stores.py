@@ -10,9 +10,9 @@ import pytest
 from tests.jobs.test_remap_run import NAMES, Inline, Place, contents, refused, write_log
 from tests.maps.s3_server import Faults, S3Server, s3_server
 from torchrec_cce.errors import ConfigError, DataFileError, RegistryError
-from torchrec_cce.jobs import remap_run
-from torchrec_cce.jobs.remap_folder import read_manifest
-from torchrec_cce.jobs.remap_run import remap
+from torchrec_cce.jobs.remap import job as remap_run
+from torchrec_cce.jobs.remap.job import remap
+from torchrec_cce.jobs.remap.output import read_manifest
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.storage import Storage
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrec_cce.jobs.scratch import scratch_array, scratch_file
+from torchrec_cce.files.unnamed import scratch_array, scratch_file
 
 
 def test_an_array_is_zero_can_be_written_and_leaves_nothing(tmp_path: Path) -> None:

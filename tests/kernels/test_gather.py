@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchrec_cce.kernels.gather import _AHEAD, gather_rows, gather_words, reference_gather
-from torchrec_cce.kernels.words import as_words
+from torchrec_cce.kernels.packed import as_words
 
 Unsigned = npt.NDArray[np.unsignedinteger]
 

@@ -7,9 +7,10 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingCollection
-from torchrec_cce.config import CCEConfig, CompositionalConfig
 from torchrec_cce.hashing import derive_seed, term_hash
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.methods.cce import CCEConfig
+from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.modules.collection import CCECollection
 
 

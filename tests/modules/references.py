@@ -8,17 +8,18 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBag
 
 from tests.modules import plain
 from torchrec_cce import CCEEmbeddingBagCollection
-from torchrec_cce.computed_config import (
-    ComputedEmbeddingBagConfig,
-    DeepHashEmbeddingBagConfig,
-    LowRankEmbeddingBagConfig,
-    QuotientRemainderProductEmbeddingBagConfig,
-    RobeEmbeddingBagConfig,
-    SketchEmbeddingBagConfig,
-    TensorTrainEmbeddingBagConfig,
-)
-from torchrec_cce.config import CompositionalEmbeddingBagConfig, QuotientRemainderEmbeddingBagConfig
 from torchrec_cce.hashing import UniversalHash, derive_seed, term_hash
+from torchrec_cce.methods.compositional import CompositionalEmbeddingBagConfig
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
+from torchrec_cce.methods.deep_hash import DeepHashEmbeddingBagConfig
+from torchrec_cce.methods.low_rank import LowRankEmbeddingBagConfig
+from torchrec_cce.methods.quotient_remainder import (
+    QuotientRemainderEmbeddingBagConfig,
+    QuotientRemainderProductEmbeddingBagConfig,
+)
+from torchrec_cce.methods.robe import RobeEmbeddingBagConfig
+from torchrec_cce.methods.sketch import SketchEmbeddingBagConfig
+from torchrec_cce.methods.tensor_train import TensorTrainEmbeddingBagConfig
 
 Parameters = Mapping[str, torch.Tensor]
 

@@ -28,8 +28,8 @@ from torchrec_cce import (
     TensorTrainEmbeddingBagConfig,
     tables_under_cap,
 )
-from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError, InvalidIDError
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 
 NUM_IDS, DIM, CAP = 60, 8, 300
 POOLINGS = ("sum", "mean", "weighted")

@@ -6,9 +6,9 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, data_parallel, row_wise, table_wise
 from torchrec.distributed.types import ShardingPlan
 
-from torchrec_cce.sharding.sharder import CCEEmbeddingBagCollectionSharder, has_fused_kernel
+from torchrec_cce.sharding.sharders import CCEEmbeddingBagCollectionSharder, has_fused_kernel
 from torchrec_cce.training.config import OptimizerConfig
-from torchrec_cce.training.optimizers import table_optimizer
+from torchrec_cce.training.parallel import table_optimizer
 
 
 def split_by_rows(model: nn.Module, optimizer: OptimizerConfig, *, world_size: int) -> ShardingPlan:

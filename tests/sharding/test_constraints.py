@@ -12,8 +12,7 @@ from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, Compo
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.sharding.constraints import column_constraints
 from torchrec_cce.sharding.planner import planning_topology
-from torchrec_cce.sharding.sharder import SHARDING_TYPES
-from torchrec_cce.sharding.sharders import get_cce_sharders
+from torchrec_cce.sharding.sharders import SHARDING_TYPES, get_cce_sharders
 
 
 def cce(**changes: Any) -> CCEEmbeddingBagConfig:

@@ -20,7 +20,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from tests.training.launch import on_ranks
 from torchrec_cce import CCEEmbeddingCollection, CCEEmbeddingConfig, CompositionalEmbeddingConfig
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.sharding.sequence import CCEEmbeddingCollectionSharder
+from torchrec_cce.sharding.sharders import CCEEmbeddingCollectionSharder
 from torchrec_cce.training.parallel import process_group
 
 STEPS = 20

@@ -17,7 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from benchmarks.recluster_ranks import Peak
 from tests.training.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagConfig, PointerMap
-from torchrec_cce.clustering.frequencies import Frequencies
+from torchrec_cce.clustering.sample import Frequencies
 from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.sharding import frequencies as module

@@ -11,7 +11,7 @@ from tests.training.launch import on_ranks
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.vocabulary import Vocabulary
-from torchrec_cce.sharding.host_keys import share_keys
+from torchrec_cce.sharding.host_file import share_keys
 from torchrec_cce.training.parallel import process_group
 
 KEYS = np.random.default_rng(0).permutation(np.arange(-3000, 3000))

@@ -25,10 +25,9 @@ from torchrec_cce import (
 )
 from torchrec_cce.errors import MapMismatchError
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.sharding.maps import ShardedMaps, collections_of
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.sequence import CCEEmbeddingCollectionSharder
-from torchrec_cce.sharding.sharder import CCEEmbeddingBagCollectionSharder
+from torchrec_cce.sharding.sharders import CCEEmbeddingBagCollectionSharder, CCEEmbeddingCollectionSharder
+from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.training.parallel import process_group
 
 SIZES = {"embedding_dim": 16, "num_rows": 30}

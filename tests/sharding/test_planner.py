@@ -21,8 +21,7 @@ from tests.training.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CCEEmbeddingCollection, CCEEmbeddingConfig
 from torchrec_cce.errors import CCEError, ConfigError
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
-from torchrec_cce.sharding.sharder import SHARDING_TYPES
-from torchrec_cce.sharding.sharders import get_cce_sharders
+from torchrec_cce.sharding.sharders import SHARDING_TYPES, get_cce_sharders
 from torchrec_cce.training.parallel import process_group
 
 GB = 10**9

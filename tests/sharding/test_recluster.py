@@ -20,8 +20,8 @@ from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import CCEError
 from torchrec_cce.maps.vocabulary import Vocabulary
-from torchrec_cce.sharding.maps import collections_of
 from torchrec_cce.sharding.recluster import _balanced, recluster_sharded
+from torchrec_cce.sharding.tables import collections_of
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense, read_batches
 from torchrec_cce.training.model import build_model

@@ -24,13 +24,14 @@ from torchrec_cce.errors import CCEError
 from torchrec_cce.maps.pointer_map import Unseen
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
-from torchrec_cce.modules.recluster import TableReport, TableRows
-from torchrec_cce.modules.schemes import CCEScheme
-from torchrec_cce.modules.snapshot import snapshot_of
-from torchrec_cce.sharding.maps import ShardedMaps, collections_of
-from torchrec_cce.sharding.maps import tables_of as sharded_tables
+from torchrec_cce.methods.cce import CCEScheme
+from torchrec_cce.modules.collection import snapshot_of
+from torchrec_cce.modules.parameter_store import TableRows
+from torchrec_cce.modules.recluster import TableReport
+from torchrec_cce.sharding.adopt import refit_sharded
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.refit import refit_sharded
+from torchrec_cce.sharding.tables import ShardedMaps, collections_of
+from torchrec_cce.sharding.tables import tables_of as sharded_tables
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense, read_batches
 from torchrec_cce.training.model import build_model

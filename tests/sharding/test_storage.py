@@ -9,9 +9,9 @@ from torchrec.distributed.planner.types import PlannerError
 
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
 from torchrec_cce.maps.vocabulary import Vocabulary
+from torchrec_cce.sharding.estimates import MapStorageReservation, map_bytes
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
 from torchrec_cce.sharding.sharders import get_cce_sharders
-from torchrec_cce.sharding.storage import MapStorageReservation, map_bytes
 
 META = torch.device("meta")
 

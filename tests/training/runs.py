@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_cce.data.synthetic import SyntheticLog, write_click_log
+from torchrec_cce.experiments.planted_log import SyntheticLog, write_click_log
 from torchrec_cce.training.config import RunConfig, parse_config
 
 BATCH_SIZE = 65

@@ -8,7 +8,7 @@ import pytest
 from tests.training import runs
 from tests.training.test_resume import train
 from torchrec_cce.clustering import column
-from torchrec_cce.clustering.kmeans import kmeans
+from torchrec_cce.clustering.kmeans.kmeans import kmeans
 from torchrec_cce.clustering.settings import Backend
 from torchrec_cce.errors import MissingExtraError
 

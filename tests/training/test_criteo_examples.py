@@ -11,7 +11,7 @@ from tests.test_docs import ROOT
 from tests.training import runs
 from torchrec_cce import CCEEmbeddingBagConfig
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
-from torchrec_cce.data.synthetic import write_click_log
+from torchrec_cce.experiments.planted_log import write_click_log
 from torchrec_cce.training import loop
 from torchrec_cce.training.config import RunConfig, TableConfig, parse_config
 from torchrec_cce.training.config_file import read_config

@@ -10,14 +10,14 @@ import torch
 from tests.training.launch import on_ranks
 from tests.training.runs import criteo_config, metrics, result, write_criteo_log
 from torchrec_cce.clustering.quantize import quantize
-from torchrec_cce.config import CCEConfig
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.evaluation.metrics import quality
 from torchrec_cce.hashing import derive_seed
+from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.derive import _collections, _load, derived_model, embeddings
 from torchrec_cce.training.input import read_batches
 from torchrec_cce.training.loop import evaluate, train
+from torchrec_cce.training.metrics import quality
 
 CAP = 3200
 

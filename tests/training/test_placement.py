@@ -17,8 +17,7 @@ from torchrec_cce.training import placement
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.loop import train
 from torchrec_cce.training.model import build_model
-from torchrec_cce.training.optimizers import table_optimizer
-from torchrec_cce.training.parallel import process_group, shard
+from torchrec_cce.training.parallel import process_group, shard, table_optimizer
 from torchrec_cce.training.placement import plan_run
 
 _SCALES = (1e-6, 1e-6, 1.0, 1000.0)

@@ -11,7 +11,7 @@ from tests.training.launch import command
 from tests.training.test_ranks import train_on
 from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.training.publish import snapshot_of_run
+from torchrec_cce.training.versions import snapshot_of_run
 
 
 @pytest.fixture(scope="module")

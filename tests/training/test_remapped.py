@@ -20,7 +20,7 @@ from torchrec_cce.data.remapped_format import HelperPolicy
 from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError, RegistryError
 from torchrec_cce.training import loop
 from torchrec_cce.training.config import RunConfig
-from torchrec_cce.training.publish import snapshot_of_run
+from torchrec_cce.training.versions import snapshot_of_run
 
 NUM_ROWS = 1200
 KEYS = np.random.default_rng(8).integers(-(2**63), 2**63 - 1, 900)

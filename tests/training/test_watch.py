@@ -35,13 +35,13 @@ from torchrec_cce.maps.journal import RegistryState
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
-from torchrec_cce.sharding import frequencies
-from torchrec_cce.sharding.maps import collections_of
+from torchrec_cce.sharding import frequencies, watch
 from torchrec_cce.sharding.pipeline import drain
-from torchrec_cce.training import checkpoint, loop, watch
+from torchrec_cce.sharding.tables import collections_of
+from torchrec_cce.sharding.watch import Moved, VersionWatcher
+from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.parallel import process_group
-from torchrec_cce.training.watch import Moved, VersionWatcher
 
 Digests = dict[str, str]
 

@@ -13,7 +13,7 @@ from torchrec_cce.training.command import one_line_errors, say
 from torchrec_cce.training.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from torchrec_cce.evaluation.outcome import Outcome
+    from torchrec_cce.experiments.outcome import Outcome
 
 _FAILED = 1
 _INTERRUPTED = 130
@@ -32,9 +32,9 @@ def bench(
 ) -> None:
     """Compare methods on one log, at several caps and seeds, each at its best learning rate."""
     quiet_libraries()
-    from torchrec_cce.harness.bench import RESULTS, chosen_outcomes
-    from torchrec_cce.harness.bench import bench as run
-    from torchrec_cce.harness.plan import read_plan
+    from torchrec_cce.experiments.bench import RESULTS, chosen_outcomes
+    from torchrec_cce.experiments.bench import bench as run
+    from torchrec_cce.experiments.plan import read_plan
 
     with one_line_errors():
         try:
@@ -55,7 +55,7 @@ def bench(
 
 def print_outcomes(outcomes: "Sequence[Outcome]") -> None:
     """The table of a comparison."""
-    from torchrec_cce.evaluation.report import TABLE_WIDTH, to_table
+    from torchrec_cce.experiments.report import TABLE_WIDTH, to_table
 
     # A pipe has no width, and a table that is cut to 80 columns tells a program nothing.
     width = max(shutil.get_terminal_size().columns, TABLE_WIDTH)

@@ -44,7 +44,7 @@ def demo(
 ) -> None:
     """Compare full tables, the hashing trick, CE concat and CCE on one click log."""
     quiet_libraries()
-    from torchrec_cce.harness.demo import run_demo
+    from torchrec_cce.experiments.demo import run_demo
 
     with one_line_errors():
         outcomes, about = run_demo(

@@ -124,7 +124,7 @@ def publish(
 ) -> None:
     """Publish maps and codebooks of a run's newest checkpoint, and make them current."""
     quiet_libraries()
-    from torchrec_cce.training.publish import snapshot_of_run
+    from torchrec_cce.training.versions import snapshot_of_run
 
     with one_line_errors():
         run = snapshot_of_run(run_dir)

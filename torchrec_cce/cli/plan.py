@@ -19,8 +19,8 @@ from torchrec_cce.training.quiet import quiet_libraries
 if TYPE_CHECKING:
     from torchrec.distributed.planner import Topology
 
+    from torchrec_cce.methods.sizing import Method
     from torchrec_cce.sharding.summary import PlanSummary, TableSummary
-    from torchrec_cce.sizing import Method
     from torchrec_cce.training.config import RunConfig
 
 _GIB = 2**30

@@ -15,13 +15,13 @@ from rich.progress import Progress, TaskID, TimeElapsedColumn
 from torchrec_cce.cli.maps import RegistryURL
 from torchrec_cce.cli.table import print_table
 from torchrec_cce.errors import CCEError, RegistryError
-from torchrec_cce.jobs.thresholds import Thresholds
+from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.training.command import say
 from torchrec_cce.training.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from torchrec_cce.jobs.recluster_forecast import Forecast
-    from torchrec_cce.jobs.recluster_outcome import Outcome
+    from torchrec_cce.jobs.recluster.forecast import Forecast
+    from torchrec_cce.jobs.recluster.outcome import Outcome
 
 _FAILED, _REFUSED, _CONFLICT, _INTERRUPTED = 1, 3, 4, 130
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -96,10 +96,10 @@ def recluster(
         raise typer.BadParameter(f"{both} are named by both --with-helper and --without-helper")
     quiet_libraries()
     with _status(as_json):
-        from torchrec_cce.jobs.recluster import recluster as run
-        from torchrec_cce.jobs.recluster_forecast import foresee
-        from torchrec_cce.jobs.recluster_input import ReclusterJob
-        from torchrec_cce.jobs.report import write_report
+        from torchrec_cce.jobs.recluster.forecast import foresee
+        from torchrec_cce.jobs.recluster.job import recluster as run
+        from torchrec_cce.jobs.recluster.report import write_report
+        from torchrec_cce.jobs.recluster.request import ReclusterJob
 
         job = ReclusterJob(
             registry=registry,
@@ -179,7 +179,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
 
 
 def _print_outcome(outcome: "Outcome") -> None:
-    from torchrec_cce.jobs.report import GATE_COLUMNS, gate_cells
+    from torchrec_cce.jobs.recluster.report import GATE_COLUMNS, gate_cells
 
     print_table(GATE_COLUMNS, [gate_cells(gate) for gate in outcome.gates])
     if outcome.before is not None and outcome.after is not None:

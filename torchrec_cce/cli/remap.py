@@ -12,12 +12,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from torchrec_cce.cli.maps import RegistryURL
 from torchrec_cce.data.remapped_format import HelperPolicy, Layout
-from torchrec_cce.jobs.engine import EngineName
-from torchrec_cce.jobs.remap_folder import Compression, FileFormat
+from torchrec_cce.jobs.remap.output import Compression, FileFormat
 from torchrec_cce.training.command import one_line_errors
+from torchrec_cce.workers.engine import EngineName
 
 if TYPE_CHECKING:
-    from torchrec_cce.jobs.remap_progress import Progress as Done
+    from torchrec_cce.jobs.remap.progress import Progress as Done
 
 
 def remap(
@@ -49,7 +49,7 @@ def remap(
 
     A job that was ended goes on where it was when it is run again.
     """
-    from torchrec_cce.jobs.remap_run import remap as run
+    from torchrec_cce.jobs.remap.job import remap as run
 
     pairs = [one.partition("=") for one in features or []]
     with one_line_errors(), _progress_bar(quiet) as bar:

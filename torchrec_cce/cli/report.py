@@ -10,7 +10,7 @@ from torchrec_cce.training.command import one_line_errors
 from torchrec_cce.training.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from torchrec_cce.evaluation.pareto import Candidate
+    from torchrec_cce.experiments.pareto import Candidate
 
 
 def report(
@@ -26,9 +26,9 @@ def report(
 ) -> None:
     """Write what an experiment came to as a page with plots and as JSON."""
     quiet_libraries()
-    from torchrec_cce.evaluation.experiment_report import ExperimentReport, write_experiment_report
-    from torchrec_cce.evaluation.pareto import advise
-    from torchrec_cce.evaluation.results import read_results
+    from torchrec_cce.experiments.experiment_report import ExperimentReport, write_experiment_report
+    from torchrec_cce.experiments.pareto import advise
+    from torchrec_cce.experiments.results import read_results
 
     with one_line_errors():
         read = read_results(results)

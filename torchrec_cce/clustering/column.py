@@ -7,12 +7,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.assign import NearestCentroid
-from torchrec_cce.clustering.fixed_point import FixedPoint
-from torchrec_cce.clustering.kmeans import kmeans
-from torchrec_cce.clustering.labels import match_labels
-from torchrec_cce.clustering.loops import add_rows
+from torchrec_cce.clustering.fixed_point import FixedPoint, TableSum
+from torchrec_cce.clustering.kmeans.kmeans import kmeans
+from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.settings import Backend
+from torchrec_cce.jit import jit
 
 _PAIRS_AT_A_TIME = 65536
 
@@ -129,7 +128,7 @@ class MemberMeans:
 
     def __init__(self, weights: npt.NDArray[np.float32], *, num_ids: int) -> None:
         """Prepare for `weights: [2, k, w]` float32, finite, and at most `num_ids` IDs in all."""
-        self._sum = _TableSum(weights, num_ids)
+        self._sum = TableSum(weights, num_ids)
         self._members = np.zeros(weights.shape[1], np.int64)
 
     def take(self, codes: npt.NDArray[np.int64], pointers: npt.NDArray[np.int64]) -> None:
@@ -210,10 +209,10 @@ class ColumnAssigner:
         self._distance_unit = FixedPoint(float(np.square(reach).sum()) * 1.001 * total_importance)
         self._distance_sum = 0
         self._states = {
-            name: _TableSum(state.reshape(2, self._num_rows, -1), num_ids) for name, state in row_states.items()
+            name: TableSum(state.reshape(2, self._num_rows, -1), num_ids) for name, state in row_states.items()
         }
         self._state_shapes = {name: state.shape for name, state in row_states.items()}
-        self._residuals = _TableSum(np.stack([weights[0], weights[1], -self._codebook]), num_ids)
+        self._residuals = TableSum(np.stack([weights[0], weights[1], -self._codebook]), num_ids)
         self._helper_members = np.zeros(self._num_rows, np.int64)
 
     def take(
@@ -303,32 +302,38 @@ def _embed(
     return embeddings
 
 
-class _TableSum:
-    """Per new row, the sum over its members of one old row from each of several tables."""
+def match_labels(
+    old: npt.NDArray[np.int64], new: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], *, num_labels: int
+) -> npt.NDArray[np.int64]:
+    """An order of the new labels in which as many points as can easily be had keep their old label.
 
-    def __init__(self, tables: npt.NDArray[np.float32], num_ids: int) -> None:
-        """`tables: [t, k, s]` float32, finite; at most `num_ids` members in all."""
-        # Two digits a number. One would do for the large rows, but an optimizer state that is a billionth of the
-        # largest must not become zero: the step is divided by its root.
-        self._coarse = FixedPoint(num_ids * _largest_sum(tables))
-        coarse = self._coarse.encode(tables)
-        rest = tables - self._coarse.decode(coarse)
-        self._fine = FixedPoint(num_ids * _largest_sum(rest))
-        self._tables = np.concatenate([coarse, self._fine.encode(rest)], axis=2)
-        self.totals = np.zeros(self._tables.shape[1:], np.int64)
+    The pairs of an old and a new label are taken from the heaviest down, where both are still free: at least half of
+    what the best matching keeps. Labels left over fill the gaps in ascending order.
 
-    def add(self, targets: npt.NDArray[np.int64], *codes: npt.NDArray[np.int64]) -> None:
-        """`targets: [N]` gain the rows `codes`, one [N] for each table."""
-        for table, rows in zip(self._tables, codes, strict=True):
-            add_rows(self.totals, targets, table, rows)
+    Args:
+        old: [m] int64; labels that are not below `num_labels` match nothing.
+        new: [m] int64, below `num_labels`.
+        weights: [m], positive.
+        num_labels: k'.
 
-    def mean(self, totals: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """[k, s]: `totals` over `counts: [k]`; zero where nothing was counted."""
-        coarse, fine = np.split(totals.reshape(self.totals.shape), 2, axis=1)
-        sums = self._coarse.decode(coarse) + self._fine.decode(fine)
-        return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+    Returns:
+        order: [k'] int64, a permutation: the new label that gets each number.
+    """
+    keys, inverse = np.unique(old * num_labels + new, return_inverse=True)
+    overlaps = np.bincount(inverse.ravel(), weights)
+    heaviest = keys[np.argsort(-overlaps, kind="stable")]
+    order = np.full(num_labels, -1, np.int64)
+    taken = np.zeros(num_labels, np.bool_)
+    _take_free(heaviest, order, taken)
+    order[order < 0] = np.flatnonzero(~taken)
+    return order
 
 
-def _largest_sum(tables: npt.NDArray[np.floating]) -> float:
-    """The largest absolute value that a sum of one entry of each of `tables: [t, k, s]` can have."""
-    return float(np.abs(tables).max(axis=(1, 2), initial=0).sum(dtype=np.float64))
+@jit
+def _take_free(keys: npt.NDArray[np.int64], order: npt.NDArray[np.int64], taken: npt.NDArray[np.bool_]) -> None:
+    num_labels = len(order)
+    for key in keys:
+        number, label = key // num_labels, key % num_labels
+        if number < num_labels and order[number] < 0 and not taken[label]:
+            order[number] = label
+            taken[label] = True

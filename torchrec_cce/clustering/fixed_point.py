@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from torchrec_cce.clustering.kmeans.loops import add_rows
 from torchrec_cce.errors import ClusteringError
 
 
@@ -30,3 +31,34 @@ class FixedPoint:
     def decode(self, sums: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """What `sums` (any shape) stand for."""
         return np.ldexp(sums.astype(np.float64), -self._exponent)
+
+
+class TableSum:
+    """Per new row, the sum over its members of one old row from each of several tables."""
+
+    def __init__(self, tables: npt.NDArray[np.float32], num_ids: int) -> None:
+        """`tables: [t, k, s]` float32, finite; at most `num_ids` members in all."""
+        # Two digits a number. One would do for the large rows, but an optimizer state that is a billionth of the
+        # largest must not become zero: the step is divided by its root.
+        self._coarse = FixedPoint(num_ids * _largest_sum(tables))
+        coarse = self._coarse.encode(tables)
+        rest = tables - self._coarse.decode(coarse)
+        self._fine = FixedPoint(num_ids * _largest_sum(rest))
+        self._tables = np.concatenate([coarse, self._fine.encode(rest)], axis=2)
+        self.totals = np.zeros(self._tables.shape[1:], np.int64)
+
+    def add(self, targets: npt.NDArray[np.int64], *codes: npt.NDArray[np.int64]) -> None:
+        """`targets: [N]` gain the rows `codes`, one [N] for each table."""
+        for table, rows in zip(self._tables, codes, strict=True):
+            add_rows(self.totals, targets, table, rows)
+
+    def mean(self, totals: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """[k, s]: `totals` over `counts: [k]`; zero where nothing was counted."""
+        coarse, fine = np.split(totals.reshape(self.totals.shape), 2, axis=1)
+        sums = self._coarse.decode(coarse) + self._fine.decode(fine)
+        return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+
+
+def _largest_sum(tables: npt.NDArray[np.floating]) -> float:
+    """The largest absolute value that a sum of one entry of each of `tables: [t, k, s]` can have."""
+    return float(np.abs(tables).max(axis=(1, 2), initial=0).sum(dtype=np.float64))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.assign import NearestCentroid
-from torchrec_cce.clustering.kmeans import kmeans
+from torchrec_cce.clustering.kmeans.kmeans import kmeans
+from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.sample import training_sample
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import ConfigError

@@ -34,3 +34,12 @@ class ReclusterConfig:
         for name, allowed in (("helper_init", get_args(HelperInit)), ("backend", get_args(Backend))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {allowed}")
+
+
+MIN_H1 = 0.5
+"""Smallest H1 as a share of log k, or of log n where n is smaller. Below: few rows have most of the IDs."""
+MIN_H2_GAIN = 0.1
+"""Smallest H2 − H1 as a share of what it is for random pointers, or of what n IDs leave room for. Below: one column
+follows from another."""
+MIN_LEARNED = 0.005
+"""How far H1 or H2 must lie below that of random pointers, as a share of it. Below: as random as a hash."""

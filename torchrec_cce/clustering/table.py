@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.clustering.column import ColumnAssigner, MemberMeans, TrainedColumn, nearest_pairs, train_column
-from torchrec_cce.clustering.frequencies import Frequencies
-from torchrec_cce.clustering.sample import training_sample
+from torchrec_cce.clustering.sample import Frequencies, training_sample
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import ClusteringError, ConfigError
 from torchrec_cce.hashing import derive_seed

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_cce.atomic import atomic_path
 from torchrec_cce.data.arrow import BadCell, from_column, to_column, why_not_ids, why_not_numbers
 from torchrec_cce.data.batches import global_batches
 from torchrec_cce.data.files import PathLike, files_of
 from torchrec_cce.data.record_batches import as_data_file_error, read_parts
 from torchrec_cce.data.rows import Rows, log_transform
 from torchrec_cce.errors import ConfigError, DataFileError
+from torchrec_cce.files.atomic import atomic_path
 
 _ROW_GROUP_ROWS = 1 << 17
 

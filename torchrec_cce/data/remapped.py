@@ -9,7 +9,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from torchrec_cce.config import CCEConfig
 from torchrec_cce.data.arrow import BadCell, to_column
 from torchrec_cce.data.files import PathLike, files_of
 from torchrec_cce.data.parquet import check_columns
@@ -19,6 +18,7 @@ from torchrec_cce.data.rows import Column, Rows, log_transform
 from torchrec_cce.data.universe import bound
 from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError
 from torchrec_cce.kernels.rows import coded_rows, helper_rows
+from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.remap import Remap
 
 _Slot: TypeAlias = tuple[str, str]

@@ -19,9 +19,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from torchrec_cce.hashing import FACTORS, SHIFT, fmix64, unmix64
 from torchrec_cce.jit import jit
 from torchrec_cce.kernels.prefetch import prefetch
-from torchrec_cce.mixing import FACTORS, SHIFT, fmix64, unmix64
 
 BUCKET = 4
 """Slots of a bucket: 64 bytes."""

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from torchrec_cce.errors import ConfigError, MapFileError
+from torchrec_cce.files.digest import sha256_of
 from torchrec_cce.hashing import UniversalHash
 from torchrec_cce.maps.arrow_file import Sink, list_array, numbers, read_array, write_array
-from torchrec_cce.maps.file_hash import sha256_of
 from torchrec_cce.maps.manifest import (
     MANIFEST,
     FileEntry,

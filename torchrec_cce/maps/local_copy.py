@@ -6,7 +6,6 @@ to a file moves its change time, which no program can set back.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,18 +13,16 @@ from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock
-from platformdirs import user_cache_path
 
-from torchrec_cce.atomic import atomic_path
 from torchrec_cce.errors import MapFileError
+from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.cache import default_cache
 from torchrec_cce.maps.bundle import check_file
 from torchrec_cce.maps.manifest import FileEntry, Manifest
 from torchrec_cce.maps.storage import Storage
 
 Verify = Literal["changed", "all"]
 """Which files `open` reads whole: those that have changed since they were verified on this machine, or all."""
-
-CACHE_VARIABLE = "TORCHREC_CCE_CACHE"
 
 
 class LocalCopies:
@@ -110,12 +107,6 @@ class LocalCopies:
         if fresh != receipt:
             with suppress(OSError), atomic_path(receipt_path) as temporary:  # a full cache disk only costs time
                 temporary.write_text(json.dumps(fresh))
-
-
-def default_cache() -> Path:
-    """Where this machine keeps copies and receipts if nobody says otherwise."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else user_cache_path("torchrec_cce")
 
 
 def _stamp(path: Path, entry: FileEntry) -> list[object] | None:

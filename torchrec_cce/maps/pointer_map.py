@@ -13,7 +13,7 @@ import pyarrow as pa
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.hashing import HASH_NAME, UniversalHash, derive_seed, term_hash
 from torchrec_cce.kernels.gather import gather_rows, gather_words
-from torchrec_cce.kernels.words import as_words
+from torchrec_cce.kernels.packed import as_words
 from torchrec_cce.maps.arrow_file import list_array, numbers
 from torchrec_cce.maps.vocabulary import Vocabulary
 

@@ -15,11 +15,11 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from torchrec_cce.atomic import flush
 from torchrec_cce.errors import CCEError, RegistryError
 from torchrec_cce.extras import require
+from torchrec_cce.files.atomic import flush
+from torchrec_cce.files.digest import sha256_of
 from torchrec_cce.maps.arrow_file import Sink
-from torchrec_cce.maps.file_hash import sha256_of
 
 _READ_BYTES = 4 << 20
 _PART_BYTES = 8 << 20

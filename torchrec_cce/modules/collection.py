@@ -7,18 +7,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, PoolingType
 
 from torchrec_cce.clustering.settings import ReclusterConfig
-from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
-from torchrec_cce.config import CCEConfig, CompositionalConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.modules.computed.table import ComputedTable
-from torchrec_cce.modules.recluster import ParameterStore, TableReport, TableRows, recluster_rows
+from torchrec_cce.methods.cce import CCEConfig
+from torchrec_cce.methods.compositional import CompositionalConfig
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable
+from torchrec_cce.modules.parameter_store import ParameterStore, TableRows
+from torchrec_cce.modules.recluster import TableReport, recluster_rows
 from torchrec_cce.modules.remap import Remap
-from torchrec_cce.modules.snapshot import snapshot_of
 
 
 class CCECollection(ABC, nn.Module):
@@ -228,3 +228,30 @@ class CCECollection(ABC, nn.Module):
         weight = owner.weight
         assert isinstance(weight, nn.Parameter)
         return weight
+
+
+def snapshot_of(
+    config: CCEConfig,
+    pointer_map: PointerMap,
+    *,
+    weights: npt.NDArray[np.float32] | None = None,
+    frequencies: npt.NDArray[np.int64] | None = None,
+    report: TableReport | None = None,
+) -> TableSnapshot:
+    """One table; see `TableSnapshot` for the parts that may be left out.
+
+    Args:
+        report: of the clustering that made the map, whose entropies and objective are kept with it.
+    """
+    return TableSnapshot(
+        pointer_map=pointer_map,
+        num_embeddings=config.num_embeddings,
+        embedding_dim=config.embedding_dim,
+        feature_names=tuple(config.feature_names),
+        # Unpooled embeddings are those of bags of one ID.
+        pooling="mean" if isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN else "sum",
+        weights=None if weights is None else config.used_words(weights),
+        frequencies=frequencies,
+        entropies=() if report is None else report.entropies,
+        objective=None if report is None else report.objective,
+    )

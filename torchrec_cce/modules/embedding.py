@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.modules.collection import CCECollection
-from torchrec_cce.modules.sequences import CombineSequences
+from torchrec_cce.modules.combine import CombineSequences
 
 
 class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):

@@ -7,11 +7,11 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingBagCollectionInterface
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.combine import Combine
-from torchrec_cce.modules.computed.collection import ComputedTables
+from torchrec_cce.modules.computed import ComputedTables
 
 
 class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):

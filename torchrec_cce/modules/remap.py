@@ -10,11 +10,13 @@ from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
-from torchrec_cce.config import CCEConfig, CompositionalConfig, CompositionalEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, identity
-from torchrec_cce.modules.schemes import CCEScheme, PointerScheme, SignedScheme, scheme_of
+from torchrec_cce.methods.cce import CCEConfig, CCEScheme
+from torchrec_cce.methods.compositional import CompositionalConfig, CompositionalEmbeddingBagConfig, SignedScheme
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
+from torchrec_cce.methods.registry import scheme_of
+from torchrec_cce.methods.scheme import PointerScheme
 
 _DIGEST_BYTES = 32
 

@@ -9,9 +9,9 @@ from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.types import ShardingType
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
-from torchrec_cce.config import CompositionalConfig
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.sharding.sharder import FUSED_WIDTH, SHARDING_TYPES, has_fused_kernel
+from torchrec_cce.methods.compositional import CompositionalConfig
+from torchrec_cce.sharding.sharders import FUSED_WIDTH, SHARDING_TYPES, has_fused_kernel
 
 T = TypeVar("T")
 

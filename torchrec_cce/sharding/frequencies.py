@@ -11,8 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.sharding.agreement import on_all_ranks
-from torchrec_cce.sharding.host_file import HostFile
-from torchrec_cce.sharding.host_keys import share_keys
+from torchrec_cce.sharding.host_file import HostFile, share_keys
 
 Integers = npt.NDArray[np.int64]
 

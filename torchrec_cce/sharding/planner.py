@@ -27,14 +27,13 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingPlanner, ShardingType
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
-from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.constraints import column_constraints
+from torchrec_cce.sharding.estimates import GlooBandwidths, MapStorageReservation, StepTimeModel, map_bytes
 from torchrec_cce.sharding.sharders import get_cce_sharders
-from torchrec_cce.sharding.step_time import GlooBandwidths, StepTimeModel
-from torchrec_cce.sharding.storage import MapStorageReservation, map_bytes
 from torchrec_cce.sharding.summary import PlanSummary, summarise
 
 _GRID = 1000

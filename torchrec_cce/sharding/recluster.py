@@ -23,10 +23,8 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.recluster import TableReport, TableTask, report_of
 from torchrec_cce.sharding.agreement import from_all_ranks, on_all_ranks
-from torchrec_cce.sharding.host_file import HostFile
-from torchrec_cce.sharding.host_keys import share_keys
-from torchrec_cce.sharding.maps import ShardedTable, tables_of
-from torchrec_cce.sharding.store import ShardedStore
+from torchrec_cce.sharding.host_file import HostFile, share_keys
+from torchrec_cce.sharding.tables import ShardedStore, ShardedTable, tables_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,168 @@
-"""The sharders of a model with CCE collections."""
+"""What TorchRec may do with the tables inside a `CCEEmbeddingBagCollection`."""
 
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import nn
-from torchrec.distributed.types import ModuleSharder, QuantizedCommCodecs
+from torch.nn import functional
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, KeyedJaggedTensor, PoolingType
+from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbedding
+from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ModuleSharder, ParameterSharding, QuantizedCommCodecs, ShardingEnv, ShardingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
-from torchrec_cce.sharding.sequence import CCEEmbeddingCollectionSharder
-from torchrec_cce.sharding.sharder import CCEEmbeddingBagCollectionSharder
+from torchrec_cce.errors import ConfigError
+
+FUSED_WIDTH = 4
+"""FBGEMM's fused kernels read rows of a multiple of 4 floats."""
+SHARDING_TYPES: tuple[str, ...] = tuple(
+    kind.value
+    for kind in (
+        ShardingType.DATA_PARALLEL,
+        ShardingType.TABLE_WISE,
+        ShardingType.ROW_WISE,
+        ShardingType.TABLE_ROW_WISE,
+    )
+)
+_BY_ROWS = (ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value)
+
+
+class CCEEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
+    """The stock sharder with the placements that train any table as one process would.
+
+    On the CPU, too, tables may be split by rows, which gloo carries out and TorchRec does not list. On no device are
+    they split by columns: rowwise Adagrad keeps one momentum a row, and would keep one a row of every shard.
+    """
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002  the same on all
+        return list(SHARDING_TYPES)
+
+    def shard(
+        self,
+        module: EmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedEmbeddingBagCollection:
+        """Shard `module` as the plan says.
+
+        Raises:
+            ConfigError: the plan wants a fused kernel for a table whose rows it cannot read, or pools a feature in two
+                ways that TorchRec confuses.
+        """
+        tables = module.embedding_bag_configs()
+        check_kernels(tables, params)
+        sharded = super().shard(module, params, env, device, module_fqn)
+        _divide_only_means(sharded, tables, params)
+        return sharded
+
+
+def _divide_only_means(
+    sharded: ShardedEmbeddingBagCollection, tables: list[EmbeddingBagConfig], params: dict[str, ParameterSharding]
+) -> None:
+    """Note the features of tables that are not split by rows among those that TorchRec must not divide.
+
+    Means of a table that is split by rows are sums over ranks, divided by the bags' lengths afterwards. TorchRec then
+    divides all features of the collection, save the sums that it has noted, which are of tables split by rows, too.
+    """
+    divided = {
+        feature
+        for table in tables
+        if table.pooling == PoolingType.MEAN and params[table.name].sharding_type in _BY_ROWS
+        for feature in table.feature_names
+    }
+    for table in tables:
+        if params[table.name].sharding_type in _BY_ROWS and table.pooling == PoolingType.MEAN:
+            continue
+        confused = divided.intersection(table.feature_names)
+        if confused:
+            raise ConfigError(
+                f"features {sorted(confused)} of table {table.name!r} are also mean-pooled by a table that is split by "
+                "rows; TorchRec cannot do both. Replicate that table, or place it on a rank (table_wise)"
+            )
+        if params[table.name].sharding_type not in _BY_ROWS:
+            sharded._pooling_type_to_rs_features[PoolingType.SUM.value].extend(table.feature_names)
+
+
+def check_kernels(tables: Sequence[BaseEmbeddingConfig], params: Mapping[str, ParameterSharding]) -> None:
+    """Raise ConfigError if a plan wants a fused kernel for a table whose rows it cannot read."""
+    for table in tables:
+        kernel = params[table.name].compute_kernel
+        if kernel != EmbeddingComputeKernel.DENSE.value and not has_fused_kernel(table.embedding_dim):
+            raise ConfigError(
+                f"table {table.name!r}: the plan has kernel {kernel!r} for rows of {table.embedding_dim} floats; "
+                f"FBGEMM's fused kernels need a multiple of {FUSED_WIDTH}. Replicate the table (data_parallel, "
+                "kernel 'dense'), as CCEShardingPlanner does, or give it fewer columns"
+            )
+
+
+def has_fused_kernel(width: int) -> bool:
+    """Whether FBGEMM has a fused kernel for rows of `width` floats. All sharding but data-parallel needs one."""
+    return width % FUSED_WIDTH == 0
+
+
+class CCEEmbeddingCollectionSharder(EmbeddingCollectionSharder):
+    """The stock sharder of sequence embeddings with the placements that train any table as one process would.
+
+    Data-parallel tables may be of any width, on the CPU too, where TorchRec pools them by mistake. No table is split by
+    columns: rowwise Adagrad keeps one momentum a row, and would keep one a row of every shard.
+    """
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        types: list[str] = super().sharding_types(compute_device_type)
+        return [kind for kind in types if kind != ShardingType.COLUMN_WISE.value]
+
+    def shard(
+        self,
+        module: EmbeddingCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedEmbeddingCollection:
+        """Shard `module` as the plan says.
+
+        Raises:
+            ConfigError: the plan wants a fused kernel for a table whose rows it cannot read.
+        """
+        check_kernels(module.embedding_configs(), params)
+        return _ShardedSequences(
+            module,
+            params,
+            env,
+            self.fused_params,
+            device,
+            qcomm_codecs_registry=self.qcomm_codecs_registry,
+            use_index_dedup=self._use_index_dedup,
+            module_fqn=module_fqn,
+        )
+
+
+class _ShardedSequences(ShardedEmbeddingCollection):
+    def _create_lookups(self) -> None:
+        super()._create_lookups()
+        for lookup in self._lookups:
+            for i, kernel in enumerate(lookup._emb_modules):
+                if isinstance(kernel, BatchedDenseEmbedding):
+                    lookup._emb_modules[i] = _DenseSequences(kernel.config, kernel._pg, self._device)
+
+
+class _DenseSequences(BatchedDenseEmbedding):
+    """Looks up without FBGEMM, whose dense kernel on the CPU returns sums of bags although it is told not to pool."""
+
+    def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
+        # The tables of a group are of one width and lie one after another.
+        weights = self.emb_module.weights.view(-1, self._local_cols[0])
+        first_rows = [0, *accumulate(self._local_rows)]
+        starts = torch.tensor([first_rows[table] for table in self._feature_table_map], device=weights.device)
+        counts = torch.tensor(features.length_per_key(), device=weights.device)
+        rows = features.values().long() + starts.repeat_interleave(counts, output_size=len(features.values()))
+        return functional.embedding(rows, weights).float()
 
 
 def get_cce_sharders(

@@ -9,7 +9,7 @@ from torchrec.distributed.planner.constants import BIGINT_DTYPE
 from torchrec.distributed.planner.types import ShardingOption
 from torchrec.distributed.types import ShardingType
 
-from torchrec_cce.sharding.step_time import StepTimeModel
+from torchrec_cce.sharding.estimates import StepTimeModel
 
 _LENGTH_BYTES = 4
 _DIRECTIONS = 2

@@ -8,15 +8,14 @@ import numpy.typing as npt
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from torchrec_cce.atomic import atomic_path
 from torchrec_cce.errors import ConfigError, MapFileError
+from torchrec_cce.files.atomic import atomic_path
 from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.modules.collection import CCECollection
-from torchrec_cce.modules.snapshot import snapshot_of
-from torchrec_cce.sharding.checkpoint import load_checkpoint
-from torchrec_cce.sharding.maps import collections_of
-from torchrec_cce.training.position import Position
+from torchrec_cce.modules.collection import CCECollection, snapshot_of
+from torchrec_cce.sharding.reshard import load_checkpoint
+from torchrec_cce.sharding.tables import collections_of
+from torchrec_cce.training.schedule import Position
 
 _PREFIX = "step-"
 POSITION = "position.json"

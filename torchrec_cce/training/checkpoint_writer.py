@@ -15,15 +15,15 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from torchrec_cce.atomic import atomic_path
+from torchrec_cce.files.atomic import atomic_path
 from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.host_file import file_copy
-from torchrec_cce.sharding.maps import collections_of
+from torchrec_cce.sharding.tables import collections_of
 from torchrec_cce.training import checkpoint
-from torchrec_cce.training.position import Position
+from torchrec_cce.training.schedule import Position
 
 
 class _Pending(NamedTuple):

@@ -55,7 +55,7 @@ def train(
     quiet_libraries()
     from torchrec_cce.training import loop
     from torchrec_cce.training.config_file import read_config
-    from torchrec_cce.training.folder import Start
+    from torchrec_cce.training.run_folder import Start
 
     with one_line_errors():
         start: Start = "either" if restartable else "resume" if resume else "new"

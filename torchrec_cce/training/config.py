@@ -22,10 +22,10 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from torch import nn
 from torchrec import EmbeddingBagConfig, PoolingType
 
-from torchrec_cce.budget import tables_under_cap
 from torchrec_cce.clustering.settings import Backend, ReclusterConfig
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
-from torchrec_cce.sizing import Method
+from torchrec_cce.methods.registry import tables_under_cap
+from torchrec_cce.methods.sizing import Method
 
 _STRICT = ConfigDict(extra="forbid")
 

@@ -16,18 +16,18 @@ from torchrec import EmbeddingBagConfig
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from torchrec_cce.clustering.entropy import pointer_entropies
+from torchrec_cce.clustering.inputs import named_errors
 from torchrec_cce.clustering.quantize import Quantized, quantize
-from torchrec_cce.config import CCEConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.methods.cce import CCEConfig
+from torchrec_cce.methods.sketch import Sketch
 from torchrec_cce.modules.bag import CompressedEmbeddingBag
-from torchrec_cce.modules.clustering_inputs import named_errors
-from torchrec_cce.modules.computed.sketch import Sketch
+from torchrec_cce.modules.collection import snapshot_of
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
-from torchrec_cce.modules.snapshot import snapshot_of
-from torchrec_cce.sharding.maps import collections_of
+from torchrec_cce.sharding.tables import collections_of
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import read_run_config

@@ -16,30 +16,27 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from torchrec_cce.atomic import atomic_path
-from torchrec_cce.clustering.kmeans import modules_of
+from torchrec_cce.clustering.kmeans.kmeans import modules_of
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.evaluation.compression import Sizes, sizes_of
-from torchrec_cce.evaluation.metrics import Quality, quality
+from torchrec_cce.files.atomic import atomic_path
 from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
-from torchrec_cce.sharding.maps import ShardedMaps, collections_of
 from torchrec_cce.sharding.recluster import recluster_sharded
+from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.checkpoint_writer import CheckpointWriter
 from torchrec_cce.training.config import RunConfig, SplitConfig
 from torchrec_cce.training.derive import derived_model, start_from
-from torchrec_cce.training.folder import Start, claim
 from torchrec_cce.training.input import RankBatch, check_files, num_dense, read_batches
 from torchrec_cce.training.interrupt import StopRequest
-from torchrec_cce.training.log import MetricsLog
+from torchrec_cce.training.log import MetricsLog, ProgressLine
+from torchrec_cce.training.metrics import Quality, quality
 from torchrec_cce.training.model import build_model
 from torchrec_cce.training.parallel import Ranks, process_group, shard
 from torchrec_cce.training.placement import plan_run, record_plan
-from torchrec_cce.training.position import Position
-from torchrec_cce.training.progress import ProgressLine
-from torchrec_cce.training.schedule import Schedule
-from torchrec_cce.training.start import open_start
+from torchrec_cce.training.run_folder import Start, claim, open_start
+from torchrec_cce.training.schedule import Position, Schedule
+from torchrec_cce.training.sizes import Sizes, sizes_of
 from torchrec_cce.training.versions import RunVersions
 
 _log = logging.getLogger(__name__)

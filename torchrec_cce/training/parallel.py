@@ -16,11 +16,11 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from torchrec_cce.modules.computed.collection import ComputedTables
+from torchrec_cce.modules.computed import ComputedTables
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import OptimizerConfig
-from torchrec_cce.training.optimizers import OPTIMIZERS, table_optimizer
 
 _GROUPS = itertools.count()
 
@@ -102,3 +102,44 @@ def _keyed(
     kind: type[torch.optim.Optimizer], arguments: dict[str, Any], parameters: dict[str, nn.Parameter]
 ) -> KeyedOptimizerWrapper:
     return KeyedOptimizerWrapper(parameters, lambda values: kind(values, **arguments))
+
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+_FUSED = ("sgd", "rowwise_adagrad", "adagrad")
+"""Those that FBGEMM fuses on the CPU and on CUDA alike."""
+_ADAGRADS = ("rowwise_adagrad", "adagrad")
+_EPSILON = 1e-8
+"""FBGEMM's, where PyTorch's and TorchRec's Adagrads have 1e-10."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptimizer:
+    """What trains the tables, wherever they are placed: fused, or as `kind(parameters, **arguments)`."""
+
+    kind: type[torch.optim.Optimizer]
+    computed_kind: type[torch.optim.Optimizer]
+    """Of computed tables, whose parameters' rows are no embeddings: rowwise Adagrad becomes Adagrad."""
+    arguments: dict[str, Any]
+    can_be_fused: bool
+    """Whether FBGEMM does the same in the backward pass. If not, all tables are replicated."""
+
+
+def table_optimizer(config: OptimizerConfig) -> TableOptimizer:
+    arguments: dict[str, Any] = {"lr": config.embedding_learning_rate}
+    if config.embedding in _ADAGRADS:
+        arguments["eps"] = _EPSILON
+    if config.embedding_weight_decay is not None:
+        arguments["weight_decay"] = config.embedding_weight_decay
+    return TableOptimizer(
+        kind=OPTIMIZERS[config.embedding],
+        computed_kind=OPTIMIZERS["adagrad" if config.embedding == "rowwise_adagrad" else config.embedding],
+        arguments=arguments,
+        # FBGEMM takes a weight decay without a word and decays nothing.
+        can_be_fused=config.embedding in _FUSED and not config.embedding_weight_decay,
+    )

@@ -12,19 +12,19 @@ from torchrec.distributed.planner import ParameterConstraints, Topology
 from torchrec.distributed.types import ShardingPlan, ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-from torchrec_cce.atomic import atomic_path
-from torchrec_cce.budget import tables_under_cap
-from torchrec_cce.computed_config import ComputedEmbeddingBagConfig
+from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
+from torchrec_cce.methods.registry import tables_under_cap
+from torchrec_cce.methods.sizing import Method
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.sharding.planner import CCEShardingPlanner
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.sharding.summary import PlanSummary
-from torchrec_cce.sizing import Method
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense
 from torchrec_cce.training.model import build_model
-from torchrec_cce.training.optimizers import TableOptimizer, table_optimizer
+from torchrec_cce.training.parallel import TableOptimizer, table_optimizer
 
 PLAN = "plan.json"
 _META = torch.device("meta")

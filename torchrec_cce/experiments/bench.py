@@ -1,0 +1,124 @@
+"""A plan run to its end: trials on workers, results in one file, and nothing lost when it is interrupted."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from torchrec_cce.data.criteo import criteo_files
+from torchrec_cce.data.parquet import parquet_files
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.experiments.agenda import Agenda, Record
+from torchrec_cce.experiments.outcome import Outcome
+from torchrec_cce.experiments.plan import Plan
+from torchrec_cce.experiments.results import versions, write_results
+from torchrec_cce.experiments.workers import Here, Processes, Workers
+
+RESULTS = "results.parquet"
+RUNS = "runs"
+_WRITE_EVERY_S = 5.0
+
+
+def bench(
+    plan: Plan, folder: Path, *, workers: int = 0, show_progress: bool = True, keep_checkpoints: bool = False
+) -> list[Record]:
+    """Run what a plan says and is not in `folder` yet; the results are then in `results.parquet` there.
+
+    What is interrupted, at whatever moment, goes on when this is called again, and comes to the same. A changed plan
+    runs only what changed.
+
+    Args:
+        workers: processes of one thread each; 0 runs the trials in this one, each with a progress line.
+        keep_checkpoints: of all runs; else a checkpoint goes when no other run starts from it any more.
+
+    Raises:
+        ConfigError: another process uses the folder.
+        DataFileError: a file of the log is missing.
+    """
+    _check_files(plan)
+    agenda = Agenda(plan, folder / RUNS, keeps_checkpoints=keep_checkpoints)
+    with _held(folder), ExitStack() as stack:
+        results = _Results(folder / RESULTS)
+        stack.callback(results.write, agenda)  # also of a comparison that is interrupted
+        crew = stack.enter_context(_workers(workers))
+        bar = stack.enter_context(_bar(show_progress and workers > 0))
+        task = bar.add_task("trials", total=agenda.total)
+        while True:
+            while crew.is_free and (trial := agenda.next()) is not None:
+                crew.begin(replace(trial, show_progress=show_progress and workers == 0))
+            bar.update(task, completed=agenda.num_ended, total=agenda.total)
+            ended = crew.ended()
+            if not ended:
+                break
+            for trial, how in ended:
+                agenda.record(trial, how)
+            results.write_now_and_then(agenda)
+        agenda.drop_checkpoints()
+    return agenda.records()
+
+
+def chosen_outcomes(records: list[Record]) -> list[Outcome]:
+    """The outcomes at the chosen learning rates; also of runs that diverged."""
+    return [record.outcome for record in records if record.chosen and record.outcome is not None]
+
+
+class _Results:
+    """The results file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._versions, self._written = path, versions(), time.monotonic()
+
+    def write(self, agenda: Agenda) -> None:
+        write_results(self._path, agenda.records(), self._versions)
+        self._written = time.monotonic()
+
+    def write_now_and_then(self, agenda: Agenda) -> None:
+        if time.monotonic() > self._written + _WRITE_EVERY_S:
+            self.write(agenda)
+
+
+def _workers(count: int) -> Workers:
+    return Processes(count) if count else Here()
+
+
+def _bar(visible: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not visible,
+    )
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder}: another process runs a plan in this folder; wait for it, or choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_files(plan: Plan) -> None:
+    """Every trial would find the same out, one after another."""
+    data = plan.run.data
+    for split in filter(None, (data.train, data.validation, data.test)):
+        if data.format == "criteo":
+            criteo_files(split.path)
+        elif data.format == "parquet":
+            parquet_files(split.path)

@@ -1,0 +1,116 @@
+"""What to configure for a budget of bytes: entries that no other beats in both size and quality."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.experiments.curve import Point, curves_of
+from torchrec_cce.experiments.largest_table import LargestTable, largest_table
+from torchrec_cce.experiments.outcome import Spread
+from torchrec_cce.experiments.results import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One entry at one cap: what it takes and what it gives."""
+
+    name: str
+    method: str
+    cap: int | None
+    learning_rate: float
+    """Of the embedding tables."""
+    settings: dict[str, dict[str, Any]]
+    """The sections of a run that make it: `embedding`, `optimizer`, and for CCE `recluster`."""
+    largest: LargestTable | None
+    """Columns, rows and pointer width of the largest table, where it has learned pointers."""
+    validation_auc: float
+    """Mean over seeds: what is chosen by. NaN is never chosen."""
+    auc: Spread
+    """On the test split, by which nothing is chosen."""
+    bce: Spread
+    table_bytes: int
+    pointer_bytes: int
+    """In host memory."""
+    device_pointer_bytes: int
+    total_bytes: int
+    runs: tuple[str, ...]
+
+    @property
+    def accelerator_bytes(self) -> int:
+        """Of tables, and of pointers that live beside them."""
+        return self.table_bytes + self.device_pointer_bytes
+
+    @property
+    def label(self) -> str:
+        return self.name if self.cap is None else f"{self.name} at {self.cap:,}"
+
+    def to_toml(self) -> str:
+        """The sections to configure, for a run's file."""
+        lines = []
+        for section, values in self.settings.items():
+            # A JSON number, string or boolean is one of TOML.
+            given = [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]
+            lines += [f"[{section}]", *given, ""]
+        return "\n".join(lines)
+
+
+def candidates_of(results: Sequence[Result]) -> list[Candidate]:
+    """One for each entry and cap of the trials at their tuned rates, full tables among them."""
+    chosen = [result for result in results if result.chosen]
+    return [_candidate(point) for curve in curves_of(chosen) for point in curve.points]
+
+
+def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those with a higher validation AUC than every other that is no larger, by total bytes, ascending.
+
+    Of several with equal bytes and equal AUC, the first stays.
+    """
+    known = [candidate for candidate in candidates if not math.isnan(candidate.validation_auc)]
+    front: list[Candidate] = []
+    for candidate in sorted(known, key=lambda one: (one.total_bytes, -one.validation_auc)):
+        if not front or candidate.validation_auc > front[-1].validation_auc:
+            front.append(candidate)
+    return front
+
+
+def advise(results: Sequence[Result], *, max_bytes: int) -> Candidate:
+    """The entry to configure: the highest validation AUC among those whose tables and pointers fit in `max_bytes`.
+
+    Raises:
+        ConfigError: nothing was run, or nothing fits; the message names the smallest.
+    """
+    front = pareto_front(candidates_of(results))
+    if not front:
+        raise ConfigError("there is no finished trial at a tuned rate to choose from; run the experiment first")
+    fitting = [candidate for candidate in front if candidate.total_bytes <= max_bytes]
+    if not fitting:
+        smallest = front[0]
+        raise ConfigError(
+            f"max_bytes={max_bytes:,} is too little for everything that was run; the smallest is {smallest.label}, "
+            f"{smallest.total_bytes:,} bytes with its pointers"
+        )
+    return fitting[-1]
+
+
+def _candidate(point: Point) -> Candidate:
+    first = point.first
+    sections = ("embedding", "optimizer", "recluster") if first.method == "cce" else ("embedding", "optimizer")
+    return Candidate(
+        name=first.name,
+        method=first.method,
+        cap=first.cap,
+        learning_rate=first.learning_rate,
+        settings={name: first.config[name] for name in sections if name in first.config},
+        largest=largest_table(first.config),
+        validation_auc=point.validation_auc.mean,
+        auc=point.test_auc,
+        bce=point.test_bce,
+        table_bytes=first.table_bytes,
+        pointer_bytes=first.pointer_bytes,
+        device_pointer_bytes=first.device_pointer_bytes,
+        total_bytes=first.total_bytes,
+        runs=point.runs,
+    )

@@ -1,0 +1,50 @@
+"""Files and folders that appear whole or not at all, also when the process is killed while it writes them."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pydantic_core
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling to write (a file, or a folder to create); rename it to `path` when the block ends well.
+
+    What was at `path` before stays there until the rename: a file is replaced in one step, and a folder must not exist.
+    On an exception the temporary is removed; after a kill it stays behind, hidden, and is never read.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        yield temporary
+        for item in (*temporary.rglob("*"), temporary):
+            flush(item)
+        os.replace(temporary, path)
+        flush(path.parent)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+        raise
+
+
+def flush(path: Path) -> None:
+    """Force a file's content, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write plain values and dataclasses; the file appears whole."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(pydantic_core.to_json(values, indent=2, inf_nan_mode="null"))

@@ -1,0 +1,270 @@
+"""The job that clusters the CCE tables of a checkpoint, publishes them, and writes the checkpoint to train on from."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_cce.errors import ConfigError, PublishConflictError
+from torchrec_cce.files.atomic import flush
+from torchrec_cce.files.held_folder import held_folder
+from torchrec_cce.jobs.checkpoint.copy import NewTable, copy_checkpoint, replace_tables, stamp_version
+from torchrec_cce.jobs.checkpoint.reader import Checkpoint, CheckpointTable
+from torchrec_cce.jobs.recluster.cluster import Clustered, TableSource, cluster
+from torchrec_cce.jobs.recluster.gates import TableFigures, judge
+from torchrec_cce.jobs.recluster.outcome import Outcome, read_outcome, write_outcome
+from torchrec_cce.jobs.recluster.request import ReclusterInput, ReclusterJob, unpack_frequencies
+from torchrec_cce.maps.journal import PublishedVersion
+from torchrec_cce.training.config import SplitConfig, config_digest
+from torchrec_cce.training.loop import evaluate
+from torchrec_cce.training.metrics import Quality
+from torchrec_cce.workers.engine import engine_of
+
+Progress = Callable[[str, float], None]
+"""Told what is being done, and the share of it, 0 to 1, that is done."""
+Frequencies = Mapping[str, Path | Literal["snapshot"]]
+"""Table → where it is written how often the ID of each row was seen, as for `TableSource`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reclustered:
+    """A job that has ended, refused or not."""
+
+    outcome: Outcome
+    cluster_sizes: Mapping[str, npt.NDArray[np.int64]]
+    """Table → [c, k], IDs of each codebook row; empty if there was nothing to do."""
+
+
+def recluster(job: ReclusterJob, *, progress: Progress | None = None) -> Reclustered:
+    """Cluster the CCE tables of a checkpoint, publish them if their gates let them, and write the new checkpoint.
+
+    In this order: the output folder is whole on the disk under a hidden name, then the version becomes current, then
+    the folder gets its name. Killed at any moment and started again, the job ends as if nothing had happened: it knows
+    the version that it has published already, and an output that it has finished. What the gates refuse leaves nothing
+    behind.
+
+    Raises:
+        ConfigError: the job cannot be done with this checkpoint; the output folder is there, of another job.
+        MapMismatchError, MapFileError, DataFileError: checkpoint, maps and registry do not belong together, or one is
+            damaged.
+        ClusteringError: NaN or infinite weights.
+        JobError: a worker vanished, or another job is making the same output.
+        PublishConflictError: another version than the one that the checkpoint was trained with is current, or became
+            so meanwhile.
+        RegistryError: the registry did not answer.
+        OSError: a disk is full.
+    """
+    given = ReclusterInput(job)
+    if given.job.output.exists():
+        return Reclustered(outcome=_there_already(given), cluster_sizes={})
+    with held_folder(given.job.output) as work:
+        return _Job(given, work, progress or _silent).run()
+
+
+def _there_already(given: ReclusterInput) -> Outcome:
+    made = read_outcome(given.job.output)
+    if made is None or made.identity != given.identity:
+        raise ConfigError(f"{given.job.output}: is there already, of other content; choose another --output-checkpoint")
+    return replace(made, status="there already")
+
+
+class _Job:
+    """One job, in a folder of its own."""
+
+    def __init__(self, given: ReclusterInput, work: Path, progress: Progress) -> None:
+        self.given, self.job, self.progress = given, given.job, progress
+        self.built, self.scratch = work / "built", work / "scratch"
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> Reclustered:
+        given = self.given
+        parent = given.parent()
+        given.check_room()
+        with self.step("copying"):
+            copy = copy_checkpoint(given.checkpoint, self.job.checkpoint, self.built)
+            tables = copy.tables(given.registry)
+            frequencies = self.frequencies(tables)
+        before = self.quality()
+        clustered = self.cluster(copy, tables, frequencies)
+        new = [NewTable.of(table, clustered[table.name]) for table in tables]
+        # Of this number, unless somebody publishes and rolls back meanwhile.
+        number = given.registry.state().next_version if parent.child is None else parent.child.version
+        with self.step("writing"):
+            copy = replace_tables(copy, new, version=number)
+        after = self.quality()
+        figures = tuple(_figures(one, clustered[one.table.name], _counted(one.table, frequencies)) for one in new)
+        bce = None if before is None or after is None else (before.bce, after.bce)
+        outcome = Outcome(
+            status="published" if parent.child is None else "finished",
+            checkpoint=given.source,
+            output=str(self.job.output),
+            registry=given.registry.url,
+            parent=parent.version,
+            version=number,
+            forced=False,
+            identity=given.identity,
+            tables=figures,
+            gates=tuple(judge(figures, self.job.thresholds, bce=bce)),
+            before=before,
+            after=after,
+            seconds=self.seconds,
+        )
+        sizes = {name: one.cluster_sizes for name, one in clustered.items()}
+        if parent.child is not None:
+            _check_is_ours(given, parent.child, new)
+        elif outcome.closed and not self.job.force:
+            return Reclustered(outcome=replace(outcome, status="refused", version=None), cluster_sizes=sizes)
+        outcome = replace(outcome, forced=bool(outcome.closed))
+        write_outcome(self.built, outcome)
+        _flush(self.built)
+        if parent.child is None:
+            with self.step("publishing"):
+                version = self.publish(parent.version, new, clustered, frequencies)
+            if version != number:
+                outcome = replace(outcome, version=version)
+                stamp_version(copy, new, version=version)
+                write_outcome(self.built, outcome)
+                _flush(self.built)
+        _give_name(self.built, self.job.output, outcome)
+        return Reclustered(outcome=replace(outcome, seconds=self.seconds), cluster_sizes=sizes)
+
+    def frequencies(self, tables: Sequence[CheckpointTable]) -> Frequencies:
+        """Those that the job was given, or those of the checkpoint."""
+        if self.job.frequencies is None:
+            return {table.name: "snapshot" for table in tables if table.snapshot.frequencies is not None}
+        sizes = {table.name: table.snapshot.pointer_map.num_ids for table in tables}
+        return {**unpack_frequencies(self.job.frequencies, self.scratch / "frequencies", sizes)}
+
+    def cluster(
+        self, copy: Checkpoint, tables: Sequence[CheckpointTable], frequencies: Frequencies
+    ) -> dict[str, Clustered]:
+        sources = [
+            TableSource(
+                config=table.config,
+                rows=copy.read_rows(table),
+                maps=table.maps,
+                map_digest=table.snapshot.pointer_map.digest,
+                frequencies=frequencies.get(table.name),
+            )
+            for table in tables
+        ]
+        with self.step("clustering"), engine_of(self.job.engine, num_workers=self.job.num_workers) as engine:
+            done = cluster(
+                sources,
+                engine,
+                seed=self.given.seed,
+                settings=self.given.settings,
+                memory_bytes=self.job.memory_bytes,
+                work_dir=self.scratch,
+                progress=self.progress,
+            )
+        for stage in dict.fromkeys(stage for one in done.values() for stage in one.times):
+            self.seconds[stage] = max(one.times[stage].wall for one in done.values() if stage in one.times)
+        return done
+
+    def quality(self) -> Quality | None:
+        """Of the checkpoint as it is now, on the validation sample."""
+        if self.job.validation is None:
+            return None
+        assert self.given.config is not None
+        with self.step("evaluating"):
+            return evaluate(self.given.config, self.built, SplitConfig(path=str(self.job.validation)))
+
+    def publish(
+        self,
+        parent: int,
+        new: Sequence[NewTable],
+        clustered: Mapping[str, Clustered],
+        frequencies: Frequencies,
+    ) -> int:
+        """The version that is current then."""
+        config = self.given.config
+        snapshots = {
+            one.table.name: replace(
+                one.table.snapshot,
+                pointer_map=one.pointer_map,
+                weights=one.rows.weights,
+                frequencies=_counted(one.table, frequencies),
+                entropies=one.entropies,
+                objective=clustered[one.table.name].report.objective,
+            )
+            for one in new
+        }
+        entry = self.given.registry.publish(
+            snapshots,
+            parent=parent,
+            checkpoint=self.given.source,
+            config_digest=None if config is None else config_digest(config),
+        )
+        return entry.version
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Tell what is being done, and note how long it takes."""
+        self.progress(name, 0.0)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.progress(name, 1.0)
+
+
+def _counted(table: CheckpointTable, frequencies: Frequencies) -> npt.NDArray[np.int64] | None:
+    """[n] int64 of a table, memory-mapped."""
+    where = frequencies.get(table.name)
+    if where == "snapshot":
+        return table.snapshot.frequencies
+    return None if where is None else np.load(where, mmap_mode="r")
+
+
+def _figures(new: NewTable, clustered: Clustered, frequencies: npt.NDArray[np.int64] | None) -> TableFigures:
+    pointer_map, report = new.pointer_map, clustered.report
+    assert report.sample_errors is not None
+    unseen = None
+    if frequencies is not None:
+        unseen = 1 - int(np.count_nonzero(frequencies)) / pointer_map.num_ids
+    return TableFigures(
+        table=new.table.name,
+        num_ids=pointer_map.num_ids,
+        num_columns=pointer_map.num_columns,
+        num_rows=pointer_map.num_rows,
+        generation=pointer_map.generation,
+        entropies=report.entropies,
+        error=report.sample_errors.new,
+        parent_error=report.sample_errors.parent,
+        variance=report.sample_errors.total,
+        churn=report.share_changed,
+        unseen=unseen,
+    )
+
+
+def _check_is_ours(given: ReclusterInput, child: PublishedVersion, new: Sequence[NewTable]) -> None:
+    """Raise PublishConflictError unless the version `child` is what this job would publish."""
+    theirs = {name: table.map_digest for name, table in given.registry.manifest(child.version).tables.items()}
+    if theirs != {one.table.name: one.pointer_map.digest for one in new}:
+        raise PublishConflictError(
+            f"{given.registry.url}: {child.identity} was made from the same checkpoint in another way, and is current; "
+            "roll back first, or train on from it"
+        )
+
+
+def _give_name(built: Path, output: Path, outcome: Outcome) -> None:
+    try:
+        built.rename(output)
+    except OSError as error:
+        message = f"{error.strerror}; version {outcome.version} is published, make room and run the job again"
+        raise OSError(error.errno, message, str(output)) from error
+    flush(output.parent)
+
+
+def _flush(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+def _silent(_: str, __: float) -> None:
+    pass

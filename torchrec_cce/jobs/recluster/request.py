@@ -1,0 +1,247 @@
+"""What the reclustering job is asked for, and what it finds before it begins. Nothing is written here."""
+
+import errno
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.filesize import decimal
+
+from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
+from torchrec_cce.errors import ConfigError, MapMismatchError, PublishConflictError, RegistryError
+from torchrec_cce.files.digest import sha256_of
+from torchrec_cce.jobs.checkpoint.reader import METADATA, Checkpoint, CheckpointTable
+from torchrec_cce.jobs.recluster.thresholds import Thresholds
+from torchrec_cce.maps.journal import PublishedVersion, RegistryState
+from torchrec_cce.maps.manifest import Manifest
+from torchrec_cce.maps.registry import Registry
+from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
+from torchrec_cce.workers.engine import EngineName
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReclusterJob:
+    """What is to be done. Seed and settings that are None are those of the run, or the defaults."""
+
+    registry: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Of the registry's object store, see `Storage`; for this process and the workers alike."""
+    checkpoint: Path
+    """The folder of a run, or a distributed checkpoint."""
+    output: Path
+    """A new folder of the same kind."""
+    use_helper: Mapping[str, bool] = field(default_factory=dict)
+    """Of tables of a distributed checkpoint by itself, where the optimizer's states do not tell; see `HelperUse`."""
+    frequencies: Path | None = None
+    """`.npz`: CCE table → [n] int64; None takes those of the checkpoint, if it has any."""
+    engine: EngineName = "local"
+    num_workers: int | None = None
+    memory_bytes: int = 4 << 30
+    seed: int | None = None
+    num_iterations: int | None = None
+    points_per_centroid: int | None = None
+    helper_init: HelperInit | None = None
+    validation: Path | None = None
+    """A log of the layout that the run was trained on."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    force: bool = False
+    """Publish also what the gates refuse."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """The version that a checkpoint was trained with."""
+
+    version: int
+    child: PublishedVersion | None
+    """What is current, if that was made from this very checkpoint: by this job, when it had no time to finish."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Bytes, at most."""
+
+    output: int
+    """Of the new checkpoint."""
+    scratch: int
+    """Beside it while the job runs, if no table has more IDs than embeddings."""
+    registry: int
+    """Of the new version."""
+
+
+class ReclusterInput:
+    """The checkpoint that a job clusters, and what follows from its files and the job alone.
+
+    Raises:
+        ConfigError: no checkpoint, or a job that cannot be done with it.
+    """
+
+    def __init__(self, job: ReclusterJob) -> None:
+        # Workers, perhaps on other nodes, have another working directory.
+        job = self.job = replace(job, checkpoint=job.checkpoint.resolve(), output=job.output.resolve())
+        if job.checkpoint in job.output.parents:
+            raise ConfigError(f"{job.output} is inside the checkpoint {job.checkpoint}; choose a folder outside of it")
+        self.checkpoint = Checkpoint.at(job.checkpoint, use_helper=job.use_helper)
+        is_run = (job.checkpoint / RUN_CONFIG).exists()
+        self.config: RunConfig | None = read_run_config(job.checkpoint) if is_run else None
+        if job.validation is not None and self.config is None:
+            raise ConfigError(f"{job.checkpoint}: only a run says how to build its model; leave --validate out")
+        self.seed = job.seed if job.seed is not None else 0 if self.config is None else self.config.seed
+        self.registry = Registry(job.registry, **job.options)
+        self.identity = self._identity()
+
+    @property
+    def source(self) -> str:
+        """The checkpoint, as the manifest of the version names it."""
+        return str(self.checkpoint.folder)
+
+    @cached_property
+    def settings(self) -> ReclusterConfig:
+        base = ReclusterConfig() if self.config is None else self.config.recluster.settings()
+        given: dict[str, Any] = {
+            "num_iterations": self.job.num_iterations,
+            "points_per_centroid": self.job.points_per_centroid,
+            "helper_init": self.job.helper_init,
+        }
+        return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+    @cached_property
+    def tables(self) -> list[CheckpointTable]:
+        """See `Checkpoint.tables`."""
+        return self.checkpoint.tables(self.registry)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Bytes of what the job writes."""
+        maps = [(table.config, table.snapshot.pointer_map) for table in self.tables]
+        pointers = sum(one.num_ids * config.num_columns * config.pointer_dtype.itemsize for config, one in maps)
+        vocabularies = sum(0 if one.vocabulary is None else one.vocabulary.nbytes for _, one in maps)
+        weights = sum(self.checkpoint.bytes_of([table.weight]) for table in self.tables)
+        states = sum(self.checkpoint.bytes_of(list(table.states.values())) for table in self.tables)
+        counted = self.job.frequencies or any(table.snapshot.frequencies is not None for table in self.tables)
+        frequencies = sum(8 * one.num_ids for _, one in maps) if counted else 0
+        return Sizes(
+            output=self.checkpoint.num_bytes + pointers + weights + states,
+            scratch=pointers + frequencies,
+            registry=pointers + vocabularies + weights + frequencies,
+        )
+
+    def check_room(self) -> None:
+        """Raise OSError unless the output folder's disk has room, as far as that is known beforehand."""
+        need = self.sizes.output + self.sizes.scratch
+        there = next(folder for folder in self.job.output.parents if folder.exists())
+        free = shutil.disk_usage(there).free
+        if free < need:
+            message = f"{os.strerror(errno.ENOSPC)}: {decimal(need)} are needed, {decimal(free)} are free"
+            raise OSError(errno.ENOSPC, message, str(there))
+
+    def parent(self) -> Parent:
+        """The version that is to be the parent of the new one.
+
+        Raises:
+            PublishConflictError: another one is current.
+            MapMismatchError: the registry is of another model.
+            RegistryError: nothing was published yet, or the store did not answer.
+        """
+        state = self.registry.state()
+        if state.current is None:
+            raise RegistryError(
+                f"{self.registry.url}: nothing has been published yet; begin with the maps of this checkpoint "
+                "(`torchrec-cce maps publish`)"
+            )
+        current = state.find(None)
+        manifest = self.registry.manifest(current.version)
+        if _digests(manifest) == self._digests:
+            return Parent(version=current.version, child=None)
+        before = manifest.parent
+        if manifest.provenance.checkpoint == self.source and before is not None and self._are_of(state, before):
+            return Parent(version=before, child=current)
+        if manifest.tables.keys() != self._digests.keys():
+            raise MapMismatchError(
+                f"{self.source} has CCE tables {sorted(self._digests)}, {self.registry.url} {sorted(manifest.tables)}; "
+                "it is the registry of another model"
+            )
+        mine = next((one.identity for one in reversed(state.versions) if self._are_of(state, one.version)), None)
+        raise PublishConflictError(
+            f"{self.registry.url}: {self.source} was trained with {mine or 'maps that are no version of it'}, but "
+            f"current is {current.identity}; take a checkpoint that was trained with that, or roll back first"
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """All that decides the result, as JSON values."""
+        given = self.job.frequencies
+        settings = asdict(self.settings)
+        return {
+            "checkpoint": sha256_of(self.checkpoint.folder / METADATA),
+            "maps": [stamp.digest for stamps in self.checkpoint.stamps.values() for stamp in stamps],
+            "use_helper": dict(self.job.use_helper),
+            "frequencies": None if given is None else sha256_of(given),
+            "seed": self.seed,
+            **{name: settings[name] for name in ("num_iterations", "points_per_centroid", "backend", "helper_init")},
+        }
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {table.name: table.snapshot.pointer_map.digest for table in self.tables}
+
+    def _are_of(self, state: RegistryState, version: int) -> bool:
+        """Whether the checkpoint has the maps of a version that can be opened."""
+        there = version in {one.version for one in state.versions}
+        return there and _digests(self.registry.manifest(version)) == self._digests
+
+
+def _digests(manifest: Manifest) -> dict[str, str]:
+    return {name: table.map_digest for name, table in manifest.tables.items()}
+
+
+_SUFFIX = ".npy"
+
+
+def unpack_frequencies(archive: Path, folder: Path, num_ids: Mapping[str, int]) -> dict[str, Path]:
+    """Write each array of `archive` to a `.npy` file in the new `folder`, in bounded memory.
+
+    Args:
+        archive: table → [n] int64.
+        num_ids: table → n, of all tables that there are.
+
+    Returns:
+        table → its file, of the tables that are in the archive.
+
+    Raises:
+        ConfigError: no such archive; a table that is not there, or an array that is not [n] int64.
+    """
+    folder.mkdir(parents=True)
+    files = {}
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            names = [name.removesuffix(_SUFFIX) for name in opened.namelist()]
+            unknown = sorted(set(names) - set(num_ids))
+            if unknown:
+                raise ConfigError(f"{archive}: frequencies of {unknown}; the CCE tables are {sorted(num_ids)}")
+            for number, name in enumerate(names):
+                files[name] = folder / f"{number:04d}{_SUFFIX}"
+                with opened.open(name + _SUFFIX) as packed, files[name].open("wb") as file:
+                    shutil.copyfileobj(packed, file, 1 << 20)
+                _check(archive, name, files[name], num_ids[name])
+    except (zipfile.BadZipFile, FileNotFoundError, KeyError) as error:
+        raise ConfigError(f"{archive}: not an .npz archive of frequencies ({error})") from error
+    return files
+
+
+def _check(archive: Path, name: str, file: Path, num_ids: int) -> None:
+    try:
+        array = np.load(file, mmap_mode="r")
+    except ValueError as error:
+        raise ConfigError(f"{archive}: {name!r} is not an array of numbers ({error})") from error
+    if array.shape != (num_ids,) or array.dtype != np.int64:
+        raise ConfigError(
+            f"{archive}: frequencies of {name!r} are {array.dtype} {list(array.shape)}, not int64 [{num_ids}], one a "
+            "row of its map"
+        )

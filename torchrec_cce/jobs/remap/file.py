@@ -1,0 +1,130 @@
+"""One raw file and the file that it becomes: what a worker of a remap does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchrec_cce.data.remapped_format import RemappedFormat
+from torchrec_cce.errors import DataFileError, RegistryError
+from torchrec_cce.jobs.remap.arrow import remap_to_arrow
+from torchrec_cce.jobs.remap.check import check_file
+from torchrec_cce.jobs.remap.input import InputFile, reading, stat_input
+from torchrec_cce.jobs.remap.output import Compression, FileFormat, FinishedFile, OutputFolder
+from torchrec_cce.jobs.remap.parquet.file import remap_parquet
+from torchrec_cce.jobs.remap.remapper import Remapper
+from torchrec_cce.maps.registry import MapVersion, Registry
+from torchrec_cce.maps.storage import Storage
+from torchrec_cce.workers.counters import Counters
+
+PARQUET_CODECS: dict[Compression, str | None] = {
+    "zstd": "zstd",
+    "lz4": "lz4_raw",
+    "snappy": "snappy",
+    "gzip": "gzip",
+    "none": None,
+}
+"""Compression → pyarrow's name of it."""
+ARROW_CODECS: dict[Compression, str | None] = {"zstd": "zstd", "lz4": "lz4", "none": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTask:
+    """One file, for a worker that knows nothing else."""
+
+    registry: str
+    options: dict[str, Any] = field(repr=False)
+    folder: str
+    output: str
+    remapped: RemappedFormat
+    file_format: FileFormat
+    compression: Compression
+    file: InputFile
+    output_name: str
+    num_threads: int
+    inverse_check: bool
+    number: int
+    """Of the task in its job."""
+    counters: Counters
+    """At `2 · number`: rows that are written, and the bytes of input that they are of."""
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.file.name}"
+
+    def progress(self, rows: int, of: int) -> None:
+        """Tell the job."""
+        self.counters.set(2 * self.number, rows, self.file.num_bytes * rows // max(1, of))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileResult:
+    finished: FinishedFile
+    checked_rows: int
+
+
+def remap_file(task: FileTask) -> FileResult:
+    """Write the file and its record, and on demand check it. Raises what `remap` does."""
+    source, out = Storage(task.folder, **task.options), Storage(task.output, **task.options)
+    opened = open_version(task.registry, task.remapped.version, task.options)
+    if opened.entry.manifest_sha256 != task.remapped.manifest_sha256:
+        raise RegistryError(
+            f"{task.registry}: its {opened.identity} is not the version of that number with which this job began "
+            f"(manifest {task.remapped.manifest_sha256[:12]}); remap to a new folder"
+        )
+    remapper = Remapper(
+        format=task.remapped,
+        maps={one.table: opened.tables[one.table].pointer_map for one in task.remapped.features.values()},
+    )
+    folder = OutputFolder(out)
+    with folder.at_work():
+        _check_unchanged(task, source)
+        num_bytes = 0
+        with folder.file(task.output_name) as write:
+
+            def counted(data: Any) -> None:
+                nonlocal num_bytes
+                write(data)
+                num_bytes += len(data)
+
+            is_parquet = task.file_format == "parquet"
+            with reading(str(task)), source.open_file(task.file.name) as file:
+                counts = (remap_parquet if is_parquet else remap_to_arrow)(
+                    file,
+                    str(task),
+                    remapper,
+                    counted,
+                    compression=(PARQUET_CODECS if is_parquet else ARROW_CODECS)[task.compression],
+                    num_threads=task.num_threads,
+                    progress=task.progress,
+                )
+            _check_unchanged(task, source)
+        checked = 0
+        if task.inverse_check:
+            checked = check_file(source, task.file.name, out, task.output_name, remapper)
+        finished = FinishedFile(
+            input=task.file.name,
+            name=task.output_name,
+            num_rows=counts.num_rows,
+            num_bytes=num_bytes,
+            unseen=dict(sorted((+counts.unseen).items())),
+        )
+        folder.record(finished)
+    return FileResult(finished=finished, checked_rows=checked)
+
+
+_OPENED: dict[tuple[str, int], MapVersion] = {}
+
+
+def open_version(registry: str, version: int | None, options: Mapping[str, Any]) -> MapVersion:
+    """A version, opened once in each process."""
+    found = None if version is None else _OPENED.get((registry, version))
+    if found is None:
+        found = Registry(registry, **options).open(version)
+        _OPENED[registry, found.version] = found
+    return found
+
+
+def _check_unchanged(task: FileTask, source: Storage) -> None:
+    now = stat_input(source, task.file.name)
+    if now != task.file:
+        what = "has gone" if now is None else "has changed"
+        raise DataFileError(f"{task}: {what} since the job began; remap the new data to a new folder")

@@ -1,0 +1,159 @@
+"""Remap stored data: raw IDs in Parquet files become index pointers of a published version, file by file."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, HelperPolicy, Layout
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.jobs.remap.features import check_hive_keys, remapped_format
+from torchrec_cce.jobs.remap.file import ARROW_CODECS, FileTask, open_version, remap_file
+from torchrec_cce.jobs.remap.input import list_input
+from torchrec_cce.jobs.remap.output import COMPRESSIONS, FILE_FORMATS, Compression, FileFormat, OutputFolder, RemapJob
+from torchrec_cce.jobs.remap.progress import Progress, Watcher
+from torchrec_cce.maps.storage import Storage
+from torchrec_cce.workers.engine import EngineName, engine_of
+from torchrec_cce.workers.inline import run_alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemapReport:
+    """What a job did."""
+
+    version: int
+    num_files: int
+    """Of the whole output."""
+    num_rows: int
+    num_bytes: int
+    skipped_files: int
+    """Finished by an earlier process."""
+    input_bytes: int
+    checked_rows: int
+    """Rows read back and proved by the inverse check; 0 without it."""
+    unseen: Mapping[str, int]
+    """Key of a feature in the format → how many IDs of the whole output's rows its map does not know: they have hashed
+    pointers, or the first row's, as its policy says."""
+    seconds: float
+
+
+def remap(
+    input: str,
+    output: str,
+    *,
+    registry: str,
+    version: int | None = None,
+    features: Mapping[str, str] | None = None,
+    layout: Layout = "words",
+    helper: HelperPolicy = "drop",
+    file_format: FileFormat = "parquet",
+    compression: Compression = "zstd",
+    engine: EngineName = "local",
+    num_workers: int | None = None,
+    inverse_check: bool = False,
+    options: Mapping[str, Any] | None = None,
+    progress: Callable[[Progress], object] = lambda _: None,
+) -> RemapReport:
+    """Write files in which raw IDs are replaced by index pointers; everything else is as in the raw files.
+
+    Files appear whole or not at all, in the input's relative paths, with its rows and row groups. A job that was ended
+    goes on where it was when it is run again; the output does not depend on where it was ended, on the engine or on
+    the number of workers.
+
+    Args:
+        input: Parquet: a file, a folder with all below it, or a glob; see `list_input`.
+        output: a folder, on a disk or in an object store: new, or of this job.
+        registry, version: the maps; None is the current version.
+        features: feature → its raw column; by default all of the version's features that are columns of the first file.
+        layout, helper: see `torchrec_cce.data.remapped_format`.
+        file_format, compression: of the output. Parquet columns that are not remapped keep the compression they have.
+        engine, num_workers: see `engine_of`. Where there are fewer files than workers, each uses several threads; a
+            single file is remapped by those of this process, if the engine is local.
+        inverse_check: read back a random sample of every file and prove it against map and input.
+        options: of the object stores, see `Storage`.
+        progress: called after each file, and about twice a second meanwhile.
+
+    Raises:
+        ConfigError: an unknown option, or a feature that the version does not have.
+        DataFileError: a file that cannot be read, is not as described, or has changed since the job began.
+        InvalidIDError: an ID that its map does not know under `unseen="error"`.
+        JobError: the output cannot be written or is another job's, or a worker vanished. What is finished stays.
+        RegistryError: a registry or a store that does not answer.
+    """
+    for name, value, allowed in (
+        ("layout", layout, LAYOUTS),
+        ("helper", helper, HELPER_POLICIES),
+        ("format", file_format, FILE_FORMATS),
+        ("compression", compression, COMPRESSIONS if file_format == "parquet" else tuple(ARROW_CODECS)),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+    began = time.monotonic()
+    options = dict(options or {})
+    opened = open_version(registry, version, options)
+    folder, files = list_input(input, options)
+    out = Storage(output, **options)
+    one_file = input.rstrip("/") in (files[0].name, f"{folder}/{files[0].name}")
+    url = Storage(folder, **options).url
+    _check_apart(f"{url}/{files[0].name}" if one_file else url, out.url)
+    job = RemapJob(
+        input=Storage(folder, **options).url,
+        files=tuple(files),
+        file_format=file_format,
+        compression=compression,
+        remapped=remapped_format(opened, folder, files[0], features, layout, helper, options),
+    )
+    for file in files:
+        check_hive_keys(folder, file, job.remapped)
+    output_folder = OutputFolder(out)
+    with output_folder.begun(job) as finished, engine_of(engine, num_workers=num_workers) as workers:
+        done = dict(finished)
+        todo = sorted((one for one in files if one.name not in done), key=lambda one: -one.num_bytes)
+        total = sum(one.num_bytes for one in todo)
+        counters = workers.counters(2 * len(todo))
+        tasks = [
+            FileTask(
+                registry=registry,
+                options=options,
+                folder=folder,
+                output=output,
+                remapped=job.remapped,
+                file_format=file_format,
+                compression=compression,
+                file=one,
+                output_name=job.output_name(one),
+                num_threads=max(1, round(workers.num_workers * one.num_bytes / max(1, total))),
+                inverse_check=inverse_check,
+                number=number,
+                counters=counters,
+            )
+            for number, one in enumerate(todo)
+        ]
+        watcher = Watcher(progress, tasks, counters, num_finished=len(finished))
+        checked = 0
+        if engine == "local" and len(tasks) == 1:  # a worker would take about a second to start
+            results = iter([(tasks[0], run_alone(remap_file, tasks[0], tick=watcher.tick))])
+        else:
+            results = workers.run(remap_file, tasks, tick=watcher.tick)
+        for task, result in results:
+            done[task.file.name] = result.finished
+            checked += result.checked_rows
+            watcher.finished(task, result)
+        manifest = output_folder.complete(job, list(done.values()))
+    return RemapReport(
+        version=opened.version,
+        num_files=len(files),
+        num_rows=manifest.num_rows,
+        num_bytes=manifest.num_bytes,
+        skipped_files=len(finished),
+        input_bytes=sum(one.num_bytes for one in files),
+        checked_rows=checked,
+        unseen=manifest.unseen,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _check_apart(folder: str, output: str) -> None:
+    one, other = folder.rstrip("/") + "/", output.rstrip("/") + "/"
+    if one.startswith(other) or other.startswith(one):
+        raise ConfigError(f"output {output} and input {folder} lie in one another; choose a folder beside the input")

@@ -1,0 +1,337 @@
+"""The folder that a job fills: files that appear whole or not at all, and in `_remap` what is finished of which job.
+
+Readers of folders pass over names that begin with `_`. `job.json` is there before the first file; a file's record is
+created after the file; `manifest.json` comes when all are there. So a job that died goes on where it was.
+"""
+
+import fcntl
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import field, fields
+from hashlib import sha256
+from typing import Any, Literal, get_args
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from torchrec_cce.data.remapped_format import RemappedFormat
+from torchrec_cce.errors import CCEError, JobError
+from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.jobs.remap.input import InputFile
+from torchrec_cce.maps.manifest import Count
+from torchrec_cce.maps.sealed import parse, seal
+from torchrec_cce.maps.storage import Storage
+
+FORMAT: Literal[1] = 1
+FOLDER = "_remap"
+MANIFEST = f"{FOLDER}/manifest.json"
+
+FileFormat = Literal["parquet", "arrow"]
+Compression = Literal["zstd", "lz4", "snappy", "gzip", "none"]
+FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
+COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
+
+_JOB = f"{FOLDER}/job.json"
+_CONFIG = ConfigDict(extra="forbid")
+_DYING_S = 30.0
+"""How long workers of a job that was killed may take to end."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class RemapJob:
+    """Everything that decides the bytes of the output."""
+
+    format: Literal[1] = FORMAT
+    input: str
+    """The folder of the raw files."""
+    files: tuple[InputFile, ...]
+    file_format: FileFormat
+    compression: Compression
+    remapped: RemappedFormat
+
+    def output_name(self, file: InputFile) -> str:
+        """Path of a file's output in the output folder."""
+        return file.name if self.file_format == "parquet" else f"{file.name.removesuffix('.parquet')}.arrow"
+
+    def differences(self, other: "RemapJob") -> list[str]:
+        """What differs from another job, in words."""
+        found = [
+            f"{name} {_shown(getattr(mine, name))}, not {_shown(getattr(theirs, name))}"
+            for mine, theirs in ((self, other), (self.remapped, other.remapped))
+            for name in (field.name for field in fields(mine))
+            if name not in ("files", "remapped", "features") and getattr(mine, name) != getattr(theirs, name)
+        ]
+        mine, theirs = (
+            {name: (one.column, one.map_digest) for name, one in job.remapped.features.items()} for job in (self, other)
+        )
+        found += [
+            f"feature {name}" for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)
+        ]
+        files, others = ({one.name: one for one in job.files} for job in (self, other))
+        for name in sorted(files.keys() | others.keys()):
+            if files.get(name) != others.get(name):
+                what = "has changed" if name in files and name in others else "is new" if name in files else "is gone"
+                found.append(f"input file {name} {what}")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class FinishedFile:
+    """A file of the output."""
+
+    format: Literal[1] = FORMAT
+    input: str
+    """Name of the raw file."""
+    name: str
+    num_rows: Count
+    num_bytes: Count
+    unseen: dict[str, Count] = field(default_factory=dict)
+    """Key of a feature in the format → how many IDs of its column the map does not know, and has something for; no
+    features of which it knows all."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class RemapManifest:
+    """What a complete output folder holds."""
+
+    format: Literal[1] = FORMAT
+    complete: Literal[True] = True
+    num_rows: Count
+    num_bytes: Count
+    unseen: dict[str, Count] = field(default_factory=dict)
+    """Of all files."""
+    files: tuple[FinishedFile, ...]
+    remapped: RemappedFormat
+
+
+_JOBS = TypeAdapter(RemapJob)
+_FINISHED = TypeAdapter(FinishedFile)
+_MANIFESTS = TypeAdapter(RemapManifest)
+
+
+def read_manifest(storage: Storage) -> RemapManifest:
+    """The manifest of a complete output folder.
+
+    Raises:
+        JobError: there is none: the job has not finished.
+        MapFileError: it is damaged.
+    """
+    try:
+        document = storage.read(MANIFEST)
+    except FileNotFoundError as error:
+        raise JobError(f"{storage.url}/{MANIFEST}: there is none, the job has not finished; run it again") from error
+    return parse(_MANIFESTS, document, f"{storage.url}/{MANIFEST}", newest_format=FORMAT)
+
+
+class OutputFolder:
+    """One job's output, on a disk or in an object store."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.url = storage.url
+
+    @contextmanager
+    def begun(self, job: RemapJob) -> Iterator[dict[str, FinishedFile]]:
+        """Own the folder for `job`; yields the files that are finished already, by the names of their inputs.
+
+        On a disk nobody else can own it meanwhile, and what an earlier process left unfinished is removed. Two jobs on
+        one folder of an object store write the same bytes.
+
+        Raises:
+            JobError: the folder is another job's or holds other data, or a job is at work in it.
+        """
+        name = f"{self.url}/{_JOB}"
+        if self._storage.find(_JOB) is None and self._other_data():
+            raise JobError(f"{self.url}: holds other data than a remap job's; choose a new folder")
+        if not self._storage.create(_JOB, seal(_JOBS.dump_python(job, mode="json"))):
+            there = parse(_JOBS, self._storage.read(_JOB), name, newest_format=FORMAT)
+            different = job.differences(there)
+            if different:
+                more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+                raise JobError(
+                    f"{self.url}: is the output of another job: {'; '.join(different[:3])}{more}. Choose a new folder, "
+                    "or run the job that it is of"
+                )
+        with ExitStack() as locks:
+            if self._storage.local_root is not None:
+                locks.enter_context(self._owned())
+            yield self._finished(job)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Of a worker: while it writes, nobody takes its unfinished files for debris."""
+        if self._storage.local_root is None:
+            yield
+            return
+        with _lock(self._storage.local_root / FOLDER, fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Callable[[Any], object]]:
+        """A function to write a file with, which is there when the block ends well.
+
+        Raises:
+            JobError: it cannot be written, for example because the disk is full.
+        """
+
+        if self._storage.local_root is None:
+            with self._storage.writer(name) as sink:
+                yield self._guarded(name, lambda data: sink.write(memoryview(data).cast("B")))
+            return
+        path = self._storage.local_root / name
+        with self._errors(name), atomic_path(path) as temporary, temporary.open("wb", 0) as file:
+            sink = Gathered(file.fileno())
+            yield self._guarded(name, sink.write)
+            sink.flush()
+
+    def _guarded(self, name: str, write: Callable[[Any], object]) -> Callable[[Any], object]:
+        def guarded(data: Any) -> None:
+            with self._errors(name):
+                write(data)
+
+        return guarded
+
+    def record(self, one: FinishedFile) -> None:
+        """Note that a file is finished."""
+        self._storage.create(_record_name(one.input), seal(_FINISHED.dump_python(one, mode="json")))
+
+    def complete(self, job: RemapJob, files: list[FinishedFile]) -> RemapManifest:
+        """Note that all are."""
+        manifest = RemapManifest(
+            num_rows=sum(one.num_rows for one in files),
+            num_bytes=sum(one.num_bytes for one in files),
+            unseen=dict(sorted(sum((Counter(one.unseen) for one in files), Counter()).items())),
+            files=tuple(sorted(files, key=lambda one: one.name)),
+            remapped=job.remapped,
+        )
+        self._storage.create(MANIFEST, seal(_MANIFESTS.dump_python(manifest, mode="json")))
+        return manifest
+
+    def _finished(self, job: RemapJob) -> dict[str, FinishedFile]:
+        found = {}
+        for file in job.files:
+            name = _record_name(file.name)
+            try:
+                document = self._storage.read(name)
+            except FileNotFoundError:
+                continue
+            one = parse(_FINISHED, document, f"{self.url}/{name}", newest_format=FORMAT)
+            there = self._storage.find(one.name)
+            if there is None or there.num_bytes != one.num_bytes:
+                now = "is gone" if there is None else f"has {there.num_bytes}"
+                raise JobError(
+                    f"{self.url}/{one.name}: was finished with {one.num_bytes} bytes and now {now}; restore it, or "
+                    f"delete {name} to have it made again"
+                )
+            found[file.name] = one
+        return found
+
+    def _other_data(self) -> bool:
+        root = self._storage.local_root
+        if root is None:
+            return bool(self._storage.objects(""))
+        return root.is_dir() and any(path.name != FOLDER for path in root.iterdir())
+
+    @contextmanager
+    def _owned(self) -> Iterator[None]:
+        root = self._storage.local_root
+        assert root is not None
+        try:
+            lock = _lock(root / _JOB, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JobError(f"{self.url}: a job is at work in this folder; wait for it, or end it") from None
+        with lock:
+            # Workers outlive a job that was killed by a moment.
+            deadline = time.monotonic() + _DYING_S
+            while not self._remove_debris():
+                if time.monotonic() > deadline:
+                    raise JobError(f"{self.url}: workers of an earlier job still write to this folder; end them")
+                time.sleep(0.05)
+            try:
+                yield
+            finally:
+                self._remove_debris()  # of workers that were ended because another one failed
+
+    def _remove_debris(self) -> bool:
+        """Remove unfinished files; False, and nothing is removed, while a worker may be writing them."""
+        root = self._storage.local_root
+        assert root is not None
+        try:
+            lock = _lock(root / FOLDER, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        with lock:
+            for where, _, names in os.walk(root):
+                for name in names:
+                    unfinished = name.startswith(".") and name.endswith(".tmp")
+                    if unfinished or ("#" in name and where.startswith(str(root / FOLDER))):
+                        os.unlink(os.path.join(where, name))
+        return True
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        """What the operating system says while a file is written, as a JobError of one line."""
+        try:
+            yield
+        except CCEError:
+            raise
+        except OSError as error:
+            raise JobError(
+                f"{self.url}/{name}: cannot be written ({error.strerror or error}); what is finished stays, make room "
+                "and run the job again"
+            ) from error
+
+
+def _lock(path: os.PathLike[str], operation: int) -> ExitStack:
+    """Lock a file or folder until the context ends. Raises BlockingIOError if another process has it."""
+    with ExitStack() as lock:
+        descriptor = os.open(path, os.O_RDONLY)
+        lock.callback(os.close, descriptor)
+        fcntl.flock(descriptor, operation)
+        return lock.pop_all()
+
+
+def _record_name(name: str) -> str:
+    return f"{FOLDER}/files/{sha256(name.encode()).hexdigest()[:32]}.json"
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) != 64 else f"{text[:12]}…"
+
+
+_ENOUGH_BYTES = 1 << 20
+_MOST_PARTS = 512  # Linux takes 1024
+
+
+class Gathered:
+    """Writes to a file descriptor, front to back; what it was given must not change before `flush`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._parts: list[memoryview] = []
+        self._num_bytes = 0
+
+    def write(self, data: Any) -> None:
+        """Take a part, of anything that has bytes. Raises OSError, now or later."""
+        part = memoryview(data).cast("B")
+        self._parts.append(part)
+        self._num_bytes += len(part)
+        if self._num_bytes >= _ENOUGH_BYTES or len(self._parts) == _MOST_PARTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was taken. Raises OSError."""
+        left, self._parts, self._num_bytes = self._parts, [], 0
+        while left:
+            written = os.writev(self._descriptor, left)
+            done = 0
+            while done < len(left) and written >= len(left[done]):
+                written -= len(left[done])
+                done += 1
+            left = left[done:]
+            if written:
+                left[0] = left[0][written:]

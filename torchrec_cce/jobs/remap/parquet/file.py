@@ -1,0 +1,176 @@
+"""A Parquet file with pointers in place of raw IDs, column chunk by column chunk.
+
+Columns that are no IDs are copied byte for byte, so that nothing about them changes, whatever wrote them. Of ID columns
+the pages are rewritten (`remap_pages`); what that does not cover, as lists of IDs, is decoded and encoded by pyarrow.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from torchrec_cce.errors import DataFileError
+from torchrec_cce.jobs.remap.parquet.chunks import Chunk, copied, encoded, moved, start_of
+from torchrec_cce.jobs.remap.parquet.fields import FieldPlan, plan_fields
+from torchrec_cce.jobs.remap.parquet.footer import new_footer, new_group
+from torchrec_cce.jobs.remap.parquet.pages import CannotRewrite, rewrite_chunk
+from torchrec_cce.jobs.remap.parquet.thrift import Struct, read_struct, write_struct
+from torchrec_cce.jobs.remap.remapper import Remapper, Unseen
+
+MAGIC = b"PAR1"
+
+Write = Callable[[Any], object]
+RowsDone = Callable[[int, int], object]
+"""Told how many rows of how many are written."""
+
+
+class Counts(NamedTuple):
+    """Of a remapped file."""
+
+    num_rows: int
+    unseen: Unseen
+
+
+def remap_parquet(
+    file: pa.NativeFile,
+    name: str,
+    remapper: Remapper,
+    write: Write,
+    *,
+    compression: str | None,
+    num_threads: int,
+    progress: RowsDone = lambda _, __: None,
+) -> Counts:
+    """Write the remapped file, front to back.
+
+    Row groups stay as they are. Memory holds a few column chunks. The bytes do not depend on `num_threads`.
+
+    Args:
+        file: open for reading at any place.
+        name: of the file, for messages.
+        write: takes bytes.
+        compression: of new columns, as pyarrow names codecs, or None.
+        progress: called after each row group.
+
+    Raises:
+        DataFileError, InvalidIDError: see `Remapper`; or the file is no Parquet file.
+    """
+    return _File(file, name, remapper, compression).copy(write, num_threads, progress)
+
+
+class _File:
+    def __init__(self, file: pa.NativeFile, name: str, remapper: Remapper, compression: str | None) -> None:
+        self._file = file
+        self._name = name
+        self._remapper = remapper
+        self._compression = compression
+        self._metadata = pq.ParquetFile(file).metadata
+        schema = pq.ParquetFile(file, metadata=self._metadata).schema_arrow
+        self._new_schema = remapper.schema(schema, name)
+        size = file.size()
+        length = int.from_bytes(file.read_at(4, size - 8), "little")
+        self._footer, _ = read_struct(file.read_at(length, size - 8 - length))
+        self._groups: list[Struct] = self._footer[4].value.values
+        self._plans = plan_fields(self._footer, schema, remapper, self._new_schema)
+
+    def copy(self, write: Write, num_threads: int, progress: RowsDone) -> Counts:
+        position = 0
+
+        def put(data: Any) -> None:
+            nonlocal position
+            write(data)
+            position += len(data)
+
+        put(MAGIC)
+        groups, rows, unseen = [], 0, Unseen()
+        counts = [group[3].value for group in self._groups]
+        tasks = [
+            partial(self._chunks, plan, number, sum(counts[:number]))
+            for number, count in enumerate(counts)
+            if count
+            for plan in self._plans
+        ]
+        results = in_order(tasks, num_threads)
+        for group, count in zip(self._groups, counts, strict=True):
+            if not count:
+                continue
+            start, entries = position, []
+            for _ in self._plans:
+                chunks, counted = next(results)
+                unseen.update(counted)
+                for chunk in chunks:
+                    entries.append(moved(chunk.entry, position))
+                    for part in chunk.parts:
+                        put(part)
+            groups.append(new_group(group, self._plans, entries, start))
+            rows += count
+            progress(rows, sum(counts))
+        footer = write_struct(new_footer(self._footer, self._plans, self._new_schema, groups))
+        for part in (footer, len(footer).to_bytes(4, "little"), MAGIC):
+            put(part)
+        return Counts(rows, unseen)
+
+    def _chunks(self, plan: FieldPlan, group: int, first_row: int) -> tuple[list[Chunk], Unseen]:
+        """The new file's chunks of one field in one row group."""
+        entries: list[Struct] = self._groups[group][1].value.values
+        raw = [self._read(entries[leaf]) for leaf in plan.leaves] if plan.copied or plan.rewrites else []
+        kept = [copied(entries[leaf], data) for leaf, data in zip(plan.leaves, raw, strict=False)]
+        new, unseen = self._new_chunks(plan, group, first_row, raw) if plan.features else ([], Unseen())
+        return (kept if plan.copied else []) + new, unseen
+
+    def _new_chunks(self, plan: FieldPlan, group: int, first_row: int, raw: list[bytes]) -> tuple[list[Chunk], Unseen]:
+        if plan.rewrites:
+            try:
+                return rewrite_chunk(
+                    raw[0],
+                    self._groups[group][1].value.values[plan.leaves.start][3].value,
+                    plan.features,
+                    unsigned=plan.unsigned,
+                    optional=plan.optional,
+                    compression=self._compression,
+                )
+            except CannotRewrite:
+                pass  # also the place of a wrong ID is found by its row
+        table = pq.ParquetFile(self._file, metadata=self._metadata).read_row_group(
+            group, columns=[plan.name], use_threads=False
+        )
+        array = table.column(0).combine_chunks()
+        unseen = Unseen()
+        arrays = self._remapper.columns(plan.name, array, self._name, first_row=first_row, unseen=unseen)
+        names = plan.new_names
+        fields = [self._new_schema.field(name) for name in names]
+        return encoded(pa.table(arrays[-len(names) :], schema=pa.schema(fields)), self._compression), unseen
+
+    def _read(self, entry: Struct) -> bytes:
+        if 8 in entry or 9 in entry or 1 in entry:
+            raise DataFileError(f"{self._name}: has encrypted columns, or columns in other files; write it anew")
+        meta: Struct = entry[3].value
+        data: bytes = self._file.read_at(meta[7].value, start_of(meta))
+        if len(data) != meta[7].value:
+            raise DataFileError(f"{self._name}: is cut short")
+        return data
+
+
+T = TypeVar("T")
+
+
+def in_order(calls: Sequence[Callable[[], T]], num_threads: int) -> Iterator[T]:
+    """The results of `calls` in their order, few of them ahead: at most twice as many as threads."""
+    if num_threads == 1:
+        yield from (call() for call in calls)
+        return
+    left = iter(calls)
+    with ThreadPoolExecutor(num_threads) as threads:
+        ahead: list[Future[T]] = [threads.submit(call) for call in islice(left, 2 * num_threads)]
+        try:
+            while ahead:
+                result = ahead.pop(0).result()
+                ahead += [threads.submit(call) for call in islice(left, 1)]
+                yield result
+        finally:
+            for future in ahead:
+                future.cancel()

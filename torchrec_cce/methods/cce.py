@@ -1,0 +1,158 @@
+"""Table configurations: what a user writes instead of `torchrec.EmbeddingBagConfig` and `torchrec.EmbeddingConfig`.
+
+They are dataclasses like TorchRec's own (and therefore not frozen), keyword-only in what they add, and checked where
+they are built.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.kernels.rows import clustered_rows, partly_clustered_rows
+from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.methods.compositional import (
+    CompositionalConfig,
+    CompositionalEmbeddingBagConfig,
+    CompositionalEmbeddingConfig,
+    HashedScheme,
+    refuse_signs,
+)
+from torchrec_cce.methods.scheme import Looked
+
+
+@dataclass(kw_only=True)
+class CCEConfig(CompositionalConfig):
+    """A Clustered Compositional Embedding table: in each column a codebook word, learned by clustering, plus a helper
+    word, hashed (Tsang and Ahle, NeurIPS 2023). Trained parameters: `2·k·d`, or `k·d` without helper.
+    """
+
+    num_columns: int = 4
+    num_terms: int = 2
+    """Always 2: codebook and helper."""
+    use_helper: bool = True
+    """False: an ID reads its codebook words alone. The physical table has its helper rows all the same, as zeros, so
+    that maps, versions and placements are those of a table with helper."""
+
+    def __post_init__(self) -> None:
+        if self.num_terms != 2:
+            raise ConfigError(
+                f"table {self.name!r}: num_terms={self.num_terms}; a CCE table has 2, codebook and helper"
+            )
+        super().__post_init__()
+
+    @property
+    def num_words(self) -> int:
+        return 2 if self.use_helper else 1
+
+    @property
+    def num_parameters(self) -> int:
+        return int(self.num_words * self.num_rows * self.embedding_dim)
+
+    def used_words(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`weights: [2·c·k, d/c]`, with zeros for a helper that is not used."""
+        if self.use_helper:
+            return weights
+        used: npt.NDArray[np.float32] = weights.copy()
+        used.reshape(self.num_columns, 2, -1)[:, 1] = 0
+        return used
+
+    def _physical_fields(self) -> dict[str, Any]:
+        fields = super()._physical_fields()
+        if not self.use_helper:
+            fields["init_fn"] = partial(_init_codebooks, self.init_fn, self.num_columns, self.num_rows)
+        return fields
+
+    @property
+    def pointer_dtype(self) -> np.dtype[np.unsignedinteger]:
+        """The width that `num_rows` needs: uint8 up to 256 rows, uint16 up to 65536, else uint32."""
+        return pointer_dtype(self.num_rows)
+
+
+@dataclass(kw_only=True)
+class CCEEmbeddingBagConfig(CCEConfig, CompositionalEmbeddingBagConfig):
+    """A clustered table whose IDs come in bags that are pooled. Sizes and errors: `CCEConfig`."""
+
+    def __post_init__(self) -> None:
+        refuse_signs(self)
+        super().__post_init__()
+
+
+@dataclass(kw_only=True)
+class CCEEmbeddingConfig(CCEConfig, CompositionalEmbeddingConfig):
+    """A clustered table that gives every ID of a sequence an embedding. Sizes and errors: `CCEConfig`."""
+
+
+def _init_codebooks(
+    init_fn: Callable[[torch.Tensor], object], num_columns: int, num_rows: int, weight: torch.Tensor
+) -> None:
+    """Fill a physical table, of zeros in the helper's rows; a shard, of which the rows are not known, all over."""
+    init_fn(weight)
+    if len(weight) == 2 * num_columns * num_rows:
+        with torch.no_grad():
+            weight.view(num_columns, 2, -1)[:, 1] = 0
+
+
+def pointer_dtype(num_rows: int) -> np.dtype[np.unsignedinteger]:
+    """The narrowest of uint8, uint16 and uint32 that holds the pointers `0..num_rows - 1`."""
+    return np.dtype(np.uint8 if num_rows <= 2**8 else np.uint16 if num_rows <= 2**16 else np.uint32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CCEScheme:
+    """CCE: the codebook word by the map's pointers (before the first clustering, a hash), the helper word by a hash."""
+
+    pointer_map: PointerMap
+    use_helper: bool = True
+    """False: codebook words alone, of a physical table that has its helper rows all the same."""
+
+    @property
+    def num_terms(self) -> int:
+        return 2 if self.use_helper else 1
+
+    @property
+    def num_columns(self) -> int:
+        return self.pointer_map.num_columns
+
+    @cached_property
+    def _unclustered(self) -> HashedScheme:
+        terms = (self.pointer_map.codebook_hash, self.pointer_map.helper_hash)
+        # The map says which IDs it knows, where they are not simply all below a bound.
+        num_ids = None if self.pointer_map.takes_any_id else self.pointer_map.num_ids
+        return HashedScheme(num_ids=num_ids, terms=terms)
+
+    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
+        one = self.pointer_map
+        # Where every ID is its own row, and any other is an error, one pass does it all.
+        if not one.takes_any_id and one.stored is None and self.use_helper:
+            return self._unclustered.rows_into(ids, out)
+        helper = one.helper_hash
+        if not one.takes_any_id and one.stored is not None:
+            bad = clustered_rows(ids, one.stored_view, helper.multipliers, helper.offsets, helper.num_rows, out)
+            return Looked(bad=bad)
+
+        ids, map_rows, unseen = one.resolve(ids)
+        if unseen is not None and one.unseen == "error":
+            return Looked(bad=int(np.argmax(unseen)))
+        if one.stored is None and self.use_helper:
+            self._unclustered.rows_into(ids, out)
+        else:
+            codebook = one.codebook_hash
+            none_stored = np.empty((0, one.num_columns), np.uint8)
+            partly_clustered_rows(
+                ids,
+                map_rows,
+                none_stored if one.stored is None else one.stored_view,
+                codebook.multipliers,
+                codebook.offsets,
+                helper.multipliers,
+                helper.offsets,
+                helper.num_rows,
+                out,
+            )
+        return Looked(unseen=0 if unseen is None else int(np.count_nonzero(unseen)))

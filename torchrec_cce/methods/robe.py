@@ -1,0 +1,71 @@
+"""Configurations of tables whose embeddings are computed from the raw ID and shared parameters, not looked up as rows.
+
+A stock TorchRec table cannot hold them. They are small, and every rank has a replica.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
+from torchrec_cce.methods.tensor_hash import Constant
+
+
+@dataclass(kw_only=True)
+class RobeEmbeddingBagConfig(ComputedEmbeddingBagConfig):
+    """ROBE (Desai et al. 2022): blocks of one circular array of weights, each at a hashed offset, side by side.
+
+    With blocks of one weight, and signs, these are HashedNets (Chen et al. 2015).
+    """
+
+    num_weights: int
+    """Length of the array."""
+    block_size: int
+    """Weights in a block; a divisor of `embedding_dim`."""
+    signed: bool = False
+    """Multiply each block by +1 or -1, chosen by another hash."""
+
+    def __post_init__(self) -> None:
+        self._check_positive(num_weights=self.num_weights, block_size=self.block_size)
+        super().__post_init__()
+        allowed = [size for size in range(1, self.embedding_dim + 1) if self.embedding_dim % size == 0]
+        if self.block_size not in allowed:
+            raise ConfigError(
+                f"table {self.name!r}: block_size={self.block_size} does not divide embedding_dim="
+                f"{self.embedding_dim}; allowed: {', '.join(map(str, allowed))}"
+            )
+        if self.num_weights < self.block_size:
+            raise ConfigError(
+                f"table {self.name!r}: num_weights={self.num_weights} is below block_size={self.block_size}, one block"
+            )
+
+    @property
+    def num_parameters(self) -> int:
+        return self.num_weights
+
+
+class Robe(ComputedTable):
+    """Element `i` of block `b` is weight `(offset_b(id) + i) mod P` of the array, times the block's sign."""
+
+    def __init__(self, config: RobeEmbeddingBagConfig, device: torch.device | None = None) -> None:
+        super().__init__(config)
+        self._init = config.init_fn
+        blocks = config.embedding_dim // config.block_size
+        self.weights = parameter(config.num_weights, device=device)
+        self._offsets = self._hash("offsets", num_functions=blocks, num_rows=config.num_weights)
+        self._signs = self._hash("signs", num_functions=blocks, num_rows=2) if config.signed else None
+        self._inside = Constant(torch.arange(config.block_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """By the configuration's `init_fn`."""
+        if not self.weights.is_meta:
+            self._init(self.weights)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        offsets = self._offsets(ids)[:, :, None] + self._inside.on(ids.device)
+        blocks = self.weights[offsets % len(self.weights)]  # [N, blocks, block_size]
+        if self._signs is not None:
+            blocks = blocks * (2 * self._signs(ids) - 1)[:, :, None]
+        return blocks.flatten(1)

@@ -1,0 +1,184 @@
+"""A physical table that lies in shards on several ranks, read and written as a whole."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import KeyedOptimizer
+
+from torchrec_cce.errors import ConfigError, MapMismatchError
+from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.methods.cce import CCEConfig
+from torchrec_cce.modules.collection import CCECollection, snapshot_of
+from torchrec_cce.modules.parameter_store import TableRows, to_array
+from torchrec_cce.modules.recluster import TableReport
+from torchrec_cce.modules.remap import Remap
+from torchrec_cce.sharding.agreement import on_all_ranks
+
+
+class ShardedStore:
+    """The rows of one table of a `DistributedModelParallel` model. Every rank calls every method, in the same order.
+
+    Args:
+        weight: the table's entry in the model's `state_dict()`, whose shards are the memory that is trained.
+        state: the table's entry in the optimizer's `state_dict()["state"]`; empty on a rank without a shard.
+    """
+
+    def __init__(self, weight: torch.Tensor | ShardedTensor, state: dict[str, Any]) -> None:
+        self._weight = weight
+        num_rows = size_of(weight)[0]
+        sizes = {
+            name: size_of(value) for name, value in state.items() if isinstance(value, torch.Tensor | ShardedTensor)
+        }
+        mine = {name: size for name, size in sizes.items() if size[:1] == (num_rows,)}
+        everyones: list[dict[str, tuple[int, ...]]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(everyones, mine)
+        self._sizes = {name: size for sizes in everyones for name, size in sorted(sizes.items())}
+        self._states = {name: state.get(name) for name in self._sizes}
+
+    def read(self) -> TableRows:
+        return TableRows(
+            weights=to_array(_gather(self._weight, size_of(self._weight))),
+            states={name: to_array(_gather(value, self._sizes[name])) for name, value in self._states.items()},
+        )
+
+    def write(self, rows: TableRows) -> None:
+        scatter(self._weight, torch.from_numpy(rows.weights))
+        for name, value in self._states.items():
+            scatter(value, torch.from_numpy(rows.states[name]))
+
+
+def size_of(value: torch.Tensor | ShardedTensor) -> tuple[int, ...]:
+    """From a sharded tensor's metadata: its `size()` goes through a class method that warns of its deprecation."""
+    return tuple(value.metadata().size if isinstance(value, ShardedTensor) else value.size())
+
+
+def _gather(value: torch.Tensor | ShardedTensor | None, size: tuple[int, ...]) -> torch.Tensor:
+    """The whole tensor on every rank. Each element has one owner, so that the sum over ranks is exact."""
+    if value is not None and not isinstance(value, ShardedTensor):
+        return value.detach()
+    whole = torch.zeros(size)
+    for part, shard in _shards(value, whole):
+        part.copy_(shard)
+    dist.all_reduce(whole)
+    return whole
+
+
+def scatter(value: torch.Tensor | ShardedTensor | None, whole: torch.Tensor) -> None:
+    """Write `whole` into the memory that this rank trains."""
+    with torch.no_grad():
+        if value is not None and not isinstance(value, ShardedTensor):
+            value.copy_(whole)
+            return
+        for part, shard in _shards(value, whole):
+            shard.copy_(part)
+
+
+def _shards(value: ShardedTensor | None, whole: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each local shard with the region of `whole` that it is."""
+    pairs = []
+    for shard in [] if value is None else value.local_shards():
+        region = whole
+        for dim, (offset, length) in enumerate(
+            zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
+        ):
+            region = region.narrow(dim, offset, length)
+        pairs.append((region, shard.tensor.view(region.shape)))
+    return pairs
+
+
+def collections_of(model: DistributedModelParallel) -> dict[str, CCECollection]:
+    """The CCE collections of a sharded model, by the path that their parameters' names start with.
+
+    Raises:
+        ConfigError: a training pipeline has batches in flight that were remapped by the maps there are.
+    """
+    found = {path: module for path, module in model.module.named_modules() if isinstance(module, CCECollection)}
+    for path, collection in found.items():
+        if not isinstance(collection.remap, Remap):
+            raise ConfigError(
+                f"{path!r} is in a training pipeline that has batches in flight; call "
+                "torchrec_cce.sharding.pipeline.drain first"
+            )
+    return found
+
+
+class ShardedTable(NamedTuple):
+    """A CCE table of a sharded model."""
+
+    collection: CCECollection
+    config: CCEConfig
+    store: ShardedStore
+
+
+def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None = None) -> list[ShardedTable]:
+    """All CCE tables of a sharded model, with the state that `optimizer` has of them. Every rank calls it.
+
+    Raises as `collections_of`.
+    """
+    weights = model.state_dict()
+    states = {} if optimizer is None else optimizer.state_dict()["state"]
+    tables = []
+    for path, collection in collections_of(model).items():
+        for config in collection.cce_configs():
+            name = f"{path}.{collection.weight_name(config.name)}"
+            store = ShardedStore(weights[name], states.get(name, {}))
+            tables.append(ShardedTable(collection=collection, config=config, store=store))
+    return tables
+
+
+def check_on_all_ranks(model: DistributedModelParallel, tables: Mapping[str, TableSnapshot]) -> None:
+    """Raise MapMismatchError on every rank unless `tables` can be restored on all of them."""
+    collections = collections_of(model).values()
+    theirs = {name for collection in collections for name in collection.cce_tables()}
+
+    def check() -> None:
+        if theirs != tables.keys():
+            raise MapMismatchError(f"the maps are of tables {sorted(tables)}, the model has {sorted(theirs)}")
+        for collection in collections:
+            collection.check_tables({name: tables[name] for name in collection.cce_tables()})
+
+    on_all_ranks(check)
+
+
+class ShardedMaps:
+    """The CCE tables of all collections in a `DistributedModelParallel` model. Every rank calls every method.
+
+    Example:
+        >>> registry.open().attach(ShardedMaps(model))  # doctest: +SKIP
+    """
+
+    def __init__(self, model: DistributedModelParallel) -> None:
+        self._model = model
+
+    def snapshot(
+        self,
+        reports: Mapping[str, TableReport] | None = None,
+        frequencies: Mapping[str, npt.NDArray[np.int64]] | None = None,
+    ) -> dict[str, TableSnapshot]:
+        """As `CCECollection.snapshot`: whole tables, on every rank."""
+        reports, frequencies = reports or {}, frequencies or {}
+        return {
+            config.name: snapshot_of(
+                config,
+                collection.pointer_map(config.name),
+                weights=store.read().weights,
+                frequencies=frequencies.get(config.name),
+                report=reports.get(config.name),
+            )
+            for collection, config, store in tables_of(self._model)
+        }
+
+    def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
+        """As `CCECollection.restore`. If it fails on any rank, it does on all, and nothing has changed."""
+        check_on_all_ranks(self._model, tables)
+        for collection, config, store in tables_of(self._model):
+            table = tables[config.name]
+            if table.weights is not None:
+                store.write(TableRows(weights=config.used_words(np.array(table.weights)), states={}))
+            collection.attach_pointer_map(config.name, table.pointer_map)
