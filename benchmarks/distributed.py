@@ -24,7 +24,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from benchmarks.figure import report
 from benchmarks.recluster_ranks import Peak, recluster_figures
 from benchmarks.scaling import scaling_figures
-from tests.training.launch import on_ranks
+from tests.support.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig
 from torchrec_cce.clustering.sample import Frequencies
 from torchrec_cce.maps.arrow_file import read_array, write_array

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from benchmarks.figure import report
-from tests.training.launch import on_ranks
+from tests.support.launch import on_ranks
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES
 from torchrec_cce.experiments.planted_log import SyntheticLog, write_click_log
 from torchrec_cce.maps.snapshot import TableSnapshot

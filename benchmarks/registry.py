@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figure import report
-from tests.maps.contention import begin, crowd, lost_updates
-from tests.maps.flips import flipped
-from tests.maps.forks import Fork, apart
-from tests.maps.kills import Outcome, Target, damage, kill_publishers, strays
-from tests.maps.recipe import Recipe
-from tests.maps.s3_server import FLAKY, TIMEOUT_S, s3_server
+from tests.support.contention import begin, crowd, lost_updates
+from tests.support.flips import flipped
+from tests.support.forks import Fork, apart
+from tests.support.kills import Outcome, Target, damage, kill_publishers, strays
+from tests.support.recipe import Recipe
+from tests.support.s3_server import FLAKY, TIMEOUT_S, s3_server
 from torchrec_cce.errors import MapFileError
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import Registry

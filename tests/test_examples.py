@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.launch import TIMEOUT, Job, on_ranks, wait_for_all
 from tests.test_docs import ROOT, blocks
-from tests.training.launch import TIMEOUT, Job, on_ranks, wait_for_all
 
 EXAMPLES = ROOT / "examples"
 README = "examples/README.md"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 
-from tests.training import runs
+from tests.support import runs
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, ReclusterConfig, Registry
 from torchrec_cce.data.criteo import read_criteo
 from torchrec_cce.data.parquet import write_parquet

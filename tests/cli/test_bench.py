@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.training.launch import command
+from tests.support.launch import command
 
 PLAN = """caps = [10]
 methods = [{method = "low_rank"}]

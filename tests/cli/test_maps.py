@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.jobs import nights
-from tests.maps.snapshots import snapshot
-from tests.training import runs
-from tests.training.launch import Finished, command
+from tests.support import nights, runs
+from tests.support.launch import Finished, command
+from tests.support.snapshots import snapshot
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.training.config_file import read_run_config

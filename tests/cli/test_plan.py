@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.training import runs
-from tests.training.launch import Finished, command
+from tests.support import runs
+from tests.support.launch import Finished, command
 from torchrec_cce.training.config import RunConfig
 
 

@@ -13,9 +13,9 @@ from unittest import mock
 import pytest
 from typer.testing import CliRunner
 
-from tests.jobs import nights
-from tests.jobs.nights import Night
-from tests.training.launch import Job, command
+from tests.support import nights
+from tests.support.launch import Job, command
+from tests.support.nights import Night
 from torchrec_cce.cli.main import app, main
 from torchrec_cce.jobs.recluster import job as job_module
 from torchrec_cce.jobs.recluster import report as report_module

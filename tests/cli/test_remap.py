@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.test_remap_run import NAMES, Place, contents
-from tests.training.launch import Finished, command
+from tests.jobs.remap.test_job import NAMES, Place, contents
+from tests.support.launch import Finished, command
 from torchrec_cce.maps.registry import Registry
 
 

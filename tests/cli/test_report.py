@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.evaluation.experiment_results import row, write_results
+from tests.support.experiment_results import row, write_results
 from torchrec_cce.cli.main import app
 
 

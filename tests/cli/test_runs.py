@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.training import runs
-from tests.training.launch import Finished, command
+from tests.support import runs
+from tests.support.launch import Finished, command
 from torchrec_cce.maps.bundle import read_folder
 
 SCRIPT = Path(sys.executable).with_name("torchrec-cce")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import torchrec_cce
-from tests.maps.snapshots import snapshot
+from tests.support.snapshots import snapshot
 from torchrec_cce.maps.registry import Registry
 
 _RUN_ALL = """

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.plain import assert_same, cut, joined, numbered
+from tests.support.plain_rows import assert_same, cut, joined, numbered
 from torchrec_cce.data.batches import global_batches, prefetch, rank_part
 from torchrec_cce.data.rows import Rows
 from torchrec_cce.errors import ConfigError, DataFileError

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.plain import INT64, assert_same, joined
+from tests.support.plain_rows import INT64, assert_same, joined
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES, read_criteo
 from torchrec_cce.data.rows import Column, Rows, log_transform
 from torchrec_cce.data.tsv import (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.plain import assert_same, bags_of, column, cut, joined, numbered, rows
+from tests.support.plain_rows import assert_same, bags_of, column, cut, joined, numbered, rows
 from torchrec_cce.data.parquet import num_rows, read_parquet, write_parquet
 from torchrec_cce.data.rows import Rows
 from torchrec_cce.errors import ConfigError, DataFileError

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 
-from tests.data.remapped_files import write_remapped
+from tests.support.remapped_files import write_remapped
 from torchrec_cce import (
     CCEEmbeddingBagCollection,
     CCEEmbeddingBagConfig,

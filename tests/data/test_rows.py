@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.plain import assert_same, bags_of, column, cut, joined, numbered, rows
+from tests.support.plain_rows import assert_same, bags_of, column, cut, joined, numbered, rows
 from torchrec_cce.data.rows import Column, Rows, concat, log_transform, thinned, to_batch
 from torchrec_cce.errors import ConfigError
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.distributed.cases import FORMS, MIXTURES, OTHER_METHODS, TABLES, UNIFORM, WITHOUT_HELPER, Case
-from tests.distributed.parity import Outcome, assert_equal, build_model, compare, on_a_rank
-from tests.training.launch import on_ranks
+from tests.support.distributed_cases import FORMS, MIXTURES, OTHER_METHODS, TABLES, UNIFORM, WITHOUT_HELPER, Case
+from tests.support.launch import on_ranks
+from tests.support.parity import Outcome, assert_equal, build_model, compare, on_a_rank
 
 TOLERANCE = 1e-6
 CASES = UNIFORM | MIXTURES | FORMS | WITHOUT_HELPER | OTHER_METHODS

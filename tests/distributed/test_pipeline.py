@@ -8,7 +8,7 @@ import torch
 from torchrec import KeyedJaggedTensor
 from torchrec.datasets.utils import Batch
 
-from tests.distributed.pipelines import WAYS, Trained, assert_all_ways_were_taken, assert_same, in_every_way
+from tests.support.pipelines import WAYS, Trained, assert_all_ways_were_taken, assert_same, in_every_way
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig
 from torchrec_cce.errors import MapMismatchError
 from torchrec_cce.sharding.pipeline import RowCollate

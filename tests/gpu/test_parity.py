@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.distributed.cases import FORMS, MIXTURES, TABLES, UNIFORM, Case
-from tests.distributed.parity import Outcome, assert_equal, compare
+from tests.support.distributed_cases import FORMS, MIXTURES, TABLES, UNIFORM, Case
+from tests.support.parity import Outcome, assert_equal, compare
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.pipelines import assert_all_ways_were_taken, assert_same, in_every_way
 from tests.gpu.test_parity import TOLERANCE
+from tests.support.pipelines import assert_all_ways_were_taken, assert_same, in_every_way
 
 pytestmark = [
     pytest.mark.gpu,

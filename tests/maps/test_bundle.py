@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.maps.snapshots import assert_same, snapshot, tables
+from tests.support.snapshots import assert_same, snapshot, tables
 from torchrec_cce.errors import ConfigError, MapFileError
 from torchrec_cce.maps import bundle
 from torchrec_cce.maps.arrow_file import ALIGNMENT, numbers, read_array, write_array

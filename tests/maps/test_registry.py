@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.maps.s3_server import S3Server, s3_server
-from tests.maps.snapshots import assert_same, pointer_map, snapshot, tables
+from tests.support.s3_server import S3Server, s3_server
+from tests.support.snapshots import assert_same, pointer_map, snapshot, tables
 from torchrec_cce.errors import ConfigError, MapFileError, PublishConflictError, RegistryError
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot

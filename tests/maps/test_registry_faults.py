@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from tests.maps.contention import begin, crowd, lost_updates, open_at_once
-from tests.maps.flips import flip, flipped
-from tests.maps.forks import apart
-from tests.maps.kills import NUM_IDS, Target, damage, kill_publishers, strays
-from tests.maps.recipe import Recipe, content
-from tests.maps.s3_server import FLAKY, Faults, S3Server, s3_server
+from tests.support.contention import begin, crowd, lost_updates, open_at_once
+from tests.support.flips import flip, flipped
+from tests.support.forks import apart
+from tests.support.kills import NUM_IDS, Target, damage, kill_publishers, strays
+from tests.support.recipe import Recipe, content
+from tests.support.s3_server import FLAKY, Faults, S3Server, s3_server
 from torchrec_cce.errors import MapFileError, RegistryError
 from torchrec_cce.maps.local_copy import LocalCopies
 from torchrec_cce.maps.registry import MapVersion, Registry

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 
-from tests.modules import references
+from tests.support import method_references as references
 from torchrec_cce import (
     METHODS,
     CCEEmbeddingBagCollection,

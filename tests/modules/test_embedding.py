@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torchrec import EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from tests.modules import plain
 from tests.modules.test_embedding_bag import METHOD_SHAPES, random_features
 from tests.modules.test_embedding_bag import cce as pooled_cce
+from tests.support import plain_embedding as plain
 from torchrec_cce import (
     CCEEmbeddingBagCollection,
     CCEEmbeddingCollection,

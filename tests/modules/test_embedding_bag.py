@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.models.dlrm import DLRM
 
-from tests.modules import plain
+from tests.support import plain_embedding as plain
 from torchrec_cce import (
     METHODS,
     CCEEmbeddingBagCollection,

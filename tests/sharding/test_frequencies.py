@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from benchmarks.recluster_ranks import Peak
-from tests.training.launch import on_ranks
+from tests.support.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagConfig, PointerMap
 from torchrec_cce.clustering.sample import Frequencies
 from torchrec_cce.maps.vocabulary import Vocabulary

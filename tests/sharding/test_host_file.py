@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch.distributed as dist
 
-from tests.training.launch import on_ranks
+from tests.support.launch import on_ranks
 from torchrec_cce.sharding import host_file
 from torchrec_cce.sharding.host_file import HostFile, file_copy
 from torchrec_cce.training.parallel import process_group

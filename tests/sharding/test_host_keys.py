@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
-from tests.training.launch import on_ranks
+from tests.support.launch import on_ranks
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.vocabulary import Vocabulary

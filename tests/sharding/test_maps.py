@@ -15,7 +15,7 @@ from torchrec.distributed.sharding_plan import construct_module_sharding_plan, d
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-from tests.training.launch import on_ranks
+from tests.support.launch import on_ranks
 from torchrec_cce import (
     CCEEmbeddingBagCollection,
     CCEEmbeddingBagConfig,

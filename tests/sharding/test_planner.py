@@ -17,7 +17,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from tests.training.launch import on_ranks
+from tests.support.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CCEEmbeddingCollection, CCEEmbeddingConfig
 from torchrec_cce.errors import CCEError, ConfigError
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology

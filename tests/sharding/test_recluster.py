@@ -13,9 +13,9 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.sharding.plans import split_by_rows
-from tests.training import runs
-from tests.training.launch import on_ranks
+from tests.support import runs
+from tests.support.launch import on_ranks
+from tests.support.sharding_plans import split_by_rows
 from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import CCEError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import runs
+from tests.support import runs
 from tests.training.test_resume import train
 from torchrec_cce.clustering import column
 from torchrec_cce.clustering.kmeans.kmeans import kmeans

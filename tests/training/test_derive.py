@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.launch import on_ranks
-from tests.training.runs import criteo_config, metrics, result, write_criteo_log
+from tests.support.launch import on_ranks
+from tests.support.runs import criteo_config, metrics, result, write_criteo_log
 from torchrec_cce.clustering.quantize import quantize
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training import runs
-from tests.training.launch import Job
+from tests.support import runs
+from tests.support.launch import Job
 from tests.training.test_ranks import assert_equal_metrics
 from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.registry import Registry

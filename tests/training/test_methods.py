@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.launch import on_ranks
-from tests.training.runs import criteo_config, metrics, write_criteo_log
+from tests.support.launch import on_ranks
+from tests.support.runs import criteo_config, metrics, write_criteo_log
 from torchrec_cce.methods.sizing import METHODS, Method
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.loop import evaluate, train

@@ -11,8 +11,8 @@ from torchrec import KeyedJaggedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.distributed.planner import ParameterConstraints
 
-from tests.training import runs
-from tests.training.launch import Job, command, on_ranks
+from tests.support import runs
+from tests.support.launch import Job, command, on_ranks
 from torchrec_cce.training import placement
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.loop import train

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training import runs
-from tests.training.launch import command
+from tests.support import runs
+from tests.support.launch import command
 from tests.training.test_ranks import train_on
 from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.registry import Registry

@@ -15,8 +15,8 @@ import pytest
 import torch.distributed as dist
 from torchrec.distributed.planner import ParameterConstraints
 
-from tests.training import runs
-from tests.training.launch import TIMEOUT, Job, on_ranks, wait_for_all
+from tests.support import runs
+from tests.support.launch import TIMEOUT, Job, on_ranks, wait_for_all
 from torchrec_cce.sharding.sharders import SHARDING_TYPES
 from torchrec_cce.training import loop, placement
 from torchrec_cce.training.config import RunConfig

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.data.remapped_files import write_remapped
-from tests.training import runs
-from tests.training.launch import Job, on_ranks
+from tests.support import runs
+from tests.support.launch import Job, on_ranks
+from tests.support.remapped_files import write_remapped
 from tests.training.test_ranks import train_on, train_until
 from tests.training.test_resume import assert_same_run, train
 from torchrec_cce import CCEEmbeddingBagCollection, Registry, Vocabulary

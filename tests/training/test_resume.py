@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from tests.training import runs
-from tests.training.launch import Finished, Job, command
+from tests.support import runs
+from tests.support.launch import Finished, Job, command
 from torchrec_cce.errors import CCEError, ConfigError, MapFileError, MapMismatchError
 from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.training import runs
-from tests.training.launch import on_ranks
+from tests.support import runs
+from tests.support.launch import on_ranks
 from tests.training.test_ranks import assert_equal_metrics, train_on
 from tests.training.test_remapped import World
 from tests.training.test_remapped import config as remapped_config

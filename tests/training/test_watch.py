@@ -21,10 +21,9 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from tests.distributed import pipelines
 from tests.sharding import test_maps
-from tests.training import runs
-from tests.training.launch import TIMEOUT, Job, on_ranks
+from tests.support import pipelines, runs
+from tests.support.launch import TIMEOUT, Job, on_ranks
 from tests.training.test_faults import torchrun
 from tests.training.test_resume import assert_same_run, stop_after
 from torchrec_cce import CCEEmbeddingBagCollection

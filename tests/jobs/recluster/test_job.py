@@ -1,0 +1,439 @@
+"""The job clusters as training does, publishes one version, and ends the same whenever it is killed."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support import nights, runs
+from tests.support.launch import Job
+from tests.support.nights import Night, assert_same_tensors, is_of_table, newest, tensors
+from tests.support.snapshots import assert_same
+from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError, PublishConflictError
+from torchrec_cce.files.held_folder import held_folder
+from torchrec_cce.jobs.checkpoint import copy as checkpoint_copy
+from torchrec_cce.jobs.checkpoint.reader import Checkpoint
+from torchrec_cce.jobs.recluster import job as job_module
+from torchrec_cce.jobs.recluster.forecast import foresee
+from torchrec_cce.jobs.recluster.job import recluster
+from torchrec_cce.jobs.recluster.outcome import RECORD
+from torchrec_cce.jobs.recluster.thresholds import Thresholds
+from torchrec_cce.maps.registry import Registry
+from torchrec_cce.sharding.recluster import recluster_sharded
+from torchrec_cce.sharding.tables import ShardedStore
+from torchrec_cce.training import loop
+from torchrec_cce.training.config_file import read_run_config
+from torchrec_cce.training.parallel import process_group
+from torchrec_cce.training.versions import snapshot_of_run
+
+EASY = Thresholds(
+    min_h1=0, min_h2_gain=0, min_learned=0, max_churn=1, max_objective_ratio=100, max_error=1, max_unseen=1
+)
+STRICT = replace(EASY, min_h1=1.5)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nights.train_a_run(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nights.train_a_run(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture
+def night(trained: Path, tmp_path: Path) -> Night:
+    return Night(tmp_path, trained, thresholds=EASY)
+
+
+def test_the_bits_of_a_clustering_in_training(night: Night) -> None:
+    """Weights, states and maps, weighed by frequencies; and training goes on to the end."""
+    assert_bits_of_training(night)
+    config = read_run_config(night.run)
+    assert {r["step"] for r in runs.metrics(night.output)} <= set(range(nights.STOPPED + 1))
+    result = loop.train(config, night.output, start="resume", show_progress=False)
+    assert result.steps == runs.BATCHES + 1
+    assert [r["step"] for r in runs.metrics(night.output) if r["kind"] == "recluster"] == [8, 8, 16, 16]
+
+
+def test_the_bits_of_a_clustering_in_training_without_helper(tmp_path: Path) -> None:
+    embedding = {"max_parameters": runs.MAX_PARAMETERS, "use_helper": False}
+    (tmp_path / "trained").mkdir()
+    trained = nights.train_a_run(tmp_path / "trained", embedding=embedding)
+    (tmp_path / "night").mkdir()
+    assert_bits_of_training(Night(tmp_path / "night", trained, thresholds=EASY))
+
+
+def assert_bits_of_training(night: Night) -> None:
+    outcome = night.recluster().outcome
+    assert (outcome.status, outcome.parent, outcome.version) == ("published", 1, 2)
+    with process_group() as ranks:
+        config = read_run_config(night.run)
+        run = loop._Run(config, night.run, ranks)
+        frequencies = run.load()
+        reports = recluster_sharded(
+            run.model,
+            run.optimizer,
+            seed=config.seed,
+            frequencies=frequencies,
+            settings=config.recluster.settings(),
+        )
+        (collection,) = run.collections
+        weights, states = run.model.state_dict(), run.optimizer.state_dict()["state"]
+        made = Checkpoint.at(night.output)
+        for table in made.tables(night.registry):
+            rows = made.read_rows(table)
+            expected = ShardedStore(
+                weights[table.weight.removeprefix("model.")], states[table.weight.removeprefix("model.")]
+            ).read()
+            np.testing.assert_array_equal(rows.weights, expected.weights)
+            assert rows.states.keys() == expected.states.keys()
+            for name, state in rows.states.items():
+                np.testing.assert_array_equal(state, expected.states[name])
+            assert table.snapshot.pointer_map.digest == collection.pointer_map(table.name).digest
+        for figures in outcome.tables:
+            report = reports[figures.table]
+            assert (figures.entropies, figures.churn) == (report.entropies, report.share_changed)
+
+
+def test_what_is_published(night: Night) -> None:
+    outcome = night.recluster().outcome
+    opened = night.registry.open()
+    assert (opened.version, opened.entry.parent) == (2, 1)
+    assert opened.manifest.provenance.checkpoint == str(newest(night.run))
+    assert night.registry.manifest(1).provenance.config_digest == opened.manifest.provenance.config_digest
+    counted = nights.frequencies(newest(night.run))
+    published = snapshot_of_run(night.output).tables
+    for figures in outcome.tables:
+        table = opened.tables[figures.table]
+        assert_same(table, replace(published[figures.table], objective=table.objective))
+        assert table.frequencies is not None
+        np.testing.assert_array_equal(table.frequencies, counted[figures.table])
+        assert figures.unseen == pytest.approx(np.mean(counted[figures.table] == 0))
+        assert opened.manifest.tables[figures.table].churn == pytest.approx(figures.churn)
+        assert table.objective is not None
+    (stamps,) = Checkpoint.at(night.output).stamps.values()
+    assert {stamp.version for stamp in stamps} == {2}
+    assert not list(night.folder.glob(".*"))
+
+
+def test_the_next_night(night: Night) -> None:
+    """From the output, trained on: its weights no longer say their version, but their maps are those of it."""
+    night.recluster()
+    stops = [False, False, True]
+    with mock.patch.object(loop.StopRequest, "on_any_rank", side_effect=stops):
+        loop.train(read_run_config(night.output), night.output, start="resume", show_progress=False)
+    outcome = night.recluster(checkpoint=night.output, output=night.folder / "second").outcome
+    assert (outcome.parent, outcome.version) == (2, 3)
+    assert [table.generation for table in outcome.tables] == [3, 3]
+    assert not list((night.folder / "second").rglob("__recluster_1*")), "training has written the file anew"
+
+
+def test_frequencies_of_a_file(night: Night) -> None:
+    sizes = {"C1": 1000}
+    archive = nights.counts(night.folder, sizes)
+    outcome = night.recluster(frequencies=archive).outcome
+    assert [table.unseen is None for table in outcome.tables] == [False, True]
+    frequencies = night.registry.open().tables["C1"].frequencies
+    np.testing.assert_array_equal(frequencies, np.load(archive)["C1"])
+    kept, trained = nights.frequencies(newest(night.output)), nights.frequencies(newest(night.run))
+    assert kept.keys() == {"C1", "C2"}
+    for name, each in kept.items():
+        np.testing.assert_array_equal(each, trained[name])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "message"),
+    [
+        ({"C9": 10}, np.int64, r"frequencies of \['C9'\]; the CCE tables are \['C1', 'C2'\]"),
+        ({"C1": 10}, np.int64, r"'C1' are int64 \[10\], not int64 \[1000\]"),
+        ({"C1": 1000}, np.float32, r"'C1' are float32 \[1000\], not int64 \[1000\]"),
+    ],
+)
+def test_frequencies_that_do_not_fit(night: Night, sizes: dict[str, int], dtype: Any, message: str) -> None:
+    archive = nights.counts(night.folder, sizes, dtype)
+    with pytest.raises(ConfigError, match=message):
+        night.recluster(frequencies=archive)
+    night.assert_untouched()
+
+
+def test_frequencies_that_are_none(night: Night) -> None:
+    (night.folder / "counts.npz").write_text("none")
+    with pytest.raises(ConfigError, match=r"not an \.npz archive of frequencies"):
+        night.recluster(frequencies=night.folder / "counts.npz")
+    night.assert_untouched()
+
+
+def test_a_closed_gate_and_force(night: Night) -> None:
+    done = night.recluster(thresholds=STRICT)
+    assert (done.outcome.status, done.outcome.version) == ("refused", None)
+    assert {gate.threshold for gate in done.outcome.closed} == {"min_h1"}
+    assert done.cluster_sizes["C1"].sum(axis=1).tolist() == [1000] * 4
+    night.assert_untouched()
+
+    outcome = night.recluster(thresholds=STRICT, force=True).outcome
+    assert (outcome.status, outcome.version, outcome.forced) == ("published", 2, True)
+    assert json.loads((night.output / RECORD).read_text())["forced"]
+
+
+def test_validation_closes_a_gate(night: Night, trained: Path) -> None:
+    log = trained.parent / "log.tsv"
+    outcome = night.recluster(validation=log, thresholds=replace(EASY, max_bce_ratio=0.5)).outcome
+    assert outcome.status == "refused"
+    assert {gate.threshold for gate in outcome.closed} == {"max_bce_ratio"}
+    night.assert_untouched()
+    assert outcome.before is not None
+    assert (
+        outcome.before.bce == loop.evaluate(read_run_config(night.run), night.run, loop.SplitConfig(path=str(log))).bce
+    )
+
+    outcome = night.recluster(validation=log, thresholds=EASY).outcome
+    assert outcome.after is not None
+    assert (
+        outcome.after.bce
+        == loop.evaluate(read_run_config(night.output), night.output, loop.SplitConfig(path=str(log))).bce
+    )
+
+
+def test_done_already(night: Night) -> None:
+    first = night.recluster().outcome
+    before = {path: path.stat().st_mtime_ns for path in night.output.rglob("*")}
+    again = night.recluster().outcome
+    assert (again.status, again.version, again.tables) == ("there already", 2, first.tables)
+    assert night.versions == [1, 2]
+    assert before == {path: path.stat().st_mtime_ns for path in night.output.rglob("*")}
+    with pytest.raises(ConfigError, match="is there already, of other content"):
+        night.recluster(seed=99)
+    with pytest.raises(ConfigError, match="is there already, of other content"):
+        night.recluster(output=night.run)
+
+
+def test_an_output_in_its_input(night: Night) -> None:
+    with pytest.raises(ConfigError, match="is inside the checkpoint"):
+        night.recluster(output=night.run / "next")
+    assert not (night.run / "next").exists()
+
+
+def test_it_finishes_what_it_had_published(night: Night) -> None:
+    """Killed between the two, and started again, with gates that would be closed now."""
+    night.recluster()
+    done = shutil.move(night.output, night.folder / "done")
+    outcome = night.recluster(thresholds=STRICT).outcome
+    assert (outcome.status, outcome.parent, outcome.version) == ("finished", 1, 2)
+    assert night.versions == [1, 2]
+    assert_same_tensors(newest(night.output), newest(Path(done)))
+    shutil.rmtree(night.output)
+    with pytest.raises(PublishConflictError, match=r"version 2 .* was made from the same checkpoint in another way"):
+        night.recluster(seed=99)
+    assert not night.output.exists()
+
+
+def at_the_moment(name: str, deed: Callable[[], object]) -> Any:
+    """Do something just before a function of the job's module is called."""
+    real = getattr(job_module, name)
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        deed()
+        return real(*args, **kwargs)
+
+    return mock.patch.object(job_module, name, instead)
+
+
+def once(deed: Callable[[], object]) -> Callable[[], object]:
+    """The deed, and then nothing."""
+    deeds = iter([deed])
+    return lambda: next(deeds, lambda: None)()
+
+
+def test_another_publishes_meanwhile(night: Night, other_model: Path) -> None:
+    theirs = snapshot_of_run(other_model).tables
+    with (
+        at_the_moment("write_outcome", once(lambda: night.registry.publish(theirs))),
+        pytest.raises(PublishConflictError, match="current is version 2"),
+    ):
+        night.recluster()
+    assert night.versions == [1, 2]
+    assert not night.output.exists()
+    assert not list(night.folder.glob(".*"))
+    # And once it is known beforehand, nothing is clustered.
+    with at_the_moment("cluster", lambda: pytest.fail("clustered")), pytest.raises(PublishConflictError) as raised:
+        night.recluster()
+    assert "was trained with version 1 " in str(raised.value)
+    assert "but current is version 2 " in str(raised.value)
+
+
+def test_a_number_that_another_took(night: Night, other_model: Path) -> None:
+    """Published and rolled back: the version that the weights name is the one that there is."""
+
+    def deed() -> None:
+        night.registry.publish(snapshot_of_run(other_model).tables)
+        night.registry.rollback(1)
+
+    with at_the_moment("write_outcome", once(deed)):
+        outcome = night.recluster().outcome
+    assert outcome.version == 3
+    assert json.loads((night.output / RECORD).read_text())["version"] == 3
+    (stamps,) = Checkpoint.at(night.output).stamps.values()
+    assert {stamp.version for stamp in stamps} == {3}
+    assert night.registry.state().current == 3
+
+
+def test_two_jobs_for_one_output(night: Night) -> None:
+    with held_folder(night.output), pytest.raises(JobError, match="another job is making it"):
+        night.recluster()
+    night.assert_untouched()
+
+    def another() -> None:
+        with pytest.raises(JobError, match="another job is making it"):
+            recluster(night.job)
+
+    with at_the_moment("cluster", another):
+        assert night.recluster().outcome.version == 2
+
+
+def test_two_jobs_for_two_outputs(night: Night) -> None:
+    """The second to publish is told; run again, it takes over what the first has published."""
+    second = night.folder / "second"
+    with (
+        at_the_moment("write_outcome", once(lambda: night.recluster(output=second))),
+        pytest.raises(PublishConflictError, match="current is version 2"),
+    ):
+        night.recluster()
+    assert not night.output.exists()
+    assert night.recluster().outcome.status == "finished"
+    assert night.versions == [1, 2]
+    assert_same_tensors(newest(night.output), newest(second))
+
+
+def test_another_model(night: Night, other_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(PublishConflictError, match="was trained with maps that are no version of it"):
+        night.recluster(checkpoint=other_model)
+    stranger = Registry(tmp_path / "stranger")
+    tables = snapshot_of_run(other_model).tables
+    stranger.publish({"C1": tables["C1"]})
+    with pytest.raises(
+        MapMismatchError, match=r"has CCE tables \['C1', 'C2'\], .* \['C1'\]; it is the registry of another"
+    ):
+        night.recluster(registry=str(tmp_path / "stranger"))
+    assert not night.output.exists()
+
+
+def test_not_a_number(night: Night) -> None:
+    found = Checkpoint.at(night.run)
+    table = found.tables(night.registry)[1]
+    rows = found.read_rows(table)
+    rows.weights[3, 0] = np.nan
+    checkpoint_copy._replace_tensors(found, {table.weight: torch.from_numpy(rows.weights)})
+    with pytest.raises(ClusteringError, match="table 'C2'"):
+        night.recluster()
+    night.assert_untouched()
+
+
+def limited(job: Any, name: str) -> str:
+    """As on a disk that is full from a certain moment on: no file may be longer than a kilobyte."""
+    limit = (1 << 10, 1 << 10)
+    with at_the_moment(name, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)):
+        try:
+            killable(job)
+        except OSError as error:
+            return str(error)
+    return "done"
+
+
+@pytest.mark.parametrize("name", ["copy_checkpoint", "unpack_frequencies", "cluster", "replace_tables", "_flush"])
+def test_a_full_disk(night: Night, name: str) -> None:
+    """While it copies, clusters, writes the new tables, publishes."""
+    job = replace(night.job, frequencies=nights.counts(night.folder, {"C1": 1000}))
+    said = Job(night.folder / "process", limited, job, name).wait().value
+    assert "File too large" in said, said
+    night.assert_untouched()
+
+
+def test_no_room_from_the_beginning(night: Night) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    with mock.patch.object(shutil, "disk_usage", return_value=usage), pytest.raises(OSError, match=r"1\.0 kB are free"):
+        night.recluster()
+    night.assert_untouched()
+
+
+def killable(job: Any) -> float:
+    """How long the job took."""
+    started = time.monotonic()
+    with mock.patch.object(job_module, "engine_of", return_value=nights.InlineEngine()):
+        job_module.recluster(job)
+    return time.monotonic() - started
+
+
+def test_killed_at_any_moment(night: Night) -> None:
+    """And run again, until it is done: one version, the same output, and nothing else."""
+    undisturbed = replace(night.job, registry=str(night.folder / "undisturbed"), output=night.folder / "reference")
+    shutil.copytree(night.folder / "registry", night.folder / "undisturbed")
+    took = Job(night.folder / "process", killable, undisturbed).wait().value
+    rng = np.random.default_rng(0)
+    kills = 0
+    for number in range(8):
+        job = Job(night.folder / "process", killable, night.job)
+        job.process.join(float(rng.uniform(0.2, 1.0)) * took if number < 7 else None)
+        kills += job.process.is_alive()
+        job.process.kill()
+        job.process.join()
+        assert not night.output.exists() or set(night.versions) == {1, 2}
+    assert night.recluster().outcome.status == "there already"
+    assert kills >= 3
+    assert night.versions == [1, 2]
+    assert night.registry.state().sequence == 2
+    assert_same_tensors(newest(night.output), newest(night.folder / "reference"))
+    theirs = Registry(night.folder / "undisturbed", cache=night.folder / "cache").open()
+    for name, table in night.registry.open().tables.items():
+        assert_same(table, theirs.tables[name])
+    there = {path.name for path in night.folder.iterdir()}
+    assert there == {"run", "registry", "cache", "process", "undisturbed", "reference", "output"}
+
+
+def killed_before(job: Any, name: str) -> None:
+    """SIGKILL to itself at a certain moment."""
+    with at_the_moment(name, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        killable(job)
+
+
+@pytest.mark.parametrize(("name", "versions"), [("write_outcome", [1]), ("_give_name", [1, 2])])
+def test_killed_around_publishing(night: Night, name: str, versions: list[int]) -> None:
+    assert Job(night.folder / "process", killed_before, night.job, name).wait().code == -9
+    assert night.versions == versions
+    assert not night.output.exists()
+    assert night.recluster().outcome.status == ("published" if versions == [1] else "finished")
+    assert night.versions == [1, 2]
+    assert not list(night.folder.glob(".*"))
+
+
+def test_what_it_would_take(night: Night) -> None:
+    before = {path for path in night.folder.rglob("*") if "cache" not in path.parts}
+    forecast = foresee(night.job)
+    assert (forecast.parent, forecast.num_ids) == (1, {"C1": 1000, "C2": 800})
+    assert forecast.thresholds == EASY
+    assert json.loads(forecast.to_json())["clustering"]["stages"]["k-means"]["tasks"] == 8
+    assert before == {path for path in night.folder.rglob("*") if "cache" not in path.parts}
+    sizes = forecast.disk
+    night.recluster()
+    made = sum(path.stat().st_size for path in newest(night.output).rglob("*") if path.is_file())
+    assert 0.8 * made <= sizes.output <= 1.3 * made
+    version = next(one for one in night.registry.state().versions if one.version == 2)
+    assert 0.5 * version.num_bytes <= sizes.registry <= 1.3 * version.num_bytes
+
+
+def test_only_the_tables_change(night: Night) -> None:
+    night.recluster()
+    before, after = tensors(newest(night.run)), tensors(newest(night.output))
+    assert {key for key in before if not torch.equal(before[key], after[key])} == set(filter(is_of_table, before))
