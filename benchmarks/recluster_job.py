@@ -16,8 +16,9 @@ from benchmarks.figure import race, report
 from torchrec_cce.clustering.kmeans.loops import nearest_plain
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.settings import ReclusterConfig
-from torchrec_cce.jobs.recluster.cluster import StageTime, TableSource, cluster
+from torchrec_cce.jobs.recluster.cluster import TableSource, cluster
 from torchrec_cce.jobs.recluster.estimate import estimate
+from torchrec_cce.jobs.recluster.executor import StageTime
 from torchrec_cce.jobs.recluster.source import BundleMap
 from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance

@@ -15,7 +15,7 @@ from tests.support.launch import on_ranks
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES
 from torchrec_cce.experiments.planted_log import SyntheticLog, write_click_log
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.sharding.adopt import refit_sharded
+from torchrec_cce.sharding.adopt import adopt_sharded
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
@@ -68,7 +68,7 @@ def _stay(_live: "_Live", _version: dict[str, TableSnapshot]) -> None:
 
 
 def _refit(live: "_Live", version: dict[str, TableSnapshot]) -> None:
-    refit_sharded(live.model, live.optimizer, version)
+    adopt_sharded(live.model, live.optimizer, version)
 
 
 def _attach(live: "_Live", version: dict[str, TableSnapshot]) -> None:

@@ -15,10 +15,11 @@ from torchrec_cce.clustering import column as column_module
 from torchrec_cce.clustering import sample as frequencies_module
 from torchrec_cce.clustering.column import PAIR, sum_errors
 from torchrec_cce.clustering.entropy import pointer_entropies
+from torchrec_cce.clustering.executor import InProcess
 from torchrec_cce.clustering.fixed_point import FixedPoint
 from torchrec_cce.clustering.kmeans.kmeans import kmeans
 from torchrec_cce.clustering.kmeans.loops import nearest_plain
-from torchrec_cce.clustering.recluster import Reclustered, recluster_table
+from torchrec_cce.clustering.recluster import Reclustered, recluster_tables
 from torchrec_cce.clustering.sample import Frequencies, training_sample
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import TableClustering
@@ -59,7 +60,7 @@ class Table:
         return self.weights[column, 0, codes[0]] + self.weights[column, 1, codes[1]]
 
     def recluster(self, **options: Any) -> Reclustered:
-        return recluster_table(self.clustering(**options))
+        return cluster(self.clustering(**options))
 
     def clustering(
         self, *, seed: int = 0, frequencies: Any = None, dtype: Any = np.uint16, **config: Any
@@ -78,7 +79,11 @@ class Table:
 
 
 def recluster(**arguments: Any) -> Reclustered:
-    return recluster_table(TableClustering(**arguments))
+    return cluster(TableClustering(**arguments))
+
+
+def cluster(table: TableClustering) -> Reclustered:
+    return recluster_tables(InProcess({"t": table}))["t"]
 
 
 def assert_same(left: Reclustered, right: Reclustered) -> None:

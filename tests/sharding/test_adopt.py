@@ -28,7 +28,7 @@ from torchrec_cce.methods.cce import CCEScheme
 from torchrec_cce.modules.collection import snapshot_of
 from torchrec_cce.modules.parameter_store import TableRows
 from torchrec_cce.modules.recluster import TableReport
-from torchrec_cce.sharding.adopt import refit_sharded
+from torchrec_cce.sharding.adopt import adopt_sharded
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.sharding.tables import tables_of as sharded_tables
@@ -81,7 +81,7 @@ def refit_on_a_rank(
                 table.store.write(old_rows[table.config.name])
         tables = prepare(model, optimizer, tables)
         before = tables_of(model, optimizer)
-        reports = refit_sharded(model, optimizer, tables, frequencies=frequencies, settings=settings)
+        reports = adopt_sharded(model, optimizer, tables, frequencies=frequencies, settings=settings)
         return Moved(before, tables_of(model, optimizer), reports, tables)
 
 
@@ -370,7 +370,7 @@ def refused_on_a_rank(config: RunConfig, tables: Tables) -> list[str]:
             to = prepare(model, optimizer, tables)
             before = tables_of(model, optimizer)
             try:
-                refit_sharded(model, optimizer, to, frequencies=frequencies)
+                adopt_sharded(model, optimizer, to, frequencies=frequencies)
             except CCEError as error:
                 errors.append(f"{type(error).__name__}: {error}")
             after = tables_of(model, optimizer)

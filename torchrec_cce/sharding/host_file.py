@@ -21,7 +21,7 @@ from torchrec_cce.sharding.agreement import on_all_ranks, on_first_rank
 
 _CHUNK_ROWS = 1 << 20
 
-Number = TypeVar("Number", bound=np.integer)
+Number = TypeVar("Number", bound=np.generic)
 
 
 class HostFile(Generic[Number]):

@@ -19,7 +19,7 @@ from torchrec_cce.errors import CCEError
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.modules.recluster import TableReport
-from torchrec_cce.sharding.adopt import refit_sharded
+from torchrec_cce.sharding.adopt import adopt_sharded
 from torchrec_cce.sharding.agreement import on_first_rank
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class VersionWatcher:
         before: Callable[[MapVersion], object] = lambda _: None,
         settings: ReclusterConfig | None = None,
     ) -> Moved | None:
-        """Move the model by `refit_sharded` if there is another version and all ranks have it open.
+        """Move the model by `adopt_sharded` if there is another version and all ranks have it open.
 
         Call it between two steps, every so many: it exchanges three numbers a rank. A version is seen at the second
         call after it was published, and moved to when it has been fetched.
@@ -101,7 +101,7 @@ class VersionWatcher:
         Args:
             before: called on all ranks when a move is due, with a batch in flight or not: to drain a pipeline, or to
                 refuse the version by one of our errors, on all ranks alike.
-            settings: for `refit_sharded`.
+            settings: for `adopt_sharded`.
 
         Returns:
             None if there is no news, or none yet that all ranks have open.
@@ -116,7 +116,7 @@ class VersionWatcher:
             error: Exception | None = None
             try:
                 before(opened)
-                reports = refit_sharded(model, optimizer, opened.tables, settings=settings)
+                reports = adopt_sharded(model, optimizer, opened.tables, settings=settings)
             except (CCEError, OSError) as raised:
                 error = raised
             if error is not None:

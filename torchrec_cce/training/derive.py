@@ -16,7 +16,7 @@ from torchrec import EmbeddingBagConfig
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from torchrec_cce.clustering.entropy import pointer_entropies
-from torchrec_cce.clustering.inputs import named_errors
+from torchrec_cce.clustering.executor import named_errors
 from torchrec_cce.clustering.quantize import Quantized, quantize
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed

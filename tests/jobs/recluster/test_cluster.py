@@ -18,7 +18,8 @@ from tests.support.launch import Job
 from tests.workers.test_engine import is_running
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError
-from torchrec_cce.jobs.recluster.cluster import Clustered, Progress, StageTime, TableSource, _time_of, cluster
+from torchrec_cce.jobs.recluster.cluster import Clustered, TableSource, cluster
+from torchrec_cce.jobs.recluster.executor import Progress, StageTime, _time_of
 from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap
 from torchrec_cce.jobs.recluster.work import Span
 from torchrec_cce.maps.bundle import write_folder
@@ -281,7 +282,7 @@ def test_a_killed_worker_ends_the_job_with_an_error(sources: list[TableSource], 
                 engine._context.started[0].kill()
 
         with pytest.raises(
-            JobError, match=rf"vanished .* {'column' if stage == 'k-means' else 'rows'} .*run the job again"
+            JobError, match=rf"vanished .* {'column' if stage == 'k-means' else 'positions'} .*run the job again"
         ):
             run(sources, engine, tmp_path, progress=kill)
         workers = [process.pid or 0 for process in engine._context.started]
