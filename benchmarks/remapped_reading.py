@@ -79,7 +79,7 @@ def read(folder: Path, helper: HelperPolicy | None, use_helper: bool) -> dict[st
     """Read all batches once, after one reading that warms up; None is the raw log. CPU seconds, and MiB resident."""
     model = collection(use_helper=use_helper)
     Registry(folder / "registry").open().attach(model)
-    features = [feature for _, feature in model.remap.slots]
+    features = [feature for _, feature in model.remap.table_features]
     log = RemappedLog(model.remap, label="label", universes={"day": 7})
 
     def read_all() -> None:

@@ -61,7 +61,7 @@ def as_they_are(_model: Any, _optimizer: Any, tables: Tables) -> Tables:
     return tables
 
 
-def refit_on_a_rank(
+def adopt_on_a_rank(
     config: RunConfig,
     old_maps: dict[str, PointerMap],
     old_rows: dict[str, TableRows],
@@ -128,7 +128,7 @@ def moved(
         settings or ReclusterConfig(),
         prepare or as_they_are,
     )
-    finished = on_ranks(folder, world_size, refit_on_a_rank, config, *arguments)
+    finished = on_ranks(folder, world_size, adopt_on_a_rank, config, *arguments)
     for rank in finished:
         assert rank.code == 0, rank.stderr
     return [rank.value for rank in finished]
@@ -177,7 +177,7 @@ def embeddings(config: RunConfig, name: str, table: Table, ids: npt.NDArray[np.i
     return collection(features).values().detach().numpy()  # type: ignore[no-any-return]
 
 
-def assert_refitted(
+def assert_adopted(
     config: RunConfig, name: str, found: Moved, to: TableSnapshot, frequencies: Frequencies, helper_init: HelperInit
 ) -> None:
     """By definition, with numpy."""
@@ -278,7 +278,7 @@ def test_any_ranks_and_chunks_give_the_bits_that_the_definition_gives(
         )
     for name in TABLES:
         assert all(state.any() for state in ranks[0].before[name].states.values()), "a state of zeros proves nothing"
-        assert_refitted(config, name, ranks[0], tables[name], frequencies, helper_init)
+        assert_adopted(config, name, ranks[0], tables[name], frequencies, helper_init)
         for found in ranks[1:]:
             assert_same_bits(found.before[name], ranks[0].before[name])
             assert_same_bits(found.after[name], ranks[0].after[name])

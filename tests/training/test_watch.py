@@ -37,7 +37,7 @@ from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.sharding import frequencies, watch
 from torchrec_cce.sharding.pipeline import drain
 from torchrec_cce.sharding.tables import collections_of
-from torchrec_cce.sharding.watch import Moved, VersionWatcher
+from torchrec_cce.sharding.watch import Adoption, VersionWatcher
 from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.parallel import process_group
@@ -104,14 +104,14 @@ def publish_while_they_train(config: RunConfig, folder: Path) -> None:
         step()
 
 
-def train_until(config: RunConfig, folder: Path, answers: int) -> tuple[Digests, list[Moved]]:
+def train_until(config: RunConfig, folder: Path, answers: int) -> tuple[Digests, list[Adoption]]:
     """To the batch after which the watcher has answered so often. Returns the maps of this rank, and the answers."""
     os.environ["TORCHREC_CCE_CACHE"] = str(folder / "cache")
-    follow, start = VersionWatcher.follow, loop._Run.__init__
-    found: list[Moved] = []
+    follow, start = VersionWatcher.adopt_current, loop._Run.__init__
+    found: list[Adoption] = []
     started: list[loop._Run] = []
 
-    def noted(*arguments: Any, **options: Any) -> Moved | None:
+    def noted(*arguments: Any, **options: Any) -> Adoption | None:
         answer = follow(*arguments, **options)
         found.extend([] if answer is None else [answer])
         return answer
@@ -120,7 +120,7 @@ def train_until(config: RunConfig, folder: Path, answers: int) -> tuple[Digests,
         start(run, *arguments)
         started.append(run)
 
-    VersionWatcher.follow = noted  # type: ignore[method-assign]
+    VersionWatcher.adopt_current = noted  # type: ignore[method-assign]
     loop._Run.__init__ = kept  # type: ignore[method-assign]
     loop.StopRequest.on_any_rank = lambda _: len(found) >= answers  # type: ignore[method-assign]
     loop.train(config, folder / "run", show_progress=False)
@@ -244,11 +244,11 @@ def test_a_look_from_before_a_publication_is_forgotten(tmp_path: Path, monkeypat
     nothing: Any = None
     with process_group():
         watcher = VersionWatcher(Registry(tmp_path / "registry"), version=1)
-        watcher.follow(nothing, nothing)
+        watcher.adopt_current(nothing, nothing)
         watcher.published(2)
         begun[0][1].set_result(watch._Look(1, is_own=False))
         for _ in range(3):
-            watcher.follow(nothing, nothing)
+            watcher.adopt_current(nothing, nothing)
         assert [function for function, _ in begun] == [watcher._see] * 2, "two looks, and nothing is opened"
 
 
@@ -386,7 +386,7 @@ def follow_in_trouble(folder: Path, name: str) -> tuple[list[tuple[int, str | No
         asked = 0
         with VersionWatcher(registry) as watcher:
             while not (answers and answers[-1].error is None) and asked < 100:
-                answer = watcher.follow(model, optimizer)
+                answer = watcher.adopt_current(model, optimizer)
                 answers.extend([] if answer is None else [answer])
                 asked += 1
                 time.sleep(0.02)
@@ -448,7 +448,7 @@ def move_in_the_middle(way: str, folder: Path) -> pipelines.Trained:
             progress(4)
         moved = None
         while moved is None:
-            moved = watcher.follow(trainer.model, trainer.optimizer, before=drained)
+            moved = watcher.adopt_current(trainer.model, trainer.optimizer, before=drained)
         assert moved.error is None
         if way == "plain":
             trainer.plainly(batches[6:])

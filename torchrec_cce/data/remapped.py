@@ -89,8 +89,10 @@ class RemappedLog:
             raise ConfigError("remapped data has no weights of rows, which weighted bags and signed tables need")
         self._remap = remap
         self._label, self._dense, self._log = label, list(dense), dense_transform == "log1p"
-        self._mapped = [slot for slot in remap.slots if isinstance(remap.config(slot[0]), CCEConfig)]
-        others = [feature for table, feature in remap.slots if (table, feature) not in self._mapped]
+        self._mapped = [
+            (table, feature) for table, feature in remap.table_features if isinstance(remap.config(table), CCEConfig)
+        ]
+        others = [feature for table, feature in remap.table_features if (table, feature) not in self._mapped]
         self._raw = {feature: (columns or {}).get(feature, feature) for feature in others}
         self._universes = {feature: size for feature, size in (universes or {}).items() if feature in others}
 
@@ -144,7 +146,7 @@ class RemappedLog:
         bounded = bound(packed, self._universes)
         keys = iter(self._remap.row_keys)
         ids: dict[str, Column] = {}
-        for table, feature in self._remap.slots:
+        for table, feature in self._remap.table_features:
             config = self._remap.config(table)
             if isinstance(config, CCEConfig):
                 lengths, rows = self._mapped_rows(bounded, (table, feature), config)

@@ -1,4 +1,4 @@
-"""A live model moves to maps that others have learned, and takes its own embeddings along."""
+"""A live model adopts maps that others have learned, and takes its own embeddings along."""
 
 import time
 from collections.abc import Mapping
@@ -20,8 +20,6 @@ from torchrec_cce.sharding.executor import RankExecutor
 from torchrec_cce.sharding.host_file import share_keys
 from torchrec_cce.sharding.recluster import check_names, for_each_rank
 from torchrec_cce.sharding.tables import check_on_all_ranks, tables_of
-
-Integers = npt.NDArray[np.int64]
 
 
 def adopt_sharded(
@@ -112,7 +110,8 @@ def _check_same_on_all_ranks(tables: Mapping[str, TableSnapshot]) -> None:
     for name, digest in everyones[0].items():
         others = {theirs[name] for theirs in everyones} - {digest}
         if others:
+            shown = sorted(other[:12] for other in others)
             raise MapMismatchError(
-                f"table {name!r}: rank 0 was given the map {digest[:12]}, others {sorted(one[:12] for one in others)}; "
+                f"table {name!r}: rank 0 was given the map {digest[:12]}, others {shown}; "
                 "let one rank choose the version for all"
             )

@@ -68,7 +68,7 @@ class ShardedFrequencies:
             remap: with the maps whose rows are counted.
             features: raw IDs, on the CPU.
         """
-        for table, feature in remap.slots:
+        for table, feature in remap.table_features:
             if table in self._spans:
                 bags = features[feature]
                 ids = bags.values()[: bags.offsets()[num_bags] - bags.offsets()[0]]
@@ -149,6 +149,7 @@ def _all_to_all(parts: list[Integers]) -> Integers:
     return pairs.numpy()
 
 
-def _rows_of(one: PointerMap) -> tuple[int, str | None]:
+def _rows_of(pointer_map: PointerMap) -> tuple[int, str | None]:
     """What decides which row a raw ID has."""
-    return one.num_ids, None if one.vocabulary is None else one.vocabulary.digest
+    vocabulary = pointer_map.vocabulary
+    return pointer_map.num_ids, None if vocabulary is None else vocabulary.digest

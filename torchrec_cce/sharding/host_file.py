@@ -149,7 +149,7 @@ def share_keys(maps: Iterable[PointerMap]) -> None:
         ConfigError: on all ranks, if the slots of a vocabulary are damaged.
         OSError: on all ranks, if the cache folder (`TORCHREC_CCE_CACHE`) of one has no room.
     """
-    for vocabulary in (one.vocabulary for one in maps):
+    for vocabulary in (pointer_map.vocabulary for pointer_map in maps):
         if vocabulary is None:
             continue
         lacks = torch.tensor(int(not vocabulary.has_key_of_row))
