@@ -20,7 +20,8 @@ from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import CCEError
 from torchrec_cce.maps.vocabulary import Vocabulary
-from torchrec_cce.sharding.recluster import _balanced, recluster_sharded
+from torchrec_cce.sharding.executor import _balanced
+from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import collections_of
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense, read_batches
@@ -226,7 +227,7 @@ def test_a_full_disk_on_one_host_changes_nothing_on_any(log: Path, tmp_path: Pat
 
 @given(costs=st.lists(st.integers(1, 100), max_size=30), num_workers=st.integers(1, 5))
 def test_columns_are_balanced_by_cost(costs: list[int], num_workers: int) -> None:
-    columns = [(i // 4, i % 4) for i in range(len(costs))]
+    columns = [(f"t{i // 4:03}", i % 4) for i in range(len(costs))]
     shares = _balanced(columns, costs, num_workers)
     assert sorted(column for share in shares for column in share) == columns
     loads = [sum(costs[columns.index(column)] for column in share) for share in shares]
