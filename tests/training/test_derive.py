@@ -66,7 +66,7 @@ def test_product_quantization_after_training(log: Path, source: Path, tmp_path: 
                 seed=derive_seed(chosen.seed, name, "derive"),
                 settings=chosen.recluster.settings(),
             )
-            columns = [found.words[j, 0][found.pointers[:, j, 0]] for j in range(4)]
+            columns = [found.codewords[j, 0][found.pointers[:, j, 0]] for j in range(4)]
             assert found.pointers.shape == (n, 4, 1)
             weight.copy_(torch.from_numpy(np.concatenate(columns, axis=1)))
         batches = read_batches(full, full.data.test, remap=collection.remap, rank=0, world_size=1)

@@ -25,7 +25,7 @@ Centroids = Sequence[npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClusteredTable:
-    """A table's new words."""
+    """A table's new codewords."""
 
     weights: npt.NDArray[np.float32]
     """[c, 2, k, w]: the new codebooks (rows past the number of distinct embeddings are zero), the new helper tables."""

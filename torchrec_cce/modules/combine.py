@@ -18,7 +18,7 @@ class Combine(nn.Module):
     """Concatenates each feature's columns, which usually means to relabel one tensor: they lie side by side.
 
     Sharded tables return keys in the order of the ranks; those are regrouped by name. Mean pooling of `t·l` rows
-    divides by `t`, the words of an ID, too often, which is multiplied back here.
+    divides by `t`, the codewords of an ID, too often, which is multiplied back here.
 
     Args:
         tables: the caller's tables.
@@ -68,7 +68,7 @@ class _Sequence(NamedTuple):
 
 
 class CombineSequences(nn.Module):
-    """Concatenates each feature's columns and sums the `t` words of an ID, which lie in consecutive rows.
+    """Concatenates each feature's columns and sums the `t` codewords of an ID, which lie in consecutive rows.
 
     Args:
         tables: the caller's tables.
@@ -96,13 +96,13 @@ class CombineSequences(nn.Module):
                 )
 
     def forward(
-        self, features: KeyedJaggedTensor, words: Sequence[Mapping[str, JaggedTensor]]
+        self, features: KeyedJaggedTensor, codewords: Sequence[Mapping[str, JaggedTensor]]
     ) -> dict[str, JaggedTensor]:
-        """`words` of `[t·N, d/c]` a column, to `[N, d]` a feature.
+        """`codewords` of `[t·N, d/c]` a column, to `[N, d]` a feature.
 
         Args:
             features: the caller's, for what goes along with the embeddings: raw IDs or sample weights.
-            words: what each inner collection returned.
+            codewords: what each inner collection returned.
 
         Raises:
             ConfigError: raw IDs are needed and the input has none, or none that fit the embeddings.
@@ -110,7 +110,7 @@ class CombineSequences(nn.Module):
         along = self._along(features)
         outputs = {}
         for sequence in self._sequences:
-            columns = [words[sequence.inner][name] for name in sequence.columns]
+            columns = [codewords[sequence.inner][name] for name in sequence.columns]
             values = [column.values() for column in columns]
             whole = values[0] if len(values) == 1 else torch.cat(values, dim=1)
             outputs[sequence.name] = JaggedTensor(

@@ -33,7 +33,7 @@ class TableReport:
     share_changed: float
     """Share of the `n·c` codebook pointers that differ from the version before."""
     objective: float
-    """Mean over IDs of the squared distance from the old embedding to its new codebook words."""
+    """Mean over IDs of the squared distance from the old embedding to its new codewords."""
     sample_errors: SampleErrors | None
     """The same over the sample that trained, beside what the old pointers can do; None for pointers that were given."""
     seconds: float

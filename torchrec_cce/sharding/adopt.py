@@ -34,15 +34,15 @@ def adopt_sharded(
 
     Every codebook row becomes the mean, over the IDs that now point at it, of the embeddings that they have in the
     model at this moment, so that a map may have been clustered from weights of an hour ago. A row that no ID points at
-    gets the word that it has in `tables`. Helper rows and the optimizer's state are made as by a clustering. An ID that
+    gets the codeword that it has in `tables`. Helper rows and the optimizer's state are made as by a clustering. An ID that
     the old map did not know enters with the embedding that the old map's `unseen` gave it; where that was an error,
-    with hashed words, as by `PointerMap.with_vocabulary`.
+    with hashed codewords, as by `PointerMap.with_vocabulary`.
 
     Every rank calls it between two steps, with no batch in flight, and takes an equal share of the IDs; the bits do not
     depend on how many ranks there are. If it fails on any rank, it does on all, and nothing has changed.
 
     Args:
-        tables: of an opened version, the same on every rank. Without words, rows that no ID points at become zero.
+        tables: of an opened version, the same on every rank. Without weights, rows that no ID points at become zero.
         frequencies: table → [num_ids] counts, one a row of the new map; the objective weighs IDs by them.
         settings: `helper_init`, `chunk_size` and `num_threads`; the latter for each host, whose ranks share them.
 
