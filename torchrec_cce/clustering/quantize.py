@@ -1,4 +1,4 @@
-"""Product and residual quantization: pointers and codewords learned from the embeddings of all IDs of a trained table."""
+"""Product and residual quantization: pointers and codewords learned from all embeddings of a trained table."""
 
 from dataclasses import dataclass
 

@@ -57,8 +57,8 @@ class Remap(nn.Module):
     KeyedJaggedTensor that is remapped already passes through. Runs on the CPU (Appendix D) and returns the result on
     the device that the features came from.
 
-    Where a table is signed, every row has a weight: the sign of the codeword, times the ID's weight, if the input has any,
-    or divided by the number of IDs in the bag, if its table pools by the mean.
+    Where a table is signed, every row has a weight: the sign of the codeword, times the ID's weight, if the input has
+    any, or divided by the number of IDs in the bag, if its table pools by the mean.
 
     Args:
         tables: one configuration per table.

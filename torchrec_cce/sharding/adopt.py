@@ -34,9 +34,9 @@ def adopt_sharded(
 
     Every codebook row becomes the mean, over the IDs that now point at it, of the embeddings that they have in the
     model at this moment, so that a map may have been clustered from weights of an hour ago. A row that no ID points at
-    gets the codeword that it has in `tables`. Helper rows and the optimizer's state are made as by a clustering. An ID that
-    the old map did not know enters with the embedding that the old map's `unseen` gave it; where that was an error,
-    with hashed codewords, as by `PointerMap.with_vocabulary`.
+    gets the codeword that it has in `tables`. Helper rows and the optimizer's state are made as by a clustering. An ID
+    that the old map did not know enters with the embedding that the old map's `unseen` gave it; where that was an
+    error, with hashed codewords, as by `PointerMap.with_vocabulary`.
 
     Every rank calls it between two steps, with no batch in flight, and takes an equal share of the IDs; the bits do not
     depend on how many ranks there are. If it fails on any rank, it does on all, and nothing has changed.
