@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.figure import race, report
+from tests.support.kernel_references import reference_nearest
 from torchrec_cce.clustering.kmeans.kmeans import kmeans
-from torchrec_cce.clustering.kmeans.loops import nearest_plain
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.settings import Backend
 
@@ -51,7 +51,7 @@ def nearest_speed(width: int, num_rows: int) -> None:
     )
     report(f"{what}, ns a point", seconds["ours"] / BLOCK * 1e9, against=f"FAISS {seconds['FAISS'] / BLOCK * 1e9:.0f}")
     checked = points[:CHECKED]
-    codes, best = nearest(checked)[0], nearest_plain(checked, centroids)[1]
+    codes, best = nearest(checked)[0], reference_nearest(checked, centroids)[1]
     chosen = np.square(checked.astype(np.float64) - centroids[codes]).sum(axis=1)
     wrong = int(np.count_nonzero(chosen > best * (1 + 1e-6)))
     report(f"{what}, wrong of {CHECKED}", wrong, target="= 0", holds=wrong == 0, against="float64")

@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 
 from benchmarks.figure import race, report
-from torchrec_cce.clustering.kmeans.loops import nearest_plain
+from tests.support.kernel_references import reference_nearest
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.jobs.recluster.cluster import StageTime, TableSource, cluster
@@ -234,7 +234,7 @@ def nearest_figures() -> None:
             against=f"IndexFlatL2, blocks of {BLOCK}, one thread: {1e9 * seconds['faiss'] / BLOCK:.0f} ns a point",
         )
         sample = points[:2000]
-        _, distances = nearest_plain(sample, centroids)
+        _, distances = reference_nearest(sample, centroids)
         found = np.square(sample.astype(np.float64) - centroids[nearest(sample)[0]]).sum(axis=1)
         wrong = int(np.count_nonzero(found > distances * (1 + 1e-6)))
         report(
