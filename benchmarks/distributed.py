@@ -58,7 +58,7 @@ def distributed_figures() -> None:
     for size, num_rows in SIZES.items():
         on_each = f"{NUM_TABLES} CCE tables of {2 * DIM * num_rows * 4 / 1e6:g} MB, batch {BATCH} a rank, 2 gloo ranks"
         rounds = [{kind: max(_run(_step_milliseconds, num_rows, kind)) for kind in KINDS} for _ in range(ROUNDS)]
-        milliseconds = {kind: min(one[kind] for one in rounds) for kind in KINDS}
+        milliseconds = {kind: min(times[kind] for times in rounds) for kind in KINDS}
         for kind in KINDS:
             report(f"step, {size} tables, {kind}, ms", milliseconds[kind], against=on_each)
         picks = _run(_pick, num_rows)[0]
@@ -99,7 +99,7 @@ def _pick(num_rows: int) -> list[str]:
     with process_group():
         collection = CCEEmbeddingBagCollection(list(_tables(num_rows)), device=torch.device("meta"))
         plan = CCEShardingPlanner(batch_size=BATCH).collective_plan(collection)
-        return [one.sharding_type for one in plan.plan["ebc"].values()]
+        return [placed.sharding_type for placed in plan.plan["ebc"].values()]
 
 
 def _step_milliseconds(num_rows: int, kind: str) -> float:

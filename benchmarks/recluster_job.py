@@ -73,7 +73,7 @@ def descendants(pid: str) -> list[str]:
         ]
     except OSError:
         return []
-    return [*children, *(one for child in children for one in descendants(child))]
+    return [*children, *(grandchild for child in children for grandchild in descendants(child))]
 
 
 def memory_of(pid: str) -> tuple[int, int]:
@@ -165,7 +165,7 @@ def job_figures() -> None:
             make_maps(Path(folder) / "maps", num_ids)
             for num_workers in (1, 2) if num_ids == NUM_IDS else (2,):
                 outcomes[num_ids, num_workers], memory = measured(folder, num_workers)
-    one, two = outcomes[NUM_IDS, 1], outcomes[NUM_IDS, 2]
+    alone, shared = outcomes[NUM_IDS, 1], outcomes[NUM_IDS, 2]
     what = f"{NUM_IDS:,} IDs, k = {NUM_ROWS}, {NUM_COLUMNS} columns, d = {DIM}, {SETTINGS.num_iterations} iterations"
     report(
         "recluster job, GiB at its peak (PSS of all processes), 2 workers",
@@ -181,17 +181,17 @@ def job_figures() -> None:
         holds=memory.private <= MEMORY,
         against=what,
     )
-    for stage, spent in two.times.items():
+    for stage, spent in shared.times.items():
         report(f"recluster job, {stage}: seconds on 2 workers", spent.wall, against=f"CPU {spent.cpu:.1f} s; {what}")
-    report("recluster job, publishing: seconds", two.publishing, against=f"0.8 GB to a local folder; {what}")
+    report("recluster job, publishing: seconds", shared.publishing, against=f"0.8 GB to a local folder; {what}")
     report(
         "recluster job, seconds in all on 2 workers",
-        two.seconds,
-        against=f"estimated {two.estimated:.0f} s without the start of workers; {one.seconds:.0f} s on 1; {what}",
+        shared.seconds,
+        against=f"estimated {shared.estimated:.0f} s without the start of workers; {alone.seconds:.0f} s on 1; {what}",
     )
-    sped = one.seconds / two.seconds
+    sped = alone.seconds / shared.seconds
     report("recluster job, times as fast on 2 workers", sped, target="≥ 1.7", holds=sped >= 1.7, against=what)
-    more = sum(spent.cpu for spent in two.times.values()) / sum(spent.cpu for spent in one.times.values())
+    more = sum(spent.cpu for spent in shared.times.values()) / sum(spent.cpu for spent in alone.times.values())
     report(
         "recluster job, CPU seconds on 2 workers over those on 1",
         more,
@@ -199,7 +199,7 @@ def job_figures() -> None:
         holds=more <= 1.1,
         against=f"all stages; the time on the wall depends on what else the machine does; {what}",
     )
-    same = one.digest == two.digest
+    same = alone.digest == shared.digest
     report("recluster job, different maps made by 1 and 2 workers", not same, target="0", holds=same, against=what)
     per_id = {}
     for (num_ids, num_workers), outcome in outcomes.items():

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.figure import report
 from tests.support.launch import on_ranks
-from tests.support.sharding_plans import split_by_rows
+from tests.support.sharded_models import split_by_rows
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection

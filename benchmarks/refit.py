@@ -50,7 +50,7 @@ def refit_figures() -> None:
             (rank,) = on_ranks(Path(folder) / f"seed-{seed}", 1, _live, log, seed, Path(folder))
             assert rank.code == 0, rank.stderr
             found.append(rank.value)
-    at_once, later = ({way: sum(one[way][i] for one in found) / len(SEEDS) for way in WAYS} for i in range(2))
+    at_once, later = ({way: sum(losses[way][i] for losses in found) / len(SEEDS) for way in WAYS} for i in range(2))
     report("swap, validation BCE before", at_once["stay"], against=what)
     for moment, bce in (("", at_once), (f" and {REST} batches", later)):
         report(

@@ -19,10 +19,9 @@ import numpy as np
 
 from benchmarks.figure import report
 from tests.support.contention import begin, crowd, lost_updates
-from tests.support.flips import flipped
 from tests.support.forks import Fork, apart
-from tests.support.kills import Outcome, Target, damage, kill_publishers, strays
-from tests.support.recipe import Recipe
+from tests.support.kills import Outcome, kill_publishers
+from tests.support.registries import Recipe, Target, damage, flipped, strays
 from tests.support.s3_server import FLAKY, TIMEOUT_S, s3_server
 from torchrec_cce.errors import MapFileError
 from torchrec_cce.maps.pointer_map import PointerMap
@@ -181,12 +180,12 @@ def large_map(folder: Path) -> None:
             against=f"anonymous memory above that before the map was made, the map included; {cost['seconds']:.1f} s",
         )
     first, again = (_fresh(_open_map, folder) for _ in range(2))
-    for name, one in (("first", first), ("verified before", again)):
+    for name, cost in (("first", first), ("verified before", again)):
         report(
             f"{what}, open, {name}: memory beyond the mapping, MB",
-            one["peak"] / 1e6,
+            cost["peak"] / 1e6,
             target="< 100",
-            holds=one["peak"] < 100e6,
+            holds=cost["peak"] < 100e6,
             against="peak of anonymous memory above that before, a fresh process",
         )
     report(f"{what}, first open, s", first["seconds"], against="reads all files once; page cache warm")
@@ -205,8 +204,8 @@ def sharing(folder: Path) -> None:
     _fresh(_publish_map, folder, SHARED_IDS, 0)
     map_bytes = SHARED_IDS * NUM_COLUMNS * 2
     sizes = apart(folder / "job", _map_twice, target=Target(url=str(folder / "registry"), cache=folder / "cache"))
-    total = sum(one["Pss"] for one in sizes)
-    each = ", ".join(f"{one['Rss'] / MIB:.0f} and {one['Pss'] / MIB:.0f}" for one in sizes)
+    total = sum(size["Pss"] for size in sizes)
+    each = ", ".join(f"{size['Rss'] / MIB:.0f} and {size['Pss'] / MIB:.0f}" for size in sizes)
     report(
         "1 GiB map in two processes, sum of PSS, times the map",
         total / map_bytes,

@@ -81,9 +81,9 @@ def _compare(folder: Path) -> None:
         size = (folder / f"remap.{compression}").stat().st_size / raw.stat().st_size
         report(f"size of the remapped file, {compression}, over the raw file (zstd)", size, against=against)
     ours = runs["remap", "zstd"]
-    share = statistics.median(one["find"] / one["cpu"] for one in ours)
-    of_plain = statistics.median(one["find"] for one in ours) / statistics.median(
-        one["cpu"] for one in runs["plain", "zstd"]
+    share = statistics.median(run["find"] / run["cpu"] for run in ours)
+    of_plain = statistics.median(run["find"] for run in ours) / statistics.median(
+        run["cpu"] for run in runs["plain", "zstd"]
     )
     report("share of lookups in the time of the remap, zstd", share, target="≤ 0.1", holds=share <= 0.1, against="CPU")
     report("lookups over the time of pyarrow read and write, zstd", of_plain, against="CPU time")
@@ -263,8 +263,8 @@ def _remapping(registry: str, source: str, found: dict[str, float]) -> Callable[
             found["find"] += time.process_time() - began
 
     FeatureMap.find = timed  # type: ignore[method-assign]
-    for one in remapper.format.features:
-        remapper.features_of(one)[0].find(np.zeros(1, np.int64))  # loads the kernels
+    for feature in remapper.format.features:
+        remapper.features_of(feature)[0].find(np.zeros(1, np.int64))  # loads the kernels
 
     def work(source: str, target: str, compression: str) -> None:
         codec = {"lz4": "lz4_raw"}.get(compression, compression)

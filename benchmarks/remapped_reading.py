@@ -133,7 +133,7 @@ def remapped_reading_figures() -> None:
         }
 
     def median(kind: str, what: str) -> float:
-        return statistics.median(one[what] for one in found[kind])
+        return statistics.median(reading[what] for reading in found[kind])
 
     log = f"{ROWS:,} rows, {FEATURES} features of a map of {NUM_IDS:,} IDs, {NUM_COLUMNS} × uint16, batches of {BATCH}"
     for kind, other in (("store", "raw"), ("keep-raw", "raw"), ("drop", "raw, no helper")):

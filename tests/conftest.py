@@ -1,6 +1,7 @@
 """Settings of the whole test suite."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,14 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("TORCHREC_CCE_DATA is not set: no real click logs to test with")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch computes with one thread: on a busy machine, two that wait for each other take ten times as long."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,7 +1,6 @@
 """Every code block in README and docs runs, in the order of its document."""
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -9,21 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.documents import ROOT, blocks
 from torchrec_cce.experiments.plan import read_plan
 from torchrec_cce.experiments.planted_log import write_click_log
 from torchrec_cce.training.config_file import read_config
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
-
-
-def blocks(document: str) -> list[tuple[str, int, str]]:
-    """(language, line, code) of every fenced block."""
-    text = (ROOT / document).read_text()
-    return [
-        (match.group(1), text[: match.start()].count("\n") + 2, match.group(2))
-        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
-    ]
 
 
 @pytest.fixture

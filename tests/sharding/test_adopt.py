@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrec import KeyedJaggedTensor
 
-from tests.sharding.test_recluster import TABLES, Table, assert_same_bits, tables_of
 from tests.support import runs
 from tests.support.launch import on_ranks
-from tests.support.sharding_plans import split_by_rows
+from tests.support.sharded_models import TABLES, Table, assert_same_bits, split_by_rows, tables_of
 from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.errors import CCEError

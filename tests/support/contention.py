@@ -9,10 +9,8 @@ from itertools import count
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from tests.support.chain import broken_links
 from tests.support.forks import Fork, warm_up
-from tests.support.kills import Target
-from tests.support.recipe import Recipe, content
+from tests.support.registries import Recipe, Target, broken_links, content
 from torchrec_cce.errors import MapFileError, PublishConflictError, RegistryError
 from torchrec_cce.maps.registry import MapVersion, Registry
 
@@ -63,11 +61,11 @@ def crowd(target: Target, *, publishers: int, readers: int, seconds: float, seed
     forks = [Fork(role, target, seed + number, deadline) for number, role in enumerate(roles)]
     total = Tally(published={1: _FIRST})
     for number, fork in enumerate(forks):
-        one = fork.heard(seconds + 60)
-        if one is None:
+        tally = fork.heard(seconds + 60)
+        if tally is None:
             total.torn.append(f"process {number} ended early")
         else:
-            total.add(one)
+            total.add(tally)
     return total
 
 
@@ -75,7 +73,7 @@ def lost_updates(registry: Registry, tally: Tally) -> list[str]:
     """Where a registry's history is not what its publishers did, one after the other."""
     history = registry.history()
     lost = broken_links(history)
-    recorded = {one.subject: one for one in history if one.action == "publish"}
+    recorded = {record.subject: record for record in history if record.action == "publish"}
     lost += [f"version {version} is not in the history" for version in tally.published.keys() - recorded.keys()]
     unclaimed = len(recorded.keys() - tally.published.keys())
     if unclaimed > len(tally.uncertain):

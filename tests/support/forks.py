@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.support.launch import TIMEOUT, Job
-from tests.support.recipe import Recipe
+from tests.support.registries import Recipe
 from torchrec_cce.maps.churn import churn
 
 T = TypeVar("T")
@@ -54,6 +54,6 @@ class Fork:
 
 def warm_up() -> None:
     """Load the kernels that publishing and comparing tables need; takes most of a second."""
-    one, other = (Recipe(seed=seed, num_ids=1).tables() for seed in (0, 1))
-    for name in one:
-        churn(one[name].pointer_map, other[name].pointer_map)
+    before, after = (Recipe(seed=seed, num_ids=1).tables() for seed in (0, 1))
+    for name in before:
+        churn(before[name].pointer_map, after[name].pointer_map)

@@ -5,31 +5,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
-from tests.support.chain import broken_links
 from tests.support.forks import Fork, warm_up
-from tests.support.recipe import Recipe, content
+from tests.support.registries import Recipe, Target, content
 from torchrec_cce.errors import MapFileError, RegistryError
-from torchrec_cce.maps.manifest import MANIFEST
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 
 NUM_IDS = 600_000
 """The large file has 9.6 MB, so that an object store gets it in several parts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A registry that any process can open."""
-
-    url: str
-    cache: Path
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def open(self) -> Registry:
-        return Registry(self.url, cache=self.cache, **self.options)
 
 
 @dataclass(kw_only=True)
@@ -81,26 +65,6 @@ def kill_publishers(target: Target, *, kills: int, seed: int) -> Outcome:
         outcome.through += said is None and outcome.current > before
     outcome.seconds = statistics.median(durations)
     return outcome
-
-
-def damage(registry: Registry) -> list[str]:
-    """What is wrong with a registry once all is over, all of it read."""
-    opened = registry.open(verify="all")
-    wrong = [] if content(opened.tables) == content(Recipe.noted_in(opened.manifest).tables()) else ["other content"]
-    return [*wrong, *broken_links(registry.history()), *map(str, registry.verify())]
-
-
-def strays(registry: Registry, root: Path | None) -> set[str]:
-    """What is in a registry, a folder or (`root=None`) a store, and is neither a record nor a file of a version."""
-    if root is None:
-        there = {one.name for folder in ("versions", "log") for one in registry._storage.objects(folder)}
-    else:
-        there = {path.relative_to(root).as_posix() for path in root.rglob("*")}
-    known = {"versions", "log", *(f"log/{one.sequence:020d}.json" for one in registry.history())}
-    for entry in registry.state().versions:
-        names = [file.name for file in registry.manifest(entry.version).files()]
-        known |= {entry.folder, *(f"{entry.folder}/{name}" for name in [MANIFEST, *names])}
-    return there - known
 
 
 def _successor(recipe: Recipe, token: int) -> Recipe:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,7 +20,7 @@ from unittest import mock
 TIMEOUT = 120.0
 """Seconds that a process may take; nothing here hangs longer."""
 _PRELOADED = [
-    *(f"torchrec_cce.{name}" for name in ("cli.main", "harness.demo", "training.placement", "training.publish")),
+    *(f"torchrec_cce.{name}" for name in ("cli.main", "experiments.demo", "training.placement", "training.versions")),
     *("torch.distributed.optim", "torch.utils.tensorboard"),
 ]
 """What commands import when they run."""
@@ -101,8 +102,17 @@ def wait_for_all(jobs: Sequence[Job]) -> list[Finished]:
             job.process.kill()
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, other than one that has ended and was not waited for."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 @functools.cache
 def _context() -> multiprocessing.context.ForkServerContext:
+    assert all(map(find_spec, _PRELOADED)), "the fork server would silently pass over a module that is not there"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     # One thread each: several processes share the machine, and sums have the same order in all of them.

@@ -19,6 +19,7 @@ from tests.support import runs
 from torchrec_cce.jobs.recluster import job as job_module
 from torchrec_cce.jobs.recluster.job import Reclustered, recluster
 from torchrec_cce.jobs.recluster.request import ReclusterJob
+from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.versions import snapshot_of_run
@@ -27,6 +28,10 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 STOPPED = 12
 """Batches after which a run was stopped: between its two clusterings."""
+EASY = Thresholds(
+    min_h1=0, min_h2_gain=0, min_learned=0, max_churn=1, max_objective_ratio=100, max_error=1, max_unseen=1
+)
+"""Which every clustering passes."""
 
 
 class Kept(NamedTuple):
@@ -91,7 +96,7 @@ class Night:
 
     @property
     def versions(self) -> list[int]:
-        return [one.version for one in self.registry.state().versions]
+        return [entry.version for entry in self.registry.state().versions]
 
     def assert_untouched(self) -> None:
         """Nothing was published, and nothing lies around."""
@@ -124,8 +129,8 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return whole
 
 
-def assert_same_tensors(one: Path, other: Path) -> None:
-    mine, theirs = tensors(one), tensors(other)
+def assert_same_tensors(first: Path, second: Path) -> None:
+    mine, theirs = tensors(first), tensors(second)
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]), name

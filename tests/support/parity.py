@@ -33,6 +33,8 @@ from torchrec_cce.sharding.sharders import CCEEmbeddingBagCollectionSharder
 
 Array = npt.NDArray[np.float32]
 
+CUDA_TOLERANCE = 1e-5
+"""Ten times that of the CPU: the kernels add in another order."""
 COLLECTION = "model.sparse_arch.embedding_bag_collection"
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {"lr": 5.0}),

@@ -1,6 +1,5 @@
 """One process and two compute the same, on the same global batches."""
 
-import itertools
 import json
 import signal
 import subprocess
@@ -10,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch.distributed as dist
 from torchrec.distributed.planner import ParameterConstraints
 
 from tests.support import runs
 from tests.support.launch import TIMEOUT, Job, on_ranks, wait_for_all
+from tests.support.runs import assert_equal_metrics, train_and_log_every_batch, train_on, train_until
 from torchrec_cce.sharding.sharders import SHARDING_TYPES
 from torchrec_cce.training import loop, placement
 from torchrec_cce.training.config import RunConfig
@@ -38,46 +37,6 @@ PARQUET: dict[str, dict[str, Any]] = {
     "dlrm, weighed by frequency": {"recluster": {"weigh_by_frequency": True}},
     "gmf": {"model": {"name": "gmf"}, "tables": {"item": {"num_embeddings": 1200, "pooling": "mean"}, "user": 900}},
 }
-
-
-def train_and_log_every_batch(config: RunConfig, run_dir: Path, resume: bool = False) -> loop.RunResult:
-    loop._LOG_EVERY = 1
-    return loop.train(config, run_dir, start="resume" if resume else "new", show_progress=False)
-
-
-def train_until(config: RunConfig, run_dir: Path, step: int) -> loop.RunResult:
-    """As if somebody pressed Ctrl-C after this batch."""
-    loop.StopRequest.on_any_rank = lambda _: step <= next(batches)  # type: ignore[method-assign]
-    batches = itertools.count(1)
-    return train_and_log_every_batch(config, run_dir)
-
-
-def train_on(world_size: int, folder: Path, config: RunConfig, *, resume: bool = False) -> list[dict[str, Any]]:
-    """The metrics of a run on so many ranks."""
-    if world_size == 1:
-        finished = [Job(folder / "job", train_and_log_every_batch, config, folder / "run", resume).wait()]
-    else:
-        finished = on_ranks(folder, world_size, train_and_log_every_batch, config, folder / "run", resume)
-    for rank in finished:
-        assert rank.code == 0, rank.stderr
-    return runs.metrics(folder / "run")
-
-
-def assert_equal_metrics(one: list[dict[str, Any]], other: list[dict[str, Any]], tolerance: float) -> None:
-    assert [(r["kind"], r["step"]) for r in one] == [(r["kind"], r["step"]) for r in other]
-    for a, b in zip(one, other, strict=True):
-        assert_close(a, b, tolerance)
-
-
-def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        if isinstance(value, dict):
-            assert_close(value, other[key], tolerance)
-        elif value is None or isinstance(value, str):
-            assert value == other[key]
-        else:
-            np.testing.assert_allclose(other[key], value, rtol=0, atol=tolerance, err_msg=f"{key} of {one}")
 
 
 @pytest.fixture(scope="module")

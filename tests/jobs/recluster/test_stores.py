@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.recluster.test_job import EASY
 from tests.support import nights
 from tests.support.launch import command
-from tests.support.nights import Night, assert_same_tensors, newest
+from tests.support.nights import EASY, Night, assert_same_tensors, newest
 from tests.support.s3_server import Faults, S3Server, s3_server
 from tests.support.snapshots import assert_same
 from torchrec_cce.errors import RegistryError

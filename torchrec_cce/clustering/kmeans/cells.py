@@ -43,7 +43,7 @@ class Cells:
     """
 
     def __init__(self, centroids: npt.NDArray[np.float32]) -> None:
-        """Cut `centroids: [k, d] float32`, finite, into cells: every cut goes across the widest side near the middle."""
+        """Cut `centroids: [k, d] float32`, finite, into cells: each cut goes across the widest side near the middle."""
         num_rows, width = centroids.shape
         num_blocks = -(-num_rows // (CELL * LANES))
         num_blocks += -num_blocks % LANES
