@@ -1,20 +1,16 @@
-"""Clustering 100 million IDs outside training: seconds of each stage, memory, workers; and the nearest centroid."""
+"""Clustering 100 million IDs outside training: seconds of each stage, memory, and the gain of a second worker."""
 
-import multiprocessing
 import tempfile
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-import faiss
 import numpy as np
 
-from benchmarks.figure import race, report
-from tests.support.kernel_references import reference_nearest
-from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
+from benchmarks.figure import report
+from benchmarks.processes import fresh
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.jobs.recluster.cluster import StageTime, TableSource, cluster
 from torchrec_cce.jobs.recluster.estimate import estimate
@@ -153,12 +149,11 @@ def run_job(folder: str, num_workers: int) -> Outcome:
 
 def measured(folder: str, num_workers: int) -> tuple[Outcome, PeakMemory]:
     """In a process of its own, so that its memory is its own."""
-    context = multiprocessing.get_context("spawn")
-    with PeakMemory() as memory, ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(run_job, folder, num_workers).result(), memory
+    with PeakMemory() as memory:
+        return fresh(run_job, folder, num_workers), memory
 
 
-def job_figures() -> None:
+def recluster_job_figures() -> None:
     outcomes: dict[tuple[int, int], Outcome] = {}
     for num_ids in (NUM_IDS // 100, NUM_IDS // 10, NUM_IDS):
         with tempfile.TemporaryDirectory() as folder:
@@ -213,42 +208,6 @@ def job_figures() -> None:
                 holds=per_id[num_ids] <= 1.2 * per_id[num_ids // 10] if num_ids // 10 in per_id else None,
                 against=f"{outcome.seconds:.0f} s in all; pairs are looked up beyond {NUM_ROWS**2:,} IDs",
             )
-
-
-def nearest_figures() -> None:
-    rng = np.random.default_rng(0)
-    for num_rows, least in ((NUM_ROWS, 0.95), (65536, 5.0)):
-        words = rng.normal(size=(2, num_rows, DIM // NUM_COLUMNS)).astype(np.float32)
-        codes = rng.integers(0, num_rows, (2, BLOCK))
-        points, centroids = words[0, codes[0]] + words[1, codes[1]], words[0]
-        nearest, flat = NearestCentroid(centroids), faiss.IndexFlatL2(points.shape[1])
-        flat.add(centroids)
-        faiss.omp_set_num_threads(1)
-        seconds = race({"ours": lambda: nearest(points), "faiss": lambda: flat.search(points, 1)}, rounds=5)  # noqa: B023
-        times = seconds["faiss"] / seconds["ours"]
-        report(
-            f"nearest centroid, k = {num_rows}, d = {points.shape[1]}: times as fast as FAISS",
-            times,
-            target=f"≥ {least}",
-            holds=times >= least,
-            against=f"IndexFlatL2, blocks of {BLOCK}, one thread: {1e9 * seconds['faiss'] / BLOCK:.0f} ns a point",
-        )
-        sample = points[:2000]
-        _, distances = reference_nearest(sample, centroids)
-        found = np.square(sample.astype(np.float64) - centroids[nearest(sample)[0]]).sum(axis=1)
-        wrong = int(np.count_nonzero(found > distances * (1 + 1e-6)))
-        report(
-            f"nearest centroid, k = {num_rows}, d = {points.shape[1]}: wrong ones",
-            wrong,
-            target="0",
-            holds=wrong == 0,
-            against="float64 by brute force, 2000 points; ties within float32 aside",
-        )
-
-
-def recluster_job_figures() -> None:
-    nearest_figures()
-    job_figures()
 
 
 if __name__ == "__main__":

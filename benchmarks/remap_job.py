@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.figure import race, report
+from benchmarks.processes import memory_bytes
 from torchrec_cce.jobs.remap.features import remapped_format
 from torchrec_cce.jobs.remap.file import open_version
 from torchrec_cce.jobs.remap.input import InputFile
@@ -227,7 +228,7 @@ def _measure(registry: str, way: str, source: str, target: str, compression: str
     cpu, wall = time.process_time(), time.perf_counter()
     work(source, target, compression)
     found |= {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-    return found | {"rss": _peak_resident()}
+    return found | {"rss": memory_bytes("VmHWM")}  # `getrusage` would count the process that started this one
 
 
 def _job(registry: str, source: str, num_workers: int) -> float:
@@ -237,12 +238,6 @@ def _job(registry: str, source: str, num_workers: int) -> float:
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else Path(source).parent) as out:
         return remap(source, out, registry=registry, num_workers=num_workers).seconds
-
-
-def _peak_resident() -> float:
-    """In bytes. `getrusage` would count the process that started this one."""
-    (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM"))
-    return 1024.0 * int(line.split()[1])
 
 
 def _remapping(registry: str, source: str, found: dict[str, float]) -> Callable[[str, str, str], None]:
