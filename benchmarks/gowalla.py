@@ -1,7 +1,8 @@
-"""The whole curve on Gowalla, beside the paper's method written plainly: `python -m benchmarks.gowalla --out FOLDER`.
+"""The whole curve on Gowalla, beside a plain implementation of the method.
 
-Both read the same files in the same order, with the same optimizers, schedule and learning rates to choose from. What
-was run is kept in the folder, and a run that was interrupted goes on.
+Run it by `python -m benchmarks.gowalla --out FOLDER`. Both read the same files in the same order, with the same
+optimizers, schedule and learning rates to choose from. The folder keeps what was run, so that a benchmark that was
+interrupted goes on.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""The logs that are measured on: read, split, and written with dense IDs as Parquet.
+"""The logs for the benchmarks: they are read, split, and written with dense IDs as Parquet.
 
-The real ones are not the project's to ship: they are read from the folder in TORCHREC_CCE_DATA.
+The project may not ship the real logs: they are read from the folder in TORCHREC_CCE_DATA.
 """
 
 import json
@@ -31,7 +31,7 @@ _TABLES = "tables.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """One log."""
+    """A log, and how its splits are made."""
 
     about: str
     """The rows that are used, and the split."""
@@ -39,7 +39,7 @@ class Log:
     """(folder of the logs, folder to write to) → the numbering of the IDs in the three files of `SPLITS` it wrote."""
     dense: tuple[str, ...] = ()
     is_made: bool = False
-    """It needs no file."""
+    """Whether the log is made here and needs no file."""
 
     @property
     def is_there(self) -> bool:

@@ -32,7 +32,7 @@ BLOCK = 65536
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Of one job in a process of its own."""
+    """What was measured of one job."""
 
     seconds: float
     estimated: float
@@ -42,7 +42,7 @@ class Outcome:
 
 
 class PeakMemory:
-    """While entered, the most memory that was seen of the processes that this one has started, and theirs."""
+    """While entered, samples the memory of all descendants of this process, and keeps the most that was seen."""
 
     def __enter__(self) -> "PeakMemory":
         self.shared_out = self.private = 0
@@ -73,7 +73,7 @@ def descendants(pid: str) -> list[str]:
 
 
 def memory_of(pid: str) -> tuple[int, int]:
-    """Bytes of a process: with its share of what it shares (PSS), and what no file backs."""
+    """The bytes of a process with its share of shared pages (PSS), and the bytes that no file backs."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has ended

@@ -1,4 +1,4 @@
-"""Plans made short enough to be run now and then."""
+"""Plans that are reduced until they are short enough to be run now and then."""
 
 from dataclasses import replace
 from typing import TypeVar

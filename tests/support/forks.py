@@ -1,6 +1,7 @@
-"""Processes that can start work at once: forks of one that has imported everything and has its kernels loaded.
+"""Processes that start work at once: forks of a parent that has imported everything and has loaded its kernels.
 
-That one must not have used a registry, for the threads of obstore do not survive a fork: `apart` starts it.
+`apart` starts the parent. It must not have used a registry before, because the threads of obstore do not survive a
+fork.
 """
 
 import multiprocessing
@@ -29,7 +30,7 @@ def apart(folder: Path, function: Callable[..., T], *, timeout: float = TIMEOUT,
 
 
 class Fork:
-    """A process that runs `function(*args, say)`: what it gives to `say` can be `heard` here."""
+    """A process that runs `function(*args, say)`; its parent hears what the function says."""
 
     def __init__(self, function: Callable[..., None], *args: Any) -> None:
         context = multiprocessing.get_context("fork")
@@ -39,7 +40,7 @@ class Fork:
         theirs.close()
 
     def heard(self, timeout: float = TIMEOUT) -> Any:
-        """The next thing that it says; None if it ended instead."""
+        """What the process says next, or None if it ends first."""
         assert self._ours.poll(timeout), f"not a word within {timeout} s"
         try:
             return self._ours.recv()

@@ -18,19 +18,19 @@ NUM_IDS = 600_000
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a series of kills led to."""
+    """The results of a series of kills."""
 
     seconds: float = 0.0
-    """Median of the publishes that were measured and not killed, one in ten."""
+    """The median duration of the publishes that were measured and not killed, which were one in ten."""
     kills: int = 0
     inside: int = 0
     """Kills that came before `publish` had returned."""
     through: int = 0
     """Versions that became current although their publisher was killed before it knew."""
     refused: int = 0
-    """Errors of a store that fails, met by publishers and readers."""
+    """Errors of a failing store that publishers and readers met."""
     torn: list[str] = field(default_factory=list)
-    """What a reader saw and should not have."""
+    """Descriptions of what a reader saw and should not have seen."""
     current: int = 0
     recipe: Recipe
     """Of the current version."""
@@ -68,7 +68,7 @@ def kill_publishers(target: Target, *, kills: int, seed: int) -> Outcome:
 
 
 def _successor(recipe: Recipe, token: int) -> Recipe:
-    """Of other columns: to compare the pointers would take most of a publish, and most kills would hit just that."""
+    """A recipe with another number of columns: else a publish would mostly compare pointers, and be killed there."""
     return replace(recipe.derived(token), num_columns=17 - recipe.num_columns)
 
 
@@ -101,7 +101,7 @@ def _publish(target: Target, tables: dict[str, TableSnapshot], note: str, say: C
 
 
 def _read(target: Target, outcome: Outcome, allowed: dict[int, Recipe] | None) -> None:
-    """Open the current version in a new process, and note which it is and whether it is one that is `allowed`."""
+    """Open the current version in a new process, note its number, and note it as torn unless it is `allowed`."""
     reader = Fork(_open, target)
     while isinstance(heard := reader.heard(), RegistryError):
         outcome.refused += 1
@@ -116,7 +116,7 @@ def _read(target: Target, outcome: Outcome, allowed: dict[int, Recipe] | None) -
 
 
 def _open(target: Target, say: Callable[[object], None]) -> None:
-    """Say each error of the store, then version, recipe and whether it holds what the recipe makes."""
+    """Say each error of the store; then say the version, its recipe, and whether its tables are those of the recipe."""
     registry, opened = target.open(), None
     while opened is None:
         opened = _try_to_open(registry, say)

@@ -25,7 +25,7 @@ _NUM_KEYS = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a version is made from, and where it came from; its publisher notes it as the version's checkpoint."""
+    """The few numbers that a version's tables follow from. Its publisher notes them as the version's checkpoint."""
 
     seed: int
     num_ids: int
@@ -106,7 +106,7 @@ class Target:
 
 
 def broken_links(history: Sequence[RegistryState]) -> list[str]:
-    """Where a step does not follow from the record before it; empty for a good history, oldest record first."""
+    """Descriptions of the records that do not follow from the record before; none for a good history, oldest first."""
     broken = []
     for before, after in zip((RegistryState(), *history), history, strict=False):
         published = after.action == "publish"
@@ -135,14 +135,14 @@ def broken_links(history: Sequence[RegistryState]) -> list[str]:
 
 
 def damage(registry: Registry) -> list[str]:
-    """What is wrong with a registry once all is over, all of it read."""
+    """Descriptions of all that is wrong in a registry, after reading all of it."""
     opened = registry.open(verify="all")
     wrong = [] if content(opened.tables) == content(Recipe.noted_in(opened.manifest).tables()) else ["other content"]
     return [*wrong, *broken_links(registry.history()), *map(str, registry.verify())]
 
 
 def strays(registry: Registry, root: Path | None) -> set[str]:
-    """What is in a registry, a folder or (`root=None`) a store, and is neither a record nor a file of a version."""
+    """Names in a registry's folder `root`, or in its store if None, that belong to no record and no version."""
     if root is None:
         there = {file.name for folder in ("versions", "log") for file in registry._storage.objects(folder)}
     else:
@@ -162,7 +162,7 @@ def flip(content: bytes, rng: random.Random) -> bytes:
 
 @contextmanager
 def flipped(path: Path, rng: random.Random) -> Iterator[None]:
-    """One random bit of a file is flipped in place, and flipped back in the end. Its modification time stays."""
+    """While entered, one random bit of a file is flipped in place. The file keeps its modification time."""
     position, bit = rng.randrange(path.stat().st_size), 1 << rng.randrange(8)
     _flip(path, position, bit)
     try:

@@ -92,7 +92,7 @@ def make_snapshot(pointer_map: PointerMap, *features: str) -> TableSnapshot:
 
 
 def plain_codes(pointer_map: PointerMap, raw: int) -> tuple[list[int], list[int]]:
-    """Codebook and helper codes of one raw ID, by the map's policy."""
+    """The codebook codes and the helper codes of one raw ID, by the map's policy for unseen IDs."""
     ids = known_ids(pointer_map)
     raw = (raw + 2**63) % 2**64 - 2**63
     if raw not in ids and pointer_map.unseen == "error":

@@ -45,7 +45,7 @@ def write_remapped(
     version: int = 1,
     row_group_size: int = 1000,
 ) -> Path:
-    """Replace the raw columns of all features of the collection's CCE tables; Parquet, or Arrow for `.arrow`.
+    """Write `raw` with the fields of all CCE table features replaced: as Arrow if `path` ends so, else as Parquet.
 
     Args:
         columns: feature → raw column, where it is not of the feature's name.
@@ -105,7 +105,7 @@ def like(raw: pa.Array, items: pa.Array) -> pa.Array:
 
 
 def write_raw_log(path: Path) -> pa.Table:
-    """Lists with empty and null bags, a column with nulls, 64-bit IDs, and one that is no CCE table's."""
+    """Write lists with empty and null bags, a field with nulls and 64-bit IDs, and a feature of a full table."""
     rng = np.random.default_rng(1)
 
     def bags() -> pa.Array:
@@ -164,7 +164,7 @@ class World:
         self.registry = Registry(self.url, cache=folder / "cache")
         for seed in range(2):
             reports = self.collection.recluster(seed=seed)
-            with torch.no_grad():  # words that a clustering left, and helper words that training would have
+            with torch.no_grad():  # as after training, so that no codeword of a helper is zero
                 for parameter in self.collection.parameters():
                     parameter.add_(0.01 * torch.randn_like(parameter))
             self.registry.publish(self.collection.snapshot(reports))
@@ -172,7 +172,7 @@ class World:
             self.collection.attach_pointer_map(name, table.pointer_map)
 
     def remapped(self, helper: HelperPolicy, **options: Any) -> Path:
-        """The folder of three files that the log became."""
+        """The folder of the three files into which the log is remapped."""
         folder = self.folder / f"remapped-{helper}"
         for i, suffix in enumerate(("parquet", "arrow", "parquet")):
             path = folder / f"part-{i}.{suffix}"

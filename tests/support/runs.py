@@ -34,7 +34,7 @@ def write_criteo_log(path: Path, *, num_rows: int = NUM_ROWS) -> Path:
 
 
 def write_parquet_log(path: Path, *, num_rows: int = NUM_ROWS) -> Path:
-    """Lists with every third bag empty, plain integers with nulls, and two dense columns."""
+    """Write lists of which every third is empty, plain integers with nulls, and two dense fields."""
     rng = np.random.default_rng(1)
     lengths = rng.integers(0, 5, num_rows) * (rng.random(num_rows) > 1 / 3)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -78,7 +78,7 @@ def criteo_config(path: Path, **changes: Any) -> RunConfig:
 
 
 def parquet_config(path: Path, **changes: Any) -> RunConfig:
-    """Mean and sum pooling of bags of which many are empty."""
+    """Tables with mean and sum pooling, of bags of which many are empty."""
     values: dict[str, Any] = {
         "data": {"format": "parquet", "dense": ["age", "price"], "columns": {"item": "items"}, **splits(path)},
         "tables": {
@@ -115,14 +115,14 @@ def _toml(value: Any) -> str:
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The records of a run without what depends on the clock."""
+    """The records of a run, without fields that depend on the clock."""
     clocks = {"time", "seconds", "rows_per_second"}
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clocks} for line in lines]
 
 
 def result(run_dir: Path) -> dict[str, Any]:
-    """`result.json` without what depends on the clock or the folder."""
+    """`result.json`, without fields that depend on the clock or the folder."""
     values = json.loads((run_dir / "result.json").read_text())
     return {k: v for k, v in values.items() if k not in {"rows_per_second", "recluster_seconds", "checkpoint"}}
 
@@ -137,7 +137,7 @@ def train_and_log_every_batch(config: RunConfig, run_dir: Path, resume: bool = F
 
 
 def train_until(config: RunConfig, run_dir: Path, step: int) -> loop.RunResult:
-    """As if somebody pressed Ctrl-C after this batch."""
+    """Train as if somebody pressed Ctrl-C after batch `step`."""
     loop.StopRequest.on_any_rank = lambda _: step <= next(batches)  # type: ignore[method-assign]
     batches = itertools.count(1)
     return train_and_log_every_batch(config, run_dir)
@@ -176,7 +176,7 @@ def train(config: RunConfig, run_dir: Path, *, resume: bool = False) -> loop.Run
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int | None) -> None:
-    """As if somebody pressed Ctrl-C after so many batches; None for nobody."""
+    """Let runs stop as if somebody pressed Ctrl-C after batch `step`, or go on to their end if it is None."""
     batches = itertools.count(1)
     stops = (lambda _: False) if step is None else (lambda _: next(batches) >= step)
     monkeypatch.setattr(loop.StopRequest, "on_any_rank", stops)

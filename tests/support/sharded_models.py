@@ -36,7 +36,7 @@ SIZES = {"embedding_dim": 16, "num_rows": 30}
 
 
 def split_by_rows(model: nn.Module, optimizer: OptimizerConfig, *, world_size: int) -> ShardingPlan:
-    """All tables that can be are split by rows, on one rank placed on it; the others are replicated."""
+    """Split all tables by rows that can be, or place them if there is one rank; replicate the others."""
     # Before an optimizer is fused into them, TorchRec would take tables for those of a dense kernel.
     fused = EmbeddingComputeKernel.FUSED.value
     spread = row_wise(compute_kernel=fused) if world_size > 1 else table_wise(rank=0, compute_kernel=fused)
@@ -82,7 +82,7 @@ class Both(nn.Module):
 
 
 def sharded(model: Both) -> tuple[DistributedModelParallel, Any]:
-    """Wide columns by rows and fused with SGD, narrow ones replicated."""
+    """The model with wide columns split by rows and fused with SGD, and narrow columns replicated."""
     sharders = [CCEEmbeddingBagCollectionSharder(), CCEEmbeddingCollectionSharder()]
     inner = {"bags.ebc": (model.bags.ebc, sharders[0])}
     inner |= {f"sequences.ecs.{width}": (each, sharders[1]) for width, each in model.sequences.ecs.items()}

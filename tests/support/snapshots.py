@@ -1,4 +1,4 @@
-"""Small tables to publish, made from a seed."""
+"""Small tables to publish, each made from a seed."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ NUM_COLUMNS, NUM_ROWS, DIM = 4, 50, 16
 
 
 def pointer_map(seed: int = 0, *, num_ids: int = 1000, generation: int = 1, **changes: Any) -> PointerMap:
-    """Clustered `generation` times to random pointers."""
+    """A map that was clustered `generation` times, to random pointers."""
     made = PointerMap.hashed(num_ids=num_ids, num_columns=NUM_COLUMNS, num_rows=NUM_ROWS, seed=7, **changes)
     rng = np.random.default_rng(seed)
     for _ in range(generation):

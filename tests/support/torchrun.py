@@ -33,7 +33,7 @@ class Torchrun:
             )
 
     def ranks(self) -> list[int]:
-        """Pids of the ranks that run now."""
+        """The process IDs of the ranks that run now."""
         try:
             children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         except FileNotFoundError:
@@ -41,7 +41,7 @@ class Torchrun:
         return [int(pid) for pid in children]
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = 120) -> bool:
-        """Whether it came true before the run ended."""
+        """Wait for the condition, and return whether it came true before the run ended."""
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, (self.folder / "output").read_text()[-3000:]
@@ -59,7 +59,7 @@ class Torchrun:
             self.wait_for(lambda: len(self.ranks()) == 2 and not set(self.ranks()) & set(pids))
 
     def measured(self) -> int:
-        """Bytes of metrics; a restart takes back what is after its checkpoint."""
+        """The bytes of metrics so far; a restart drops those after its checkpoint."""
         with suppress(FileNotFoundError):
             return (self.folder / "run" / "metrics.jsonl").stat().st_size
         return 0

@@ -1,3 +1,5 @@
+"""Workers end with the process that started them, even if that is killed."""
+
 import os
 import signal
 import subprocess

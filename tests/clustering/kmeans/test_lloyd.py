@@ -1,3 +1,5 @@
+"""Lloyd's iterations against a plain form, and the assignment by neighbours against that by all centroids."""
+
 import numpy as np
 import numpy.typing as npt
 import pytest

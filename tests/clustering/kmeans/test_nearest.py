@@ -1,3 +1,5 @@
+"""The nearest centroid by brute force and by cells: exact, and with the same bits in any batch and thread."""
+
 import threading
 from collections.abc import Callable
 
