@@ -96,11 +96,6 @@ def trained(config: RunConfig, ranks: Ranks) -> tuple[Any, Any]:
     return model, optimizer
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
-
-
 def config_of(log: Path, **changes: Any) -> RunConfig:
     return runs.criteo_config(
         log, data={"train": {"path": str(log), "max_rows": 200}}, training={"batch_size": 50}, **changes

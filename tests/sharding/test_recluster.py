@@ -81,11 +81,6 @@ def recluster_on_a_rank(
         return before, tables_of(model, optimizer), message
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
-
-
 def run(
     folder: Path,
     log: Path,

@@ -72,11 +72,6 @@ def config_of(folder: Path, log: Path, **training: int) -> RunConfig:
     )
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
-
-
 def undisturbed(folder: Path, config: RunConfig) -> Path:
     finished = Job(folder / "job", loop.train, config, folder / "undisturbed").wait()
     assert finished.code == 0, finished.stderr

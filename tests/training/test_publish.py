@@ -14,11 +14,6 @@ from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training.versions import snapshot_of_run
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
-
-
 def published(records: list[dict[str, Any]]) -> list[tuple[int, int]]:
     return [(record["step"], record["version"]) for record in records if record["kind"] == "publish"]
 

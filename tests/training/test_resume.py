@@ -30,11 +30,6 @@ from torchrec_cce.training.config_file import read_run_config
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd", "adam", "adamw")
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_interrupted_and_resumed(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
     """Stopped between the clusterings after batches 8 and 16, and once more after them."""

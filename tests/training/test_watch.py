@@ -45,11 +45,6 @@ from torchrec_cce.training.parallel import process_group
 Digests = dict[str, str]
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
-
-
 def watching(log: Path, folder: Path, *, watch_every: int = 1, **changes: Any) -> RunConfig:
     """A run that follows `folder/registry` and does not cluster by itself."""
     registry = {"url": str(folder / "registry"), "watch_every": watch_every}

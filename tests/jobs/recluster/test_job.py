@@ -40,11 +40,6 @@ STRICT = replace(EASY, min_h1=1.5)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nights.train_a_run(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture(scope="module")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return nights.train_a_run(tmp_path_factory.mktemp("other"), seed=1)
 
