@@ -60,7 +60,7 @@ class Log:
 
 
 def prepare_planted(_source: Path, folder: Path) -> DenseIDs:
-    """A made log whose clusters are known to exist: 160,000 rows to train, 20,000 to choose, 20,000 to test."""
+    """A made log with clusters: 160,000 rows to train on, 20,000 to choose by, and 20,000 to test on."""
     log = folder / "clicks.tsv"
     write_click_log(log, num_rows=200_000, seed=0)
     stretches = {"train": (0, 160_000), "validation": (160_000, 20_000), "test": (180_000, None)}
@@ -68,7 +68,7 @@ def prepare_planted(_source: Path, folder: Path) -> DenseIDs:
 
 
 def prepare_criteo(source: Path, folder: Path) -> DenseIDs:
-    """In time order: 56,000 rows to train, 8,000 to choose, the last 16,000 to test."""
+    """In time order, 56,000 rows to train on, 8,000 to choose by, and the last 16,000 to test on."""
     log = source / "criteo_80k" / "criteo_80k.tsv.gz"
     stretches = {"train": (0, 56_000), "validation": (56_000, 8_000), "test": (64_000, None)}
     return _write_criteo(log, folder, stretches)
