@@ -1,57 +1,18 @@
 """The report's files hold what the outcomes say."""
 
-import base64
 import io
 import json
 import math
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.support.documents import PNG, Page
 from tests.support.outcomes import SIZES, outcome
 from torchrec_cce.experiments.outcome import Outcome
 from torchrec_cce.experiments.report import COLUMNS, TABLE_WIDTH, to_markdown, to_table, write_report
-
-PNG = b"\x89PNG\r\n\x1a\n"
-VOID = {"meta", "img", "br", "link"}
-
-
-class Page(HTMLParser):
-    """Cells, pictures and text of a page whose every element is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.rows: list[list[str]] = []
-        self.images: list[bytes] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("th", "td"):
-            self.rows[-1].append("")
-        if tag == "img":
-            source = dict(attrs)["src"] or ""
-            head, _, data = source.partition(",")
-            assert head == "data:image/png;base64", "a page that needs other files is not one"
-            self.images.append(base64.b64decode(data))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.open and self.open[-1] in ("th", "td"):
-            self.rows[-1][-1] += data
 
 
 @pytest.fixture

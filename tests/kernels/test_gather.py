@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec_cce.kernels.gather import _AHEAD, gather_rows, gather_words, reference_gather
+from tests.support.kernel_references import reference_gather
+from torchrec_cce.kernels.gather import _AHEAD, gather_rows, gather_words
 from torchrec_cce.kernels.packed import as_words
 
 Unsigned = npt.NDArray[np.unsignedinteger]

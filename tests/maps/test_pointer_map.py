@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.plain_embedding import cce_codes
+from tests.support.method_references import cce_codes
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, Unseen
 from torchrec_cce.maps.vocabulary import Vocabulary

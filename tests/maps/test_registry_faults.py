@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from tests.support.contention import begin, crowd, lost_updates, open_at_once
-from tests.support.flips import flip, flipped
 from tests.support.forks import apart
-from tests.support.kills import NUM_IDS, Target, damage, kill_publishers, strays
-from tests.support.recipe import Recipe, content
+from tests.support.kills import NUM_IDS, kill_publishers
+from tests.support.registries import Recipe, Target, content, damage, flip, flipped, strays
 from tests.support.s3_server import FLAKY, Faults, S3Server, s3_server
 from torchrec_cce.errors import MapFileError, RegistryError
 from torchrec_cce.maps.local_copy import LocalCopies

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.kernel_references import reference_slots
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
-from torchrec_cce.kernels.vocabulary import reference_slots, unmix
+from torchrec_cce.kernels.hash_table import unmix
 from torchrec_cce.maps.vocabulary import Vocabulary
 
 EXTREMES = [-(2**63), -(2**63) + 1, -1, 0, 1, 2**63 - 1]

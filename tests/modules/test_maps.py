@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrec import KeyedJaggedTensor
 
-from tests.modules.test_embedding_bag import assert_equals_reference, cce, full, random_features
+from tests.support.module_cases import assert_equals_reference, cce, full, random_features
 from torchrec_cce import CCEEmbeddingBagCollection, PointerMap, Registry, Vocabulary
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import Unseen

@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrec import KeyedJaggedTensor
 
-from tests.sharding.test_recluster import TABLES, Table, assert_same_bits, tables_of
 from tests.support import runs
 from tests.support.launch import on_ranks
-from tests.support.sharding_plans import split_by_rows
+from tests.support.sharded_models import TABLES, Table, assert_same_bits, split_by_rows, tables_of
 from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.errors import CCEError
@@ -95,11 +94,6 @@ def trained(config: RunConfig, ranks: Ranks) -> tuple[Any, Any]:
         model(batch.part)[: batch.rows].square().sum().backward()
         optimizer.step()
     return model, optimizer
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
 
 
 def config_of(log: Path, **changes: Any) -> RunConfig:

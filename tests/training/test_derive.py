@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.launch import on_ranks
-from tests.support.runs import criteo_config, metrics, result, write_criteo_log
+from tests.support.runs import criteo_config, metrics, result
 from torchrec_cce.clustering.quantize import quantize
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
@@ -20,11 +20,6 @@ from torchrec_cce.training.loop import evaluate, train
 from torchrec_cce.training.metrics import quality
 
 CAP = 3200
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from tests.sharding import test_maps
 from tests.support import pipelines, runs
 from tests.support.launch import TIMEOUT, Job, on_ranks
-from tests.training.test_faults import torchrun
-from tests.training.test_resume import assert_same_run, stop_after
+from tests.support.runs import assert_same_run, stop_after
+from tests.support.sharded_models import Both, sharded
+from tests.support.torchrun import torchrun
 from torchrec_cce import CCEEmbeddingBagCollection
 from torchrec_cce.data.criteo import read_criteo
 from torchrec_cce.errors import CCEError, MapFileError, RegistryError
@@ -43,11 +43,6 @@ from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.parallel import process_group
 
 Digests = dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
 
 
 def watching(log: Path, folder: Path, *, watch_every: int = 1, **changes: Any) -> RunConfig:
@@ -368,7 +363,7 @@ class Troubled(Registry):
 def follow_in_trouble(folder: Path, name: str) -> tuple[list[tuple[int, str | None]], int, bool]:
     """What the watcher of this rank answered, how often it was asked, and whether the model is at the version."""
     with process_group() as ranks:
-        model, optimizer = test_maps.sharded(test_maps.Both())
+        model, optimizer = sharded(Both())
         registry = Troubled(folder / "registry", cache=folder / "cache")
         registry.trouble, registry.silence = [], []
         full = OSError(errno.ENOSPC, "No space left on device")
@@ -410,7 +405,7 @@ def follow_in_trouble(folder: Path, name: str) -> tuple[list[tuple[int, str | No
 def test_in_trouble(
     tmp_path: Path, name: str, expected: list[tuple[int, str | None]], moves: bool, warnings: str
 ) -> None:
-    model = test_maps.Both()
+    model = Both()
     reports = {**model.bags.recluster(seed=1), **model.sequences.recluster(seed=1)}
     tables = {**model.bags.snapshot(reports), **model.sequences.snapshot(reports)}
     Registry(tmp_path / "registry", cache=tmp_path / "cache").publish(tables)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.launch import Job
+from tests.support.launch import Job, is_running
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError
 from torchrec_cce.workers.counters import TICK_S, Counters
 from torchrec_cce.workers.engine import Engine, EngineName, Shared, engine_of
@@ -216,11 +216,3 @@ def test_nothing_is_left_of_a_job_that_is_killed_or_interrupted(tmp_path: Path, 
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not [path for path in cache.rglob("*") if path.is_file()]
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, other than one that has ended and was not waited for."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False

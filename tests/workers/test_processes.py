@@ -1,8 +1,12 @@
+"""Workers end with the process that started them, even if that is killed."""
+
 import os
 import signal
 import subprocess
 import sys
 import time
+
+from tests.support.launch import is_running
 
 _PROGRAM = """
 import multiprocessing, os, sys, time
@@ -21,14 +25,6 @@ if __name__ == "__main__":
 """
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_workers_of_a_parent_that_was_killed_end(tmp_path: os.PathLike[str]) -> None:
     program = os.path.join(tmp_path, "program.py")
     with open(program, "w") as file:
@@ -37,9 +33,9 @@ def test_workers_of_a_parent_that_was_killed_end(tmp_path: os.PathLike[str]) -> 
         assert parent.stdout is not None
         workers = {int(pid) for pid in parent.stdout.readline().split()}
         assert workers
-        assert all(map(is_alive, workers))
+        assert all(map(is_running, workers))
         parent.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 20
-    while any(map(is_alive, workers)):
+    while any(map(is_running, workers)):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.05)

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.hashing import UniversalHash, hash_one
+from torchrec_cce.hashing import hash_one
 from torchrec_cce.jit import jit
 
 
@@ -52,15 +52,3 @@ def packed_hashes(
                 code = hash_one(x, multipliers[j], offsets[j], k)
                 packed |= code << np.uint64((j - first) * code_bits)
             out[word, i] = packed
-
-
-def reference_packed_hashes(
-    ids: npt.NDArray[np.int64], functions: UniversalHash, code_bits: int
-) -> npt.NDArray[np.uint64]:
-    """`packed_hashes` in numpy: [w, N]."""
-    codes = functions.numpy(ids).astype(np.uint64)
-    per_word = 64 // code_bits
-    out = np.zeros((-(-functions.num_columns // per_word), len(ids)), np.uint64)
-    for j in range(functions.num_columns):
-        out[j // per_word] |= codes[:, j] << np.uint64(j % per_word * code_bits)
-    return out

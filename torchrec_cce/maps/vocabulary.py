@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
-from torchrec_cce.kernels.vocabulary import (
+from torchrec_cce.kernels.hash_table import (
     BUCKET,
     count_blocks,
-    keys_by_row,
-    lookup_rows,
+    keys_by_position,
+    lookup_positions,
     place,
     scatter_blocks,
     sort_block,
@@ -41,7 +41,7 @@ class Vocabulary:
     """An immutable map from `n` distinct 64-bit keys to the rows `0..n - 1`: an open-addressing hash table of load 0.6.
 
     A key is an int64, or a uint64 as its two's complement; no value is reserved. The slots are canonical: they follow
-    from the keys, their rows and the seed (see `torchrec_cce.kernels.vocabulary`). Lookups are fastest where the slots
+    from the keys, their rows and the seed (see `torchrec_cce.kernels.hash_table`). Lookups are fastest where the slots
     start at a multiple of 64 bytes.
 
     Raises:
@@ -138,7 +138,7 @@ class Vocabulary:
             raise ConfigError(
                 f"out is {out.dtype} {list(out.shape)}; it must be int64 [{len(keys)}] and not overlap keys"
             )
-        lookup_rows(keys, self.slots_view, self.num_buckets, self.seed, out)
+        lookup_positions(keys, self.slots_view, self.num_buckets, self.seed, out)
         return out
 
     def keys(self, out: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
@@ -151,7 +151,7 @@ class Vocabulary:
             ConfigError: the slots do not hold `n` keys with rows in 0..n - 1: they are damaged.
         """
         keys = np.zeros(self.num_ids, np.int64) if out is None else out
-        if not keys_by_row(self.slots_view, keys):
+        if not keys_by_position(self.slots_view, keys):
             raise ConfigError(
                 f"the slots do not hold the rows 0..{self.num_ids - 1}; compare the digest, build them again"
             )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.remap.test_job import Inline, Place, contents, write_log
 from tests.support.launch import Job
+from tests.support.remap_folders import Inline, Place, contents, write_log
 from torchrec_cce.jobs.remap import job as remap_run
 from torchrec_cce.jobs.remap.job import RemapReport
 

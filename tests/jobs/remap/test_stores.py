@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.remap.test_job import NAMES, Inline, Place, contents, refused, write_log
+from tests.support.remap_folders import NAMES, Inline, Place, contents, refused, write_log
 from tests.support.s3_server import Faults, S3Server, s3_server
 from torchrec_cce.errors import ConfigError, DataFileError, RegistryError
 from torchrec_cce.jobs.remap import job as remap_run

@@ -16,7 +16,7 @@ import pyarrow as pa
 from torchrec_cce.jobs.remap.parquet.chunks import Chunk
 from torchrec_cce.jobs.remap.parquet.thrift import BINARY, STRUCT, Struct, i32, i64, items, read_struct, write_struct
 from torchrec_cce.jobs.remap.remapper import FeatureMap, Unseen, Words
-from torchrec_cce.kernels.marked import count_marked
+from torchrec_cce.kernels.parquet_hybrid import count_marked
 
 CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 """Parquet's number → pyarrow's name. The deprecated LZ4 (5) and LZO (3) are left to pyarrow's reader."""

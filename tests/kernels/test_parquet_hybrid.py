@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec_cce.kernels.marked import count_marked, reference_count
+from tests.support.kernel_references import reference_count
+from torchrec_cce.kernels.parquet_hybrid import count_marked
 
 
 def varint(value: int) -> bytes:

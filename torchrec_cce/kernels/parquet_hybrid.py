@@ -1,7 +1,8 @@
-"""Values of Parquet's hybrid of runs and bit packing, counted where they are marked, without decoding them to an array.
+"""Parquet's hybrid of runs and bit packing: marked values are counted without decoding all of them to an array.
 
-Dictionary indices and levels are encoded so. A header, a varint, precedes each part: `2·n`, and the value follows once
-for `n` of them; or `2·n + 1`, and `8·n` values follow, each in `bit_width` bits, the first in the lowest.
+Parquet encodes dictionary indices and levels like this. A header, which is a varint, precedes each part. After the
+header `2·n`, one value follows that stands for `n` of them; after `2·n + 1`, `8·n` values follow, each in `bit_width`
+bits, the first in the lowest.
 """
 
 import numpy as np
@@ -18,10 +19,10 @@ def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks:
 
     Args:
         bit_width: 0 to 32.
-        marks: [v], one for each value from 0 on.
+        marks: [v], whether each of the values 0 to `v - 1` is marked.
 
     Returns:
-        The number, or -1 if `data` cannot be of so many values, or one is beyond `v - 1`.
+        The number, or -1 if `data` does not hold so many values, or if a value is above `v - 1`.
     """
     if not 0 <= bit_width <= 32:
         return -1
@@ -61,25 +62,3 @@ def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks:
         position = stop
         left -= run
     return found
-
-
-def reference_count(data: bytes, bit_width: int, count: int, marks: npt.NDArray[np.bool_]) -> int:
-    """What `count_marked` returns for data that are whole."""
-    values: list[int] = []
-    position = 0
-    while len(values) < count:
-        header = shift = 0
-        while True:
-            header |= (data[position] & 127) << shift
-            shift += 7
-            position += 1
-            if data[position - 1] < 128:
-                break
-        size = header // 2 * bit_width if header % 2 else (bit_width + 7) // 8
-        number = int.from_bytes(data[position : position + size], "little")
-        position += size
-        if header % 2:
-            values += [number >> bit_width * i & (1 << bit_width) - 1 for i in range(header // 2 * 8)]
-        else:
-            values += [number & (1 << bit_width) - 1] * (header // 2)
-    return int(np.count_nonzero(marks[values[:count]]))

@@ -1,4 +1,4 @@
-"""What a live model loses, and gains, when it moves to a map that was clustered from weights of a while ago."""
+"""What a live model loses and gains by adopting a map that was clustered from its weights of a while ago."""
 
 import os
 import tempfile
@@ -37,7 +37,7 @@ CAP = 4000
 SEEDS = (0, 1, 2)
 
 
-def refit_figures() -> None:
+def adopt_figures() -> None:
     what = (
         f"planted log of {NUM_ROWS:,} rows, a version clustered from weights of {HOUR} batches ago, mean of "
         f"{len(SEEDS)} seeds"
@@ -50,16 +50,16 @@ def refit_figures() -> None:
             (rank,) = on_ranks(Path(folder) / f"seed-{seed}", 1, _live, log, seed, Path(folder))
             assert rank.code == 0, rank.stderr
             found.append(rank.value)
-    at_once, later = ({way: sum(one[way][i] for one in found) / len(SEEDS) for way in WAYS} for i in range(2))
-    report("swap, validation BCE before", at_once["stay"], against=what)
+    at_once, later = ({way: sum(losses[way][i] for losses in found) / len(SEEDS) for way in WAYS} for i in range(2))
+    report("adoption, validation BCE before", at_once["stay"], against=what)
     for moment, bce in (("", at_once), (f" and {REST} batches", later)):
         report(
-            f"swap, validation BCE after refit{moment}",
-            bce["refit"],
-            target="≤ that with the version's own words",
-            holds=bce["refit"] <= bce["stale"],
+            f"adoption, validation BCE after it{moment}",
+            bce["adopt"],
+            target="≤ that with the version's own codewords",
+            holds=bce["adopt"] <= bce["stale"],
             against=f"the version as it was published: {bce['stale']:.4f}; a clustering of today's weights instead: "
-            f"{bce['fresh']:.4f}; no swap: {bce['stay']:.4f}; {what}",
+            f"{bce['fresh']:.4f}; no adoption: {bce['stay']:.4f}; {what}",
         )
 
 
@@ -67,7 +67,7 @@ def _stay(_live: "_Live", _version: dict[str, TableSnapshot]) -> None:
     """Keep the old map."""
 
 
-def _refit(live: "_Live", version: dict[str, TableSnapshot]) -> None:
+def _adopt(live: "_Live", version: dict[str, TableSnapshot]) -> None:
     adopt_sharded(live.model, live.optimizer, version)
 
 
@@ -81,14 +81,14 @@ def _recluster(live: "_Live", _version: dict[str, TableSnapshot]) -> None:
 
 WAYS: dict[str, Callable[["_Live", dict[str, TableSnapshot]], None]] = {
     "stay": _stay,
-    "refit": _refit,
+    "adopt": _adopt,
     "stale": _attach,
     "fresh": _recluster,
 }
 
 
 def _live(log: Path, seed: int, folder: Path) -> dict[str, tuple[float, float]]:
-    """Validation BCE of each way at the swap, and some batches later."""
+    """Way → the validation BCE at the moment of the adoption, and some batches later."""
     os.environ["TORCHREC_CCE_CACHE"] = str(folder)
     config = parse_config(
         {
@@ -139,7 +139,7 @@ class _Live:
             self.optimizer.step()
 
     def clustered_copy(self, run_dir: Path) -> dict[str, TableSnapshot]:
-        """What another job makes of a checkpoint of this moment."""
+        """The tables that another job makes of a checkpoint of this moment."""
         CheckpointWriter(run_dir).save(self.model, self.optimizer, Position(), ShardedFrequencies({}))
         reports = recluster_sharded(self.model, self.optimizer, seed=self.config.seed)
         version = ShardedMaps(self.model).snapshot(reports)
@@ -160,4 +160,4 @@ class _Live:
 
 
 if __name__ == "__main__":
-    refit_figures()
+    adopt_figures()

@@ -1,7 +1,4 @@
-"""The compiled loops of clustering: exact nearest centroid, and sums of integer rows.
-
-Their plain references are `nearest_plain` and `add_rows_plain`, which the tests compare them with.
-"""
+"""Exact nearest centroid by brute force: a compiled loop that compares every point with every centroid."""
 
 import functools
 from collections.abc import Callable
@@ -15,9 +12,9 @@ from numba.extending import intrinsic
 from torchrec_cce.jit import jit
 
 GROUP = 4
-"""Centroids compared at a time; their number is padded to a multiple of it with infinite rows, which never win."""
+"""The number of centroids compared at a time. Infinite centroids, which never win, pad a table to a multiple of it."""
 BLOCK = 8
-"""Dimensions at a time where a vector is too wide for the registers; its width is padded with zeros."""
+"""The number of dimensions at a time where vectors are too wide for the registers; zeros pad a vector to a multiple."""
 MAX_WHOLE_WIDTH = 16
 """The widest vectors that are compared in one piece."""
 
@@ -44,12 +41,12 @@ def nearest_loop(width: int) -> NearestLoop:
 
     - `points`: [N, width] float32.
     - `centroids`: [k / GROUP, blocks, GROUP, width / blocks] float32, see `pack_centroids`.
-    - `codes`, `distances`: [N] int64 and float32, written.
+    - `codes`, `distances`: [N] int64 and float32, which the loop writes.
 
     A tile of points lies transposed, so that a vector register holds one coordinate of 16 points, and each point's best
-    distance stays in its own lane: no reduction, and no point sees another. Distances are `Σ (x − c)²` term by term,
-    not `‖x‖² − 2x·c + ‖c‖²`, which cancels far from the origin and, where a core adds and multiplies at once, saves
-    little. The scan keeps only which group of centroids won; which of the group is found once, at the end.
+    distance stays in its own lane: there is no reduction, and no point sees another. Distances are `Σ (x − c)²` term by
+    term. `‖x‖² − 2x·c + ‖c‖²` would cancel far from the origin, and saves little where a core adds and multiplies at
+    once. The scan keeps only which group of centroids won; the winner within the group is found once, at the end.
     """
     # Measured on Zen 5: up to 8 floats, wide tiles (the coordinates of a group stay in registers and the points stream
     # from L1); up to 16, the points stay in registers; beyond, blocks of dimensions with partial sums, and tiles of L1.
@@ -129,37 +126,3 @@ def pack_centroids(centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
     padded[:num_rows, :width] = centroids
     padded[num_rows:] = np.inf
     return np.ascontiguousarray(padded.reshape(num_groups, GROUP, num_blocks, dims).transpose(0, 2, 1, 3))
-
-
-def nearest_plain(
-    points: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """`nearest_loop` by brute force in float64: codes [N] and squared distances [N]. Needs `N·k·d` doubles."""
-    gaps = points.astype(np.float64)[:, None, :] - centroids.astype(np.float64)
-    distances = np.einsum("nkd,nkd->nk", gaps, gaps)
-    codes = distances.argmin(axis=1)
-    return codes, distances[np.arange(len(points)), codes]
-
-
-@jit
-def add_rows(
-    totals: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64],
-    table: npt.NDArray[np.int64],
-    codes: npt.NDArray[np.int64],
-) -> None:
-    """`totals[targets[i]] += table[codes[i]]` for every i; totals [k, s], table [k', s], the codes within them."""
-    for i in range(targets.shape[0]):
-        target, code = targets[i], codes[i]
-        for dim in range(totals.shape[1]):
-            totals[target, dim] += table[code, dim]
-
-
-def add_rows_plain(
-    totals: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64],
-    table: npt.NDArray[np.int64],
-    codes: npt.NDArray[np.int64],
-) -> None:
-    """`add_rows` by numpy."""
-    np.add.at(totals, targets, table[codes])

@@ -1,0 +1,104 @@
+"""Folders of raw files with a registry, and the jobs that remap them."""
+
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.remap_cases import make_map, make_snapshot
+from torchrec_cce.errors import CCEError
+from torchrec_cce.jobs.remap.job import remap
+from torchrec_cce.jobs.remap.output import read_manifest
+from torchrec_cce.jobs.remap.remapper import Remapper
+from torchrec_cce.maps.registry import Registry
+from torchrec_cce.maps.storage import Storage
+from torchrec_cce.workers.counters import FileCounters
+
+NAMES = ("day=1/a.parquet", "day=1/b.parquet", "day=2/hour=0/a.parquet")
+
+
+def write_log(path: Path, seed: int, *, rows: int = 1000, row_group_size: int = 300) -> None:
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ids = rng.integers(0, 50, rows)
+    table = pa.table(
+        {
+            "label": rng.integers(0, 2, rows),
+            "user": pa.array(ids, mask=rng.random(rows) < 0.1),
+            "item": pa.array([[int(raw)] * int(raw % 3) for raw in ids], pa.list_(pa.int64())),
+            "text": [f"x{raw}" for raw in ids],
+        }
+    )
+    pq.write_table(table, path, row_group_size=row_group_size)
+
+
+class Inline:
+    """An engine that does the work in this process: what is tested here does not ask where it runs."""
+
+    num_workers = 1
+
+    def __enter__(self) -> "Inline":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to end."""
+
+    def counters(self, count: int) -> FileCounters:
+        self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115  as long as the engine
+        self._file.write(bytes(8 * count))
+        self._file.flush()
+        return FileCounters(path=self._file.name, count=count)
+
+    def run(
+        self, function: Callable[[Any], Any], tasks: Iterable[Any], *, tick: Callable[[], object]
+    ) -> Iterator[tuple[Any, Any]]:
+        assert callable(tick)
+        return ((task, function(pickle.loads(pickle.dumps(task)))) for task in tasks)
+
+
+class Place:
+    """Raw files and a registry in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.raw, self.registry = folder / "raw", folder / "registry"
+        for seed, name in enumerate(NAMES):
+            write_log(self.raw / name, seed)
+        for name in ("_SUCCESS.parquet", ".part.parquet", "notes.txt", "_tmp/a.parquet"):
+            (self.raw / name).parent.mkdir(exist_ok=True)
+            (self.raw / name).write_text("not read")
+        self.publish()
+
+    def publish(self, **options: Any) -> int:
+        tables = {
+            "t_user": make_snapshot(make_map(1, **options), "user"),
+            "t_item": make_snapshot(make_map(2, num_columns=5, keys=True, unseen="hash"), "item", "user"),
+        }
+        return Registry(self.registry).publish(tables).version
+
+    def run(self, output: str = "out", **options: Any) -> Any:
+        source = options.pop("input", str(self.raw))
+        return remap(source, str(self.folder / output), registry=str(self.registry), **options)
+
+    def remapper(self, output: str = "out") -> Remapper:
+        remapped = read_manifest(Storage(self.folder / output)).remapped
+        tables = Registry(self.registry).open(remapped.version).tables
+        return Remapper(format=remapped, maps={name: table.pointer_map for name, table in tables.items()})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Name → bytes of all files, hidden ones too."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(kind: type[CCEError], call: Callable[[], object]) -> str:
+    with pytest.raises(kind) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
