@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torchrec_cce.kernels.vocabulary import (
     BUCKET,
     count_blocks,
-    keys_by_row,
-    lookup_rows,
+    keys_by_position,
+    lookup_positions,
     mix,
     place,
     reference_hash,
-    reference_rows,
+    reference_positions,
     reference_slots,
     scatter_blocks,
     sort_block,
@@ -70,8 +70,8 @@ def test_hash_is_murmur3s() -> None:
 def test_slots_equal_the_reference(keys: list[int], num_buckets: int, seed: int, shift: int) -> None:
     expected = reference_slots(keys, num_buckets, seed)
     longest = run = 0
-    for _, row in expected:
-        run = run + 1 if row >= 0 else 0
+    for _, position in expected:
+        run = run + 1 if position >= 0 else 0
         longest = max(longest, run)
     slots = built(keys, num_buckets, seed, shift)
     if longest > MAX_RUN:
@@ -95,9 +95,9 @@ def test_lookup_equals_the_reference(
     slots = reference_slots(keys, num_buckets, seed)
     queries = (keys + others + EXTREMES) * repeats
     np.random.default_rng(len(queries)).shuffle(queries)
-    expected = reference_rows(queries, slots)
+    expected = reference_positions(queries, slots)
     out = np.full(len(queries), -7)
-    unseen = lookup_rows(np.array(queries, np.int64), np.array(slots, np.int64), num_buckets, seed, out)
+    unseen = lookup_positions(np.array(queries, np.int64), np.array(slots, np.int64), num_buckets, seed, out)
     assert out.tolist() == expected
     assert unseen == expected.count(-1)
 
@@ -105,7 +105,7 @@ def test_lookup_equals_the_reference(
 @pytest.mark.parametrize("num_buckets", [1, 2, 7, 16, 40])
 @pytest.mark.parametrize("size", [3, 4, 5, 63, 64])
 def test_crowded_tables_equal_the_reference(num_buckets: int, size: int) -> None:
-    # Up to 16 full buckets in a row, the last of them full to the last slot, and row 0 at every place of a bucket.
+    # Up to 16 full buckets in a row, the last of them full to the last slot, and position 0 at every place of a bucket.
     for seed in range(20):
         keys = np.random.default_rng(seed).integers(-(2**63), 2**63 - 1, size).tolist()
         expected = reference_slots(keys, num_buckets, seed)
@@ -114,8 +114,8 @@ def test_crowded_tables_equal_the_reference(num_buckets: int, size: int) -> None
         assert list(map(tuple, slots.tolist())) == expected
         queries = [*keys, *EXTREMES, *range(2, 40)] * 12
         out = np.full(len(queries), -7)
-        assert lookup_rows(np.array(queries), slots, num_buckets, seed, out) == 12 * (len(EXTREMES) + 38)
-        assert out.tolist() == reference_rows(queries, expected)
+        assert lookup_positions(np.array(queries), slots, num_buckets, seed, out) == 12 * (len(EXTREMES) + 38)
+        assert out.tolist() == reference_positions(queries, expected)
 
 
 @pytest.mark.parametrize("key", EXTREMES)
@@ -123,7 +123,7 @@ def test_no_key_is_reserved(key: int) -> None:
     for keys in ([key], [key, 5], [5, key], []):
         slots = np.array(reference_slots(keys, 1, 9), np.int64)
         out = np.full(1, -7)
-        assert lookup_rows(np.array([key]), slots, 1, 9, out) == (key not in keys)
+        assert lookup_positions(np.array([key]), slots, 1, 9, out) == (key not in keys)
         assert out[0] == (keys.index(key) if key in keys else -1)
 
 
@@ -180,13 +180,13 @@ def test_a_key_given_twice_is_refused() -> None:
 
 
 @given(keys=st.lists(any_key, unique=True, max_size=100), num_buckets=st.integers(1, 60))
-def test_keys_by_row(keys: list[int], num_buckets: int) -> None:
+def test_keys_by_position(keys: list[int], num_buckets: int) -> None:
     slots = np.array(reference_slots(keys, num_buckets, 1), np.int64)
     out = np.full(len(keys), -7)
-    assert keys_by_row(slots, out)
+    assert keys_by_position(slots, out)
     assert out.tolist() == keys
     if keys:
         shorter = np.full(len(keys) + 1, -7)
-        assert not keys_by_row(slots, shorter[: len(keys) - 1])
+        assert not keys_by_position(slots, shorter[: len(keys) - 1])
         assert shorter.tolist() == [*keys[:-1], -7, -7]
-        assert not keys_by_row(slots, shorter)
+        assert not keys_by_position(slots, shorter)

@@ -159,7 +159,7 @@ def test_gc_keeps_current_pinned_and_last(connect: Open) -> None:
 def test_gc_takes_debris_of_its_age_only(connect: Open) -> None:
     registry = connect()
     publish(registry, 0)
-    with registry._storage.writer("versions/00000002-0badcafe/0000.pointers.arrow") as sink:
+    with registry._store.writer("versions/00000002-0badcafe/0000.pointers.arrow") as sink:
         sink.write(memoryview(b"what a publisher that died has left"))
     assert registry.gc(keep_last=1).debris == ()
     assert registry.gc(keep_last=1, debris_age=timedelta(0), dry_run=True).debris == ("versions/00000002-0badcafe",)
@@ -173,8 +173,8 @@ def test_files_that_are_gone_are_damage(connect: Open) -> None:
     publish(registry, 0)
     publish(registry, 1)
     first, second = registry.state().versions
-    registry._storage.delete(f"{first.folder}/0000.weights.arrow")
-    registry._storage.delete(second.folder)
+    registry._store.delete(f"{first.folder}/0000.weights.arrow")
+    registry._store.delete(second.folder)
     with pytest.raises(MapFileError, match=r"weights\.arrow: no such (file|object)"):
         connect("other").open(1)
     with pytest.raises(MapFileError, match=r"manifest\.json: no such object, but the journal names it"):
@@ -186,14 +186,14 @@ def test_a_version_that_is_collected_while_it_is_opened(connect: Open, monkeypat
     registry = connect()
     publish(registry, 0)
     publish(registry, 1)
-    read = registry._storage.read
+    read = registry._store.read
 
     def too_late(name: str) -> bytes:
         if name.endswith("manifest.json"):
             connect().gc(keep_last=1)
         return read(name)
 
-    monkeypatch.setattr(registry._storage, "read", too_late)
+    monkeypatch.setattr(registry._store, "read", too_late)
     with pytest.raises(RegistryError, match=r"manifest\.json: no such object; the version was collected"):
         registry.open(1)
 
@@ -201,7 +201,7 @@ def test_a_version_that_is_collected_while_it_is_opened(connect: Open, monkeypat
 def test_publishing_does_not_need_a_sound_predecessor(connect: Open, caplog: pytest.LogCaptureFixture) -> None:
     registry = connect()
     publish(registry, 0)
-    registry._storage.delete(registry.state().versions[0].folder)
+    registry._store.delete(registry.state().versions[0].folder)
     assert publish(registry, 1) == 2
     assert "churn is not recorded" in caplog.text
     assert registry.manifest().tables["t_user"].churn is None

@@ -12,6 +12,7 @@ from queue import Queue
 from typing import Any
 
 import pytest
+from torchrec_cce.maps.local_copy import LocalCopies
 
 from tests.support.contention import begin, crowd, lost_updates, open_at_once
 from tests.support.flips import flip, flipped
@@ -20,7 +21,6 @@ from tests.support.kills import NUM_IDS, Target, damage, kill_publishers, strays
 from tests.support.recipe import Recipe, content
 from tests.support.s3_server import FLAKY, Faults, S3Server, s3_server
 from torchrec_cce.errors import MapFileError, RegistryError
-from torchrec_cce.maps.local_copy import LocalCopies
 from torchrec_cce.maps.registry import MapVersion, Registry
 
 SMALL = Recipe(seed=1, num_ids=100)
@@ -230,14 +230,14 @@ def test_a_damaged_object_is_refused(s3: Target, kind: str) -> None:
     registry = s3.open()
     publish(registry)
     name = f"{registry.state().versions[0].folder}/{kind}.arrow"
-    good = registry._storage.read(name)
-    registry._storage.delete(name)
-    registry._storage.create(name, flip(good, random.Random(kind)))
+    good = registry._store.read(name)
+    registry._store.delete(name)
+    registry._store.create(name, flip(good, random.Random(kind)))
     with pytest.raises(MapFileError, match=rf"{kind}\.arrow: its SHA-256 is"):
         registry.open()
     assert [kind in str(error) for error in registry.verify()] == [True]
-    registry._storage.delete(name)
-    registry._storage.create(name, good)
+    registry._store.delete(name)
+    registry._store.create(name, good)
     assert_whole(registry.open())
 
 

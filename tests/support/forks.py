@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tests.support.launch import TIMEOUT, Job
 from tests.support.recipe import Recipe
-from torchrec_cce.maps.churn import churn
+from torchrec_cce.maps.snapshot import churn
 
 T = TypeVar("T")
 
@@ -56,4 +56,4 @@ def warm_up() -> None:
     """Load the kernels that publishing and comparing tables need; takes most of a second."""
     one, other = (Recipe(seed=seed, num_ids=1).tables() for seed in (0, 1))
     for name in one:
-        churn(one[name].pointer_map, other[name].pointer_map)
+        churn(one[name], other[name])

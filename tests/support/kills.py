@@ -93,7 +93,7 @@ def damage(registry: Registry) -> list[str]:
 def strays(registry: Registry, root: Path | None) -> set[str]:
     """What is in a registry, a folder or (`root=None`) a store, and is neither a record nor a file of a version."""
     if root is None:
-        there = {one.name for folder in ("versions", "log") for one in registry._storage.objects(folder)}
+        there = {one.name for folder in ("versions", "log") for one in registry._store.objects(folder)}
     else:
         there = {path.relative_to(root).as_posix() for path in root.rglob("*")}
     known = {"versions", "log", *(f"log/{one.sequence:020d}.json" for one in registry.history())}

@@ -1,14 +1,14 @@
-"""A hash table from 64-bit keys to rows, read-only and canonical: its loops, and the same in plain Python.
+"""A hash table from 64-bit keys to positions, read-only and canonical: its loops, and the same in plain Python.
 
 A key's hash is murmur3's `fmix64(key XOR seed)`, a bijection of 64-bit words. A bucket is 4 slots, one cache line; the
 key's is `hash · num_buckets >> 64`, which grows with the hash, and its home is that bucket's first slot. The keys lie
 in the order of their hashes, each in the first free slot from its home on: `slot_i = max(slot_{i-1} + 1, home_i)`. So
-the table depends on its keys, rows and seed alone, not on how it was built. The taken slots of a bucket are its first
-ones; a probe goes on to the next bucket only where all 4 are taken. There is no wraparound: the table is as long as the
-last key needs, and its last slot is empty, so that every probe ends.
+the table depends on its keys, positions and seed alone, not on how it was built. The taken slots of a bucket are its
+first ones; a probe goes on to the next bucket only where all 4 are taken. There is no wraparound: the table is as long
+as the last key needs, and its last slot is empty, so that every probe ends.
 
-A slot is {key, row}, an empty one {0, -1}: no key is reserved. Worked example: keys a to f with the homes 0, 0, 0, 0, 0
-and 4, of 2 buckets, lie as `a b c d  e f - -`.
+A slot is {key, position}, an empty one {0, -1}: no key is reserved. Worked example: keys a to f with the homes 0, 0, 0,
+0, 0 and 4, of 2 buckets, lie as `a b c d  e f - -`.
 """
 
 from typing import Any
@@ -60,48 +60,48 @@ def unmix(hashed: np.uint64, seed: np.uint64) -> np.int64:
 
 
 @jit
-def _row_in_bucket(slots: npt.NDArray[np.int64], at: np.uint64, key: np.int64) -> np.int64:
-    """The row of `key` if it is in the bucket at slot `at`, else -1; no branch, since none could be predicted."""
-    # The first match is it: an empty slot shows 0, but after all taken ones, and its row is -1 anyway.
+def _position_in_bucket(slots: npt.NDArray[np.int64], at: np.uint64, key: np.int64) -> np.int64:
+    """The position of `key` if it is in the bucket at slot `at`, else -1; no branch, since none could be predicted."""
+    # The first match is it: an empty slot shows 0, but after all taken ones, and its position is -1 anyway.
     match = _3
     match = _2 if slots[at + _2, 0] == key else match
     match = _1 if slots[at + _1, 0] == key else match
     match = np.uint64(0) if slots[at, 0] == key else match
-    row: np.int64 = slots[at + match, 1] | (np.int64(slots[at + match, 0] == key) - 1)
-    return row
+    position: np.int64 = slots[at + match, 1] | (np.int64(slots[at + match, 0] == key) - 1)
+    return position
 
 
 @jit
 def _step(keys: npt.NDArray[np.int64], slots: npt.NDArray[np.int64], out: npt.NDArray[np.int64], i: int) -> bool:
-    """Look for key `i` in the bucket at slot `out[i]`, and write its row, or -1 if it is nowhere, to `out[i]`.
+    """Look for key `i` in the bucket at slot `out[i]`, and write its position, or -1 if it is nowhere, to `out[i]`.
 
     Returns True if it may be in the next bucket: that is asked for from memory, and its slot written to `out[i]`.
     """
     at = np.uint64(out[i])
-    row = _row_in_bucket(slots, at, keys[i])
-    goes_on = (row < 0) & (slots[at + _3, 1] >= 0)
+    position = _position_in_bucket(slots, at, keys[i])
+    goes_on = (position < 0) & (slots[at + _3, 1] >= 0)
     following = np.int64(at + _4 * np.uint64(goes_on))
     prefetch(slots, following)  # rather than only sometimes, which is a branch; else it is the bucket just read
-    out[i] = following if goes_on else row
+    out[i] = following if goes_on else position
     return bool(goes_on)
 
 
 @jit
-def lookup_rows(
+def lookup_positions(
     keys: npt.NDArray[np.int64],
     slots: npt.NDArray[np.int64],
     num_buckets: int,
     seed: int,
     out: npt.NDArray[np.int64],
 ) -> int:
-    """Write the row of each key, or -1 if it is not in the table, and return how many are not.
+    """Write the position of each key, or -1 if it is not in the table, and return how many are not.
 
     `keys, out: [N]`, not overlapping; `slots: [S, 2]`, S a multiple of 4 and at least `4 · num_buckets`, the last one
     empty: then no key reads out of bounds.
     """
     count = len(keys)
     buckets, salt = np.uint64(num_buckets), np.uint64(seed)
-    # Until it gets its row, a key has in `out` the bucket that was prefetched for it.
+    # Until it gets its position, a key has in `out` the bucket that was prefetched for it.
     for i in range(min(_AHEAD, count)):
         home = np.int64(_high_word(mix(keys[i], salt), buckets) * _4)
         prefetch(slots, home)
@@ -130,17 +130,17 @@ def lookup_rows(
 
 
 @jit
-def keys_by_row(slots: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> bool:
-    """Write each key of `slots: [S, 2]` to its row of `out: [n]`.
+def keys_by_position(slots: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> bool:
+    """Write each key of `slots: [S, 2]` to its position of `out: [n]`.
 
-    Returns whether there are `n` keys and each has a row in 0..n - 1; another is not written.
+    Returns whether there are `n` keys and each has a position in 0..n - 1; another is not written.
     """
     inside = taken = 0
     for at in range(len(slots)):
-        row = slots[at, 1]
-        taken += row != -1
-        if 0 <= row < len(out):
-            out[row] = slots[at, 0]
+        position = slots[at, 1]
+        taken += position != -1
+        if 0 <= position < len(out):
+            out[position] = slots[at, 0]
             inside += 1
     return inside == len(out) and taken == len(out)
 
@@ -158,14 +158,15 @@ def count_blocks(
 @jit
 def scatter_blocks(
     keys: npt.NDArray[np.int64],
-    first_row: int,
+    first_position: int,
     num_buckets: int,
     seed: int,
     shift: int,
     cursors: npt.NDArray[np.int64],
     pairs: npt.NDArray[np.int64],
 ) -> None:
-    """Write {hash, row} of `keys: [N]`, rows `first_row` on, to `pairs: [n, 2]` from the cursor of its block on.
+    """Write {hash, position} of `keys: [N]`, positions `first_position` on, to `pairs: [n, 2]` from the cursor of the
+    key's block on.
 
     `cursors: [blocks]` move past what is written.
     """
@@ -176,12 +177,12 @@ def scatter_blocks(
         to = cursors[block]
         cursors[block] = to + 1
         pairs[to, 0] = np.int64(hashed)
-        pairs[to, 1] = first_row + i
+        pairs[to, 1] = first_position + i
 
 
 @jit
 def sort_block(pairs: npt.NDArray[np.int64], num_buckets: int, first_bucket: int, width: int, max_run: int) -> bool:
-    """Sort {hash, row} `pairs: [m, 2]` of the buckets `first_bucket..+ width - 1` by hash, as unsigned, in place.
+    """Sort {hash, position} `pairs: [m, 2]` of the buckets `first_bucket..+ width - 1` by hash, as unsigned, in place.
 
     Returns False, and leaves them as they are, if more than `max_run` have one bucket: no sort then takes more than
     `m · max_run` steps, whoever chose the keys.
@@ -212,7 +213,7 @@ def sort_block(pairs: npt.NDArray[np.int64], num_buckets: int, first_bucket: int
 
 @jit
 def place(pairs: npt.NDArray[np.int64], num_buckets: int, seed: int, max_run: int, slots: npt.NDArray[np.int64]) -> int:
-    """Fill the table from {hash, row} `pairs: [n, 2]` in the order of their hashes, all different.
+    """Fill the table from {hash, position} `pairs: [n, 2]` in the order of their hashes, all different.
 
     `slots: [4 · num_buckets + max_run, 2]`, `max_run` a multiple of 4; the table is the first S of them. Returns S; or
     -1 if two hashes are equal or more than `max_run` slots in a row are taken, which is what a probe would walk.
@@ -246,15 +247,15 @@ def reference_hash(key: int, seed: int) -> int:
 
 
 def reference_slots(keys: list[int], num_buckets: int, seed: int) -> list[tuple[int, int]]:
-    """The table in which key `keys[i]`, all different, has row `i`, as {key, row} of each slot."""
+    """The table in which key `keys[i]`, all different, has position `i`, as {key, position} of each slot."""
     slots: list[tuple[int, int]] = []
-    for hashed, row in sorted((reference_hash(key, seed), row) for row, key in enumerate(keys)):
+    for hashed, position in sorted((reference_hash(key, seed), position) for position, key in enumerate(keys)):
         slots += [(0, -1)] * (BUCKET * (hashed * num_buckets >> 64) - len(slots))
-        slots.append((keys[row], row))
+        slots.append((keys[position], position))
     return slots + [(0, -1)] * (BUCKET * max(num_buckets, len(slots) // BUCKET + 1) - len(slots))
 
 
-def reference_rows(keys: list[int], slots: list[tuple[int, int]]) -> list[int]:
-    """What `lookup_rows` writes."""
-    rows = {key: row for key, row in slots if row >= 0}
-    return [rows.get(key, -1) for key in keys]
+def reference_positions(keys: list[int], slots: list[tuple[int, int]]) -> list[int]:
+    """What `lookup_positions` writes."""
+    positions = {key: position for key, position in slots if position >= 0}
+    return [positions.get(key, -1) for key in keys]
