@@ -12,7 +12,6 @@ from queue import Queue
 from typing import Any
 
 import pytest
-from torchrec_cce.maps.local_copy import LocalCopies
 
 from tests.support.contention import begin, crowd, lost_updates, open_at_once
 from tests.support.flips import flip, flipped
@@ -22,6 +21,7 @@ from tests.support.recipe import Recipe, content
 from tests.support.s3_server import FLAKY, Faults, S3Server, s3_server
 from torchrec_cce.errors import MapFileError, RegistryError
 from torchrec_cce.maps.registry import MapVersion, Registry
+from torchrec_cce.maps.version_files import VersionFiles
 
 SMALL = Recipe(seed=1, num_ids=100)
 KINDS = ("0000.pointers", "0001.pointers", "0001.weights", "0001.slots", "0001.frequencies")
@@ -121,13 +121,13 @@ def test_a_version_that_is_collected_while_it_is_opened(disk: Target, monkeypatc
     registry = disk.open()
     publish(registry)
     publish(registry, SMALL.derived(2))
-    bring = LocalCopies.bring
+    bring = VersionFiles.bring
 
     def bring_too_late(*args: Any, **arguments: Any) -> Path:
         disk.open().gc(keep_last=1)
         return bring(*args, **arguments)
 
-    monkeypatch.setattr(LocalCopies, "bring", bring_too_late)
+    monkeypatch.setattr(VersionFiles, "bring", bring_too_late)
     with pytest.raises(RegistryError, match=r"version 1 .* was collected while it was opened"):
         registry.open(1)
 

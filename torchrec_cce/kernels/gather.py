@@ -1,7 +1,7 @@
 """Stored pointers by raw ID, bounds checked: the loops of a lookup that wants the pointers and nothing else.
 
 A map is far larger than any cache, so a loop is as fast as the cache lines it keeps on their way. Every loop returns
-the position of the first ID that is not in `0..n - 1`, or -1; for such an ID it reads nothing and writes zero.
+the index of the first ID that is not in `0..n - 1`, or -1; for such an ID it reads nothing and writes zero.
 `reference_gather` says the same in plain numpy. `torchrec_cce.kernels.packed.as_packed` makes the words.
 """
 

@@ -76,12 +76,12 @@ class RegistryState:
             RegistryError: nothing was published yet, or there is no such version; the message lists those there are.
         """
         wanted = self.current if version is None else version
-        for one in self.versions:
-            if one.version == wanted:
-                return one
+        for entry in self.versions:
+            if entry.version == wanted:
+                return entry
         if not self.versions:
             raise RegistryError("nothing has been published yet")
-        there = ", ".join(str(one.version) for one in self.versions)
+        there = ", ".join(str(entry.version) for entry in self.versions)
         raise RegistryError(f"there is no version {wanted}; there are {there}")
 
 
@@ -103,7 +103,7 @@ class Journal:
             RegistryError: the store did not answer.
         """
         listed = self._store.objects(_LOG, after=self._last_seen)
-        names = [one.name for one in listed if one.name.endswith(".json")]
+        names = [stored.name for stored in listed if stored.name.endswith(".json")]
         newest = names[-1] if names else self._last_seen
         if newest is None:
             return RegistryState()
@@ -115,7 +115,7 @@ class Journal:
 
     def records(self) -> list[RegistryState]:
         """All records, oldest first."""
-        names = [one.name for one in self._store.objects(_LOG) if one.name.endswith(".json")]
+        names = [stored.name for stored in self._store.objects(_LOG) if stored.name.endswith(".json")]
         return [_parse(self._store.read(name), f"{self._store.url}/{name}") for name in names]
 
     def append(self, before: RegistryState, after: RegistryState) -> RegistryState:

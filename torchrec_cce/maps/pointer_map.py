@@ -136,13 +136,8 @@ class PointerMap:
         """The next generation: `pointers: [n, c]` uint8/16/32, and the helper hash that goes with them."""
         if pointers.size and int(pointers.max()) >= self.num_rows:
             raise ConfigError(f"pointer {int(pointers.max())} is not in 0..{self.num_rows - 1}")
-        return replace(
-            self,
-            helper_hash=helper_hash,
-            stored=list_array(pointers),
-            generation=self.generation + 1,
-            version=None,
-        )
+        stored, generation = list_array(pointers), self.generation + 1
+        return replace(self, helper_hash=helper_hash, stored=stored, generation=generation, version=None)
 
     @property
     def takes_any_id(self) -> bool:
@@ -191,10 +186,7 @@ class PointerMap:
     @cached_property
     def first_id(self) -> int:
         """The raw ID at position 0."""
-        if self.vocabulary is None:
-            return 0
-        slots = self.vocabulary.slots_view
-        return int(slots[np.argmax(slots[:, 1] == 0), 0])
+        return 0 if self.vocabulary is None else self.vocabulary.first_key()
 
     def positions(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The positions of raw `ids: [N] int64`, -1 for those that the map does not know."""
@@ -224,8 +216,8 @@ class PointerMap:
         """Write the rows of a physical table that raw `ids: [N] int64` read, and return what the IDs are to the map.
 
         Args:
-            out: [c, N, 2] int64, of codebook and helper, or [c, N, 1] of the codebook alone. Code `code` of column `j` is
-                row `2j·k + code` in the codebook, and `(2j + 1)·k + code` in the helper.
+            out: [c, N, 2] int64, of codebook and helper, or [c, N, 1] of the codebook alone. Code `x` of column `j` is
+                row `2j·k + x` in the codebook, and `(2j + 1)·k + x` in the helper.
         """
         both = out.shape[2] == 2
         codebook, helper, k = self.codebook_hash, self.helper_hash, self.num_rows
@@ -242,17 +234,9 @@ class PointerMap:
         if self.stored is None and both:
             hashed_rows(found.ids, 0, *self._both_hashes, k, out)  # knows no ID, but `resolve` does
         else:
-            partly_clustered_rows(
-                found.ids,
-                found.positions,
-                np.empty((0, self.num_columns), np.uint8) if self.stored is None else self.stored_view,
-                codebook.multipliers,
-                codebook.offsets,
-                helper.multipliers,
-                helper.offsets,
-                k,
-                out,
-            )
+            stored = np.empty((0, self.num_columns), np.uint8) if self.stored is None else self.stored_view
+            functions = codebook.multipliers, codebook.offsets, helper.multipliers, helper.offsets
+            partly_clustered_rows(found.ids, found.positions, stored, *functions, k, out)
         return found
 
     def uint64s(

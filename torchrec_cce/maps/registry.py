@@ -174,7 +174,7 @@ class Registry:
                     f"{self.url}: {entry.identity} was collected while it was opened; open the current one"
                 ) from error
             raise
-        self._files.keep_only(one.folder for one in state.versions)
+        self._files.keep_only(published.folder for published in state.versions)
         return MapVersion(entry=entry, manifest=manifest, folder=folder, tables=tables)
 
     def manifest(self, version: int | None = None) -> Manifest:
@@ -191,7 +191,7 @@ class Registry:
         """
         state = self.state()
         entries = state.versions if version is None else (self._find(state, version),)
-        return [one for entry in entries for one in self._files.damage(entry)]
+        return [error for entry in entries for error in self._files.damage(entry)]
 
     def diff(self, old: int, new: int) -> dict[str, Churn | None]:
         """Table → how much its pointers changed; None for a table that only one of the two has, or of other columns."""
@@ -220,7 +220,7 @@ class Registry:
         """Keep a version from being collected, or (`pinned=False`) no longer. Raises as `rollback`."""
         before = self.state()
         entry = replace(self._find(before, version), pinned=pinned)
-        versions = tuple(entry if one.version == version else one for one in before.versions)
+        versions = tuple(entry if other.version == version else other for other in before.versions)
         action: Action = "pin" if pinned else "unpin"
         self._journal.append(before, replace(before, action=action, subject=version, versions=versions))
         return entry
@@ -240,19 +240,19 @@ class Registry:
         # In this order: what is listed here and not in the state that is read after is not a version yet.
         found = [*self._store.objects(VERSIONS), *self._store.leftovers()]
         before = self.state()
-        last = {one.version for one in before.versions[-keep_last:]} | {before.current}
-        kept = tuple(one for one in before.versions if one.pinned or one.version in last)
-        dropped = [one for one in before.versions if one not in kept]
-        debris = _debris(found, {one.folder for one in before.versions}, datetime.now(timezone.utc) - debris_age)
+        last = {entry.version for entry in before.versions[-keep_last:]} | {before.current}
+        kept = tuple(entry for entry in before.versions if entry.pinned or entry.version in last)
+        dropped = [entry for entry in before.versions if entry not in kept]
+        debris = _debris(found, {entry.folder for entry in before.versions}, datetime.now(timezone.utc) - debris_age)
         if not dry_run:
             if dropped:
                 self._journal.append(before, replace(before, action="collect", subject=None, versions=kept))
-            for name in (*(one.folder for one in dropped), *debris):
+            for name in (*(entry.folder for entry in dropped), *debris):
                 self._store.delete(name)
         return Collected(
-            versions=tuple(one.version for one in dropped),
+            versions=tuple(entry.version for entry in dropped),
             debris=tuple(debris),
-            num_bytes=sum(one.num_bytes for one in dropped) + sum(debris.values()),
+            num_bytes=sum(entry.num_bytes for entry in dropped) + sum(debris.values()),
         )
 
     def watch(self, current: int | None = None, *, interval_s: float = 30.0) -> Iterator[MapVersion]:
@@ -295,7 +295,7 @@ class Registry:
             _log.warning("churn is not recorded: %s", error)  # a damaged version must not keep its successor away
             return {}
         compared = {name: churn(before.get(name), table) for name, table in tables.items()}
-        return {name: one.share_changed for name, one in compared.items() if one is not None}
+        return {name: change.share_changed for name, change in compared.items() if change is not None}
 
 
 def _debris(found: Iterable[StoredObject], versions: set[str], long_ago: datetime) -> dict[str, int]:

@@ -40,9 +40,8 @@ class TableSnapshot:
             raise ConfigError(f"weights are {self.weights.dtype} {list(self.weights.shape)}, not float32 {list(shape)}")
         n = self.pointer_map.num_ids
         if self.frequencies is not None and (self.frequencies.shape != (n,) or self.frequencies.dtype != np.int64):
-            raise ConfigError(
-                f"frequencies are {self.frequencies.dtype} {list(self.frequencies.shape)}, not int64 [{n}], one a raw ID"
-            )
+            found = f"{self.frequencies.dtype} {list(self.frequencies.shape)}"
+            raise ConfigError(f"frequencies are {found}, not int64 [{n}], one a raw ID")
 
 
 class MapHolder(Protocol):

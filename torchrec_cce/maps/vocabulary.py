@@ -164,6 +164,10 @@ class Vocabulary:
         """[n] int64: `keys`, computed once and kept."""
         return self.keys()
 
+    def first_key(self) -> int:
+        """The key with position 0, found without the others. Only for a vocabulary that has a key."""
+        return int(self.slots_view[np.argmax(self.slots_view[:, 1] == 0), 0])
+
     @property
     def has_key_of_position(self) -> bool:
         """Whether it was asked for `key_of_position` before, or was given it."""

@@ -17,7 +17,7 @@ class StoredObject:
     num_bytes: int
     modified: datetime
     etag: str | None = None
-    """What the store calls this content; None for a file."""
+    """What the store calls this content, and no other; None where it has no name for it."""
 
 
 class Store(ABC):
