@@ -218,7 +218,7 @@ def _count(folder: str) -> tuple[int, float, float]:
         array = np.zeros(MAP_IDS, np.int64)
         began = time.process_time()
         for ids in batches:
-            np.add.at(array, remap.pointer_map("t").rows(ids), 1)
+            np.add.at(array, remap.pointer_map("t").positions(ids), 1)
         return memory.grown, seconds, time.process_time() - began
 
 

@@ -68,8 +68,8 @@ def test_hash_is_murmur3s() -> None:
 def test_slots_equal_the_reference(keys: list[int], num_buckets: int, seed: int, shift: int) -> None:
     expected = reference_slots(keys, num_buckets, seed)
     longest = run = 0
-    for _, row in expected:
-        run = run + 1 if row >= 0 else 0
+    for _, position in expected:
+        run = run + 1 if position >= 0 else 0
         longest = max(longest, run)
     slots = built(keys, num_buckets, seed, shift)
     if longest > MAX_RUN:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tests.support.launch import TIMEOUT, Job
 from tests.support.registries import Recipe
-from torchrec_cce.maps.churn import churn
+from torchrec_cce.maps.snapshot import churn
 
 T = TypeVar("T")
 
@@ -57,4 +57,4 @@ def warm_up() -> None:
     """Load the kernels that publishing and comparing tables need; takes most of a second."""
     before, after = (Recipe(seed=seed, num_ids=1).tables() for seed in (0, 1))
     for name in before:
-        churn(before[name].pointer_map, after[name].pointer_map)
+        churn(before[name], after[name])

@@ -144,7 +144,7 @@ def damage(registry: Registry) -> list[str]:
 def strays(registry: Registry, root: Path | None) -> set[str]:
     """Names in a registry's folder `root`, or in its store if None, that belong to no record and no version."""
     if root is None:
-        there = {file.name for folder in ("versions", "log") for file in registry._storage.objects(folder)}
+        there = {file.name for folder in ("versions", "log") for file in registry._store.objects(folder)}
     else:
         there = {path.relative_to(root).as_posix() for path in root.rglob("*")}
     known = {"versions", "log", *(f"log/{record.sequence:020d}.json" for record in registry.history())}

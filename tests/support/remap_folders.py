@@ -17,7 +17,7 @@ from torchrec_cce.jobs.remap.job import remap
 from torchrec_cce.jobs.remap.output import read_manifest
 from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.maps.storage import Storage
+from torchrec_cce.maps.store import open_store
 from torchrec_cce.workers.counters import FileCounters
 
 NAMES = ("day=1/a.parquet", "day=1/b.parquet", "day=2/hour=0/a.parquet")
@@ -87,7 +87,7 @@ class Place:
         return remap(source, str(self.folder / output), registry=str(self.registry), **options)
 
     def remapper(self, output: str = "out") -> Remapper:
-        remapped = read_manifest(Storage(self.folder / output)).remapped
+        remapped = read_manifest(open_store(self.folder / output)).remapped
         tables = Registry(self.registry).open(remapped.version).tables
         return Remapper(format=remapped, maps={name: table.pointer_map for name, table in tables.items()})
 

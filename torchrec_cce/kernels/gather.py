@@ -2,7 +2,7 @@
 
 A map is far larger than any cache, so a loop is as fast as the cache lines that it keeps on their way. Every loop
 returns the index of the first position that is outside `0..n - 1`, or -1; for such a position it reads nothing and
-writes zero. `torchrec_cce.kernels.packed.as_words` makes the words.
+writes zero. `torchrec_cce.kernels.packed.as_packed` makes the words.
 """
 
 import numpy as np

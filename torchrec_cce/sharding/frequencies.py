@@ -72,8 +72,8 @@ class ShardedFrequencies:
             if table in self._spans:
                 bags = features[feature]
                 ids = bags.values()[: bags.offsets()[num_bags] - bags.offsets()[0]]
-                rows = remap.pointer_map(table).rows(ids.numpy())
-                self._kept.append(self._spans[table].start + rows[rows >= 0])
+                positions = remap.pointer_map(table).positions(ids.numpy())
+                self._kept.append(self._spans[table].start + positions[positions >= 0])
         if self._spans and self._is_full_anywhere():
             self._exchange()
 
@@ -99,7 +99,7 @@ class ShardedFrequencies:
         share_keys(new[name] for name in self._spans)
 
         def counted(name: str, rows: slice) -> Integers:
-            before = old[name].rows(new[name].raw_ids(np.arange(rows.start, rows.stop)))
+            before = old[name].positions(new[name].raw_ids(np.arange(rows.start, rows.stop)))
             return np.where(before >= 0, totals[name][before], 0)
 
         there = ShardedFrequencies({name: new[name].num_ids for name in self._spans}, most_kept=self._most_kept)

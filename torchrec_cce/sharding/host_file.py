@@ -152,7 +152,7 @@ def share_keys(maps: Iterable[PointerMap]) -> None:
     for vocabulary in (pointer_map.vocabulary for pointer_map in maps):
         if vocabulary is None:
             continue
-        lacks = torch.tensor(int(not vocabulary.has_key_of_row))
+        lacks = torch.tensor(int(not vocabulary.has_key_of_position))
         dist.all_reduce(lacks, op=dist.ReduceOp.MAX)
         if lacks:
             vocabulary.reading_keys(_written(vocabulary))

@@ -24,7 +24,7 @@ from torchrec_cce.jobs.remap import file as remap_file
 from torchrec_cce.jobs.remap import job as remap_run
 from torchrec_cce.jobs.remap.check import check_file
 from torchrec_cce.jobs.remap.output import read_manifest
-from torchrec_cce.maps.storage import Storage
+from torchrec_cce.maps.store import open_store
 from torchrec_cce.workers import inline as run_alone
 from torchrec_cce.workers import local as local_engine
 from torchrec_cce.workers.engine import engine_of
@@ -101,7 +101,7 @@ def test_ids_that_a_map_does_not_know_are_counted(place: Place, file_format: Any
         expected["user@t_item"] += sum(one is not None and one not in known for one in raw.column("user").to_pylist())
     assert min(expected.values()) > 100
     assert place.run(file_format=file_format).unseen == expected
-    assert read_manifest(Storage(place.folder / "out")).unseen == expected
+    assert read_manifest(open_store(place.folder / "out")).unseen == expected
     (place.folder / "out" / "_remap" / "manifest.json").unlink()
     assert place.run(file_format=file_format).unseen == expected
 
@@ -154,7 +154,7 @@ def test_a_job_goes_on(place: Place) -> None:
     before = contents(place.folder / "out")
     assert "_remap/manifest.json" not in before
     assert not any(name.endswith(".tmp") for name in before)
-    message = refused(JobError, lambda: read_manifest(Storage(place.folder / "out")))
+    message = refused(JobError, lambda: read_manifest(open_store(place.folder / "out")))
     assert "the job has not finished; run it again" in message
 
     (place.folder / "out" / "day=1" / ".x.parquet.12345678.tmp").write_text("of a process that was killed")
@@ -251,7 +251,7 @@ def test_feature_of_another_column(place: Place) -> None:
 def test_the_inverse_check_finds_what_is_wrong(place: Place) -> None:
     place.run(helper="keep-raw")
     remapper = place.remapper()
-    source, output = Storage(place.raw), Storage(place.folder / "out")
+    source, output = open_store(place.raw), open_store(place.folder / "out")
     name, path = NAMES[0], place.folder / "out" / NAMES[0]
     good = pq.ParquetFile(path).read()
 
@@ -302,7 +302,7 @@ def test_a_full_disk(place: Place) -> None:
 def hold(place: Place) -> None:
     from torchrec_cce.jobs.remap.output import OutputFolder
 
-    folder = OutputFolder(Storage(place.folder / "out"))
+    folder = OutputFolder(open_store(place.folder / "out"))
     with folder._owned():
         (place.folder / "held").touch()
         signal.pause()

@@ -32,7 +32,7 @@ class ReclusterJob:
 
     registry: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Of the registry's object store, see `Storage`; for this process and the workers alike."""
+    """Of the registry's object store, see `open_store`; for this process and the workers alike."""
     checkpoint: Path
     """The folder of a run, or a distributed checkpoint."""
     output: Path

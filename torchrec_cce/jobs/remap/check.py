@@ -15,13 +15,13 @@ from torchrec_cce.data.remapped_format import RemappedFeature, RemappedFormat, c
 from torchrec_cce.errors import DataFileError
 from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.pointer_map import PointerMap
-from torchrec_cce.maps.storage import Storage
+from torchrec_cce.maps.store import Store
 
 _GROUPS = 3
 _ROWS = 1000
 
 
-def check_file(source: Storage, name: str, output: Storage, output_name: str, remapper: Remapper, seed: int = 0) -> int:
+def check_file(source: Store, name: str, output: Store, output_name: str, remapper: Remapper, seed: int = 0) -> int:
     """Read rows of some row groups back, and compare them with what numpy makes of the raw rows.
 
     Args:
@@ -119,11 +119,12 @@ def _same(raw: Any, new: Any, place: str, name: str, rows: Sequence[int]) -> Non
 
 def expected_codes(one: PointerMap, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Codebook and helper codes of raw `ids: [N] int64`, [N, c] each, by the map's policy, in plain numpy."""
-    rows = one.rows(ids)
-    unseen = rows < 0
+    positions = one.positions(ids)
+    unseen = positions < 0
     if one.unseen == "first_row":
-        ids, rows, unseen = np.where(unseen, one.first_id, ids), np.where(unseen, 0, rows), np.zeros_like(unseen)
+        ids, positions = np.where(unseen, one.first_id, ids), np.where(unseen, 0, positions)
+        unseen = np.zeros_like(unseen)
     codebook = one.codebook_hash.numpy(ids)
     if one.stored is not None:
-        codebook[~unseen] = one.stored_view[rows[~unseen]]
+        codebook[~unseen] = one.stored_view[positions[~unseen]]
     return codebook, one.helper_hash.numpy(ids)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from torchrec_cce.errors import CCEError, DataFileError
-from torchrec_cce.maps.storage import Storage
+from torchrec_cce.maps.store import Store, open_store
 
 _WILD = set("*?[")
 
@@ -40,7 +40,7 @@ def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFi
     Args:
         text: a Parquet file, a folder (its `*.parquet`, also in folders below), or a glob in which `*` and `?` do not
             match `/` and `**` matches any folders.
-        options: for the object store, see `Storage`.
+        options: for the object store, see `open_store`.
 
     Raises:
         DataFileError: no such file.
@@ -57,7 +57,7 @@ def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFi
             return folder, files
         folder, _, pattern = text.rpartition("/")
         folder = folder or ("/" if text.startswith("/") else ".")
-        one = stat_input(Storage(folder, **options), pattern)
+        one = stat_input(open_store(folder, **options), pattern)
         if one is None:
             raise DataFileError(f"{text}: no such file or folder")
         return folder, [one]
@@ -68,11 +68,12 @@ def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFi
     return folder, files
 
 
-def stat_input(storage: Storage, name: str) -> InputFile | None:
+def stat_input(storage: Store, name: str) -> InputFile | None:
     """A file as it is now, None if there is none."""
-    if storage.local_root is not None:
+    path = storage.path(name)
+    if path is not None:
         try:
-            stat = (storage.local_root / name).stat()
+            stat = path.stat()
         except FileNotFoundError:
             return None
         return InputFile(name=name, num_bytes=stat.st_size, stamp=str(stat.st_mtime_ns))
@@ -98,15 +99,16 @@ def reading(name: str) -> Iterator[None]:
 
 def _walk(folder: str, options: Mapping[str, Any]) -> Iterator[InputFile]:
     """All files in a folder and below, in the order of their names."""
-    storage = Storage(folder, **options)
-    if storage.local_root is None:
+    storage = open_store(folder, **options)
+    root = storage.path()
+    if root is None:
         for one in storage.objects(""):
             if not _hidden(one.name):
                 yield InputFile(name=one.name, num_bytes=one.num_bytes, stamp=one.etag or one.modified.isoformat())
         return
     names = [
-        Path(where, file).relative_to(storage.local_root).as_posix()
-        for where, _, files in os.walk(storage.local_root, followlinks=True)
+        Path(where, file).relative_to(root).as_posix()
+        for where, _, files in os.walk(root, followlinks=True)
         for file in files
     ]
     for name in sorted(names):

@@ -12,7 +12,7 @@ from torchrec_cce.jobs.remap.file import ARROW_CODECS, FileTask, open_version, r
 from torchrec_cce.jobs.remap.input import list_input
 from torchrec_cce.jobs.remap.output import COMPRESSIONS, FILE_FORMATS, Compression, FileFormat, OutputFolder, RemapJob
 from torchrec_cce.jobs.remap.progress import Progress, Watcher
-from torchrec_cce.maps.storage import Storage
+from torchrec_cce.maps.store import open_store
 from torchrec_cce.workers.engine import EngineName, engine_of
 from torchrec_cce.workers.inline import run_alone
 
@@ -70,7 +70,7 @@ def remap(
         engine, num_workers: see `engine_of`. Where there are fewer files than workers, each uses several threads; a
             single file is remapped by those of this process, if the engine is local.
         inverse_check: read back a random sample of every file and prove it against map and input.
-        options: of the object stores, see `Storage`.
+        options: of the object stores, see `open_store`.
         progress: called after each file, and about twice a second meanwhile.
 
     Raises:
@@ -92,12 +92,12 @@ def remap(
     options = dict(options or {})
     opened = open_version(registry, version, options)
     folder, files = list_input(input, options)
-    out = Storage(output, **options)
+    out = open_store(output, **options)
     one_file = input.rstrip("/") in (files[0].name, f"{folder}/{files[0].name}")
-    url = Storage(folder, **options).url
+    url = open_store(folder, **options).url
     _check_apart(f"{url}/{files[0].name}" if one_file else url, out.url)
     job = RemapJob(
-        input=Storage(folder, **options).url,
+        input=open_store(folder, **options).url,
         files=tuple(files),
         file_format=file_format,
         compression=compression,
