@@ -2,10 +2,9 @@
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -22,41 +21,10 @@ from torchrec_cce.jobs.recluster.request import ReclusterJob
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.versions import snapshot_of_run
+from torchrec_cce.workers.inline import InlineEngine
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 STOPPED = 12
 """Batches after which a run was stopped: between its two clusterings."""
-
-
-class Kept(NamedTuple):
-    """A value that is shared with nobody."""
-
-    value: Any
-
-    def get(self) -> Any:
-        return self.value
-
-
-class InlineEngine:
-    """No workers: tests of what is around them need not wait for processes to start."""
-
-    num_workers = 1
-
-    def share(self, value: Any) -> Kept:
-        return Kept(value)
-
-    def run(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int = 1
-    ) -> Iterator[tuple[Task, Result]]:
-        assert threads == 1
-        return ((task, function(task)) for task in tasks)
-
-    def __enter__(self) -> "InlineEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def train_a_run(folder: Path, **changes: Any) -> Path:
@@ -86,7 +54,7 @@ class Night:
 
     def recluster(self, **changes: Any) -> Reclustered:
         """By an engine without processes."""
-        with mock.patch.object(job_module, "engine_of", return_value=InlineEngine()):
+        with mock.patch.object(job_module, "engine_of", return_value=InlineEngine(1)):
             return recluster(replace(self.job, **changes))
 
     @property

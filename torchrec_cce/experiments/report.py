@@ -73,7 +73,7 @@ def write_report(folder: Path, outcomes: Sequence[Outcome], *, title: str, about
         about: facts that belong beside the numbers, e.g. the data and the versions.
     """
     values = {"title": title, "about": about, "outcomes": [asdict(outcome) for outcome in outcomes]}
-    write_json(folder / "report.json", values)
+    write_json(folder / "report.json", values, indent=2, strict=True)
     write_page(
         folder / "report.html",
         Path(__file__).with_name("report.html"),

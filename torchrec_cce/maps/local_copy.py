@@ -15,7 +15,7 @@ from typing import Literal
 from filelock import FileLock
 
 from torchrec_cce.errors import MapFileError
-from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.atomic import atomic_path, write_json
 from torchrec_cce.files.cache import default_cache
 from torchrec_cce.maps.bundle import check_file
 from torchrec_cce.maps.manifest import FileEntry, Manifest
@@ -105,8 +105,8 @@ class LocalCopies:
                 check_file(path, entry)
             fresh[entry.name] = before
         if fresh != receipt:
-            with suppress(OSError), atomic_path(receipt_path) as temporary:  # a full cache disk only costs time
-                temporary.write_text(json.dumps(fresh))
+            with suppress(OSError):  # a full cache disk only costs time
+                write_json(receipt_path, fresh)
 
 
 def _stamp(path: Path, entry: FileEntry) -> list[object] | None:

@@ -2,14 +2,12 @@
 
 import json
 import os
-import pickle
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,10 @@ from torchrec_cce.jobs.remap.output import read_manifest
 from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.storage import Storage
-from torchrec_cce.workers import inline as run_alone
+from torchrec_cce.workers import engine_of
+from torchrec_cce.workers import inline as inline_engine
 from torchrec_cce.workers import local as local_engine
-from torchrec_cce.workers.counters import FileCounters
-from torchrec_cce.workers.engine import engine_of
+from torchrec_cce.workers.inline import InlineEngine
 
 NAMES = ("day=1/a.parquet", "day=1/b.parquet", "day=2/hour=0/a.parquet")
 
@@ -51,30 +49,6 @@ def write_log(path: Path, seed: int, *, rows: int = 1000, row_group_size: int = 
         }
     )
     pq.write_table(table, path, row_group_size=row_group_size)
-
-
-class Inline:
-    """An engine that does the work in this process: what is tested here does not ask where it runs."""
-
-    num_workers = 1
-
-    def __enter__(self) -> "Inline":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to end."""
-
-    def counters(self, count: int) -> FileCounters:
-        self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115  as long as the engine
-        self._file.write(bytes(8 * count))
-        self._file.flush()
-        return FileCounters(path=self._file.name, count=count)
-
-    def run(
-        self, function: Callable[[Any], Any], tasks: Iterable[Any], *, tick: Callable[[], object]
-    ) -> Iterator[tuple[Any, Any]]:
-        assert callable(tick)
-        return ((task, function(pickle.loads(pickle.dumps(task)))) for task in tasks)
 
 
 class Place:
@@ -115,7 +89,7 @@ def with_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 @pytest.fixture
 def place(with_workers: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: Inline())
+    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: InlineEngine(1))
     return with_workers
 
 
@@ -428,7 +402,7 @@ def test_another_registry_under_the_same_name(place: Place, monkeypatch: pytest.
 def test_progress_within_a_file(with_workers: Place, monkeypatch: pytest.MonkeyPatch, num_files: int) -> None:
     """By row groups, while nothing is finished, in this process and in a worker; and it never goes back."""
     place, seen = with_workers, []
-    for module in (local_engine, run_alone):
+    for module in (local_engine, inline_engine):
         monkeypatch.setattr(module, "TICK_S", 0.002)
     folder = place.folder / "large"
     for number in range(num_files):

@@ -18,7 +18,7 @@ from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import TableClustering
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.files.unnamed import scratch_array
+from torchrec_cce.files.cache import scratch_array
 from torchrec_cce.jobs.recluster.memory_plan import Plan, plan
 from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap, StoredTable
 from torchrec_cce.jobs.recluster.work import (
