@@ -27,12 +27,12 @@ from benchmarks.scaling import scaling_figures
 from tests.support.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig
 from torchrec_cce.clustering.sample import Frequencies
+from torchrec_cce.files.cache import scratch_copy
 from torchrec_cce.maps.arrow_file import read_array, write_array
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.sharding.estimates import MapStorageReservation
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
-from torchrec_cce.sharding.host_file import file_copy
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.parallel import process_group
@@ -212,7 +212,7 @@ def _count(folder: str) -> tuple[int, float, float]:
             totals = counts.totals()["t"]
             seconds = time.process_time() - began
             assert Frequencies(totals, MAP_IDS).total == WORLD_SIZE * COUNTED_BATCHES * COUNTED_IDS
-            file_copy(totals)
+            scratch_copy(totals)
             before = remap.pointer_map("t")
             counts.moved({"t": before}, {"t": replace(before, num_ids=MAP_IDS + 1)})
         array = np.zeros(MAP_IDS, np.int64)

@@ -11,8 +11,8 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,10 @@ from benchmarks.reduced import reduced
 from torchrec_cce.experiments.bench import bench, chosen_outcomes
 from torchrec_cce.experiments.outcome import Summary, summarise
 from torchrec_cce.experiments.plan import Plan, read_plan
-from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.atomic import write_json
 from torchrec_cce.training.metrics import Quality
 from torchrec_cce.training.quiet import quiet_libraries
-from torchrec_cce.workers.processes import WorkerContext, end_with_parent
+from torchrec_cce.workers.local import LocalEngine
 
 LOG = Log(
     about="all of Gowalla in the split of the file, 4 % of its training rows to choose", prepare=prepare_all_of_gowalla
@@ -41,10 +41,10 @@ def run_plain(plan: Plan, folder: Path, *, workers: int) -> dict[int, list[Quali
     """Cap → the quality on the test split from each seed, at the rate that is best on validation from the first."""
     first, *others = plan.seeds
     caps = plan.caps or ()
-    with ProcessPoolExecutor(workers, mp_context=WorkerContext(), initializer=end_with_parent) as pool:
+    with LocalEngine(workers) as engine:
 
         def all_of(wanted: Sequence[Settings]) -> dict[Settings, tuple[Quality, Quality]]:
-            return dict(zip(wanted, pool.map(_run, [plan] * len(wanted), [folder] * len(wanted), wanted), strict=True))
+            return dict(engine.run(partial(_run, plan, folder), wanted))
 
         tuning = {cap: [_settings(plan, cap, rate, first) for rate in plan.learning_rates] for cap in caps}
         found = all_of([settings for tried in tuning.values() for settings in tried])
@@ -76,8 +76,7 @@ def _run(plan: Plan, folder: Path, settings: Settings) -> tuple[Quality, Quality
         data = Path(str(plan.run.data.train.path)).parent
         sizes = {name: table.num_embeddings for name, table in plan.run.tables.items()}
         qualities = train_plain(data, sizes, settings)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps([asdict(quality) for quality in qualities]))
+        write_json(path, qualities)
     validation, test = (Quality(**values) for values in json.loads(path.read_text()))
     return validation, test
 

@@ -2,10 +2,9 @@
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -23,45 +22,14 @@ from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.versions import snapshot_of_run
+from torchrec_cce.workers.inline import InlineEngine
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 STOPPED = 12
 """The batch after which a run was stopped, between its two clusterings."""
 EASY = Thresholds(
     min_h1=0, min_h2_gain=0, min_learned=0, max_churn=1, max_objective_ratio=100, max_error=1, max_unseen=1
 )
 """Thresholds that every clustering passes."""
-
-
-class Kept(NamedTuple):
-    """A shared value of an engine without workers."""
-
-    value: Any
-
-    def get(self) -> Any:
-        return self.value
-
-
-class InlineEngine:
-    """An engine without workers, for tests that need not wait for processes to start."""
-
-    num_workers = 1
-
-    def share(self, value: Any) -> Kept:
-        return Kept(value)
-
-    def run(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int = 1
-    ) -> Iterator[tuple[Task, Result]]:
-        assert threads == 1
-        return ((task, function(task)) for task in tasks)
-
-    def __enter__(self) -> "InlineEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def train_a_run(folder: Path, **changes: Any) -> Path:
@@ -91,7 +59,7 @@ class Night:
 
     def recluster(self, **changes: Any) -> Reclustered:
         """Run the job by an engine without processes."""
-        with mock.patch.object(job_module, "engine_of", return_value=InlineEngine()):
+        with mock.patch.object(job_module, "engine_of", return_value=InlineEngine(1)):
             return recluster(replace(self.job, **changes))
 
     @property

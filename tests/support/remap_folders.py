@@ -1,8 +1,6 @@
 """Folders of raw files with a registry, and the jobs that remap them."""
 
-import pickle
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from torchrec_cce.jobs.remap.output import read_manifest
 from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.store import open_store
-from torchrec_cce.workers.counters import FileCounters
 
 NAMES = ("day=1/a.parquet", "day=1/b.parquet", "day=2/hour=0/a.parquet")
 
@@ -36,30 +33,6 @@ def write_log(path: Path, seed: int, *, rows: int = 1000, row_group_size: int = 
         }
     )
     pq.write_table(table, path, row_group_size=row_group_size)
-
-
-class Inline:
-    """An engine that does the work in this process: what is tested here does not ask where it runs."""
-
-    num_workers = 1
-
-    def __enter__(self) -> "Inline":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to end."""
-
-    def counters(self, count: int) -> FileCounters:
-        self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115  as long as the engine
-        self._file.write(bytes(8 * count))
-        self._file.flush()
-        return FileCounters(path=self._file.name, count=count)
-
-    def run(
-        self, function: Callable[[Any], Any], tasks: Iterable[Any], *, tick: Callable[[], object]
-    ) -> Iterator[tuple[Any, Any]]:
-        assert callable(tick)
-        return ((task, function(pickle.loads(pickle.dumps(task)))) for task in tasks)
 
 
 class Place:

@@ -142,14 +142,14 @@ def test_frequencies_are_of_the_moment_of_a_checkpoint(
 def test_a_full_disk_when_frequencies_are_copied(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = {"batch_size": runs.BATCH_SIZE, "checkpoint_every": 7, "checkpoint_in_background": True}
     config = runs.criteo_config(log, training=training, recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True})
-    copy, calls = checkpoint_writer.file_copy, itertools.count(1)
+    copy, calls = checkpoint_writer.scratch_copy, itertools.count(1)
 
     def full(array: Any) -> Any:
         if next(calls) == 4:
             raise OSError(28, "No space left on device")
         return copy(array)
 
-    monkeypatch.setattr(checkpoint_writer, "file_copy", full)
+    monkeypatch.setattr(checkpoint_writer, "scratch_copy", full)
     with pytest.raises(OSError, match="No space left"):
         train(config, tmp_path / "run")
     (left,) = (tmp_path / "run" / "checkpoints").iterdir()

@@ -16,7 +16,7 @@ from typing import Literal
 from filelock import FileLock
 
 from torchrec_cce.errors import MapFileError, RegistryError
-from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.atomic import atomic_path, write_json
 from torchrec_cce.files.cache import default_cache
 from torchrec_cce.maps.bundle import check_file, write_bundle
 from torchrec_cce.maps.journal import Journal, PublishedVersion
@@ -214,8 +214,8 @@ class VersionFiles:
                 check_file(path, entry)
             fresh[entry.name] = before
         if fresh != receipt:
-            with suppress(OSError), atomic_path(receipt_path) as temporary:  # a full cache disk only costs time
-                temporary.write_text(json.dumps(fresh))
+            with suppress(OSError):  # a full cache disk only costs time
+                write_json(receipt_path, fresh)
 
 
 def _stamp(path: Path, entry: FileEntry) -> list[object] | None:

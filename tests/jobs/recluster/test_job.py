@@ -21,7 +21,7 @@ from tests.support.launch import Job
 from tests.support.nights import EASY, Night, assert_same_tensors, is_of_table, newest, tensors
 from tests.support.snapshots import assert_same
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError, PublishConflictError
-from torchrec_cce.files.held_folder import held_folder
+from torchrec_cce.files.lock import held_folder
 from torchrec_cce.jobs.checkpoint import copy as checkpoint_copy
 from torchrec_cce.jobs.checkpoint.reader import Checkpoint
 from torchrec_cce.jobs.recluster import job as job_module
@@ -362,7 +362,7 @@ def test_no_room_from_the_beginning(night: Night) -> None:
 def killable(job: Any) -> float:
     """How long the job took."""
     started = time.monotonic()
-    with mock.patch.object(job_module, "engine_of", return_value=nights.InlineEngine()):
+    with mock.patch.object(job_module, "engine_of", return_value=nights.InlineEngine(1)):
         job_module.recluster(job)
     return time.monotonic() - started
 

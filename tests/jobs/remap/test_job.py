@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.launch import Job
 from tests.support.remap_cases import known_ids, make_map
-from tests.support.remap_folders import NAMES, Inline, Place, contents, refused, write_log
+from tests.support.remap_folders import NAMES, Place, contents, refused, write_log
 from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, RemappedFormat
 from torchrec_cce.errors import ConfigError, DataFileError, InvalidIDError, JobError, RegistryError
 from torchrec_cce.jobs.remap import file as remap_file
@@ -25,9 +25,10 @@ from torchrec_cce.jobs.remap import job as remap_run
 from torchrec_cce.jobs.remap.check import check_file
 from torchrec_cce.jobs.remap.output import read_manifest
 from torchrec_cce.maps.store import open_store
-from torchrec_cce.workers import inline as run_alone
+from torchrec_cce.workers import engine_of
+from torchrec_cce.workers import inline as inline_engine
 from torchrec_cce.workers import local as local_engine
-from torchrec_cce.workers.engine import engine_of
+from torchrec_cce.workers.inline import InlineEngine
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def with_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 @pytest.fixture
 def place(with_workers: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: Inline())
+    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: InlineEngine(1))
     return with_workers
 
 
@@ -339,7 +340,7 @@ def test_another_registry_under_the_same_name(place: Place, monkeypatch: pytest.
 def test_progress_within_a_file(with_workers: Place, monkeypatch: pytest.MonkeyPatch, num_files: int) -> None:
     """By row groups, while nothing is finished, in this process and in a worker; and it never goes back."""
     place, seen = with_workers, []
-    for module in (local_engine, run_alone):
+    for module in (local_engine, inline_engine):
         monkeypatch.setattr(module, "TICK_S", 0.002)
     folder = place.folder / "large"
     for number in range(num_files):

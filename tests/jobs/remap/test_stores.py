@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.remap_folders import NAMES, Inline, Place, contents, refused, write_log
+from tests.support.remap_folders import NAMES, Place, contents, refused, write_log
 from tests.support.s3_server import Faults, S3Server, s3_server
 from torchrec_cce.errors import ConfigError, DataFileError, RegistryError
 from torchrec_cce.jobs.remap import job as remap_run
@@ -15,6 +15,7 @@ from torchrec_cce.jobs.remap.job import remap
 from torchrec_cce.jobs.remap.output import read_manifest
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.store import Store, open_store
+from torchrec_cce.workers.inline import InlineEngine
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def download(storage: Store) -> dict[str, bytes]:
 def test_an_object_store_holds_what_a_disk_does(
     place: Place, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: Inline())
+    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: InlineEngine(1))
     large = place.raw / "day=3" / "large.parquet"
     write_log(large, 7, rows=300_000, row_group_size=100_000)
     place.run("local", layout="words", helper="store")
@@ -74,7 +75,7 @@ def test_an_object_store_holds_what_a_disk_does(
 
 def test_an_upload_that_fails_leaves_no_object(place: Place, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the job goes on once the store is back."""
-    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: Inline())
+    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: InlineEngine(1))
     out = server.url(f"{place.folder.name}/out")
 
     def run() -> remap_run.RemapReport:

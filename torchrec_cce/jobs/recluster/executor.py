@@ -13,7 +13,7 @@ import numpy as np
 
 from torchrec_cce.clustering.executor import ColumnStep, Executor, Extent, RangeStep, Shared, Stage, Totals
 from torchrec_cce.clustering.task import TableTask
-from torchrec_cce.files.unnamed import scratch_array
+from torchrec_cce.files.cache import scratch_array
 from torchrec_cce.jobs.recluster.memory_plan import MemoryPlan
 from torchrec_cce.jobs.recluster.source import StoredTable
 from torchrec_cce.jobs.recluster.work import (

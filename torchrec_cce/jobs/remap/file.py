@@ -14,7 +14,7 @@ from torchrec_cce.jobs.remap.parquet.file import remap_parquet
 from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.store import Store, open_store
-from torchrec_cce.workers.counters import Counters
+from torchrec_cce.workers.engine import Counters
 
 PARQUET_CODECS: dict[Compression, str | None] = {
     "zstd": "zstd",

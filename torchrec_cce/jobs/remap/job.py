@@ -13,8 +13,7 @@ from torchrec_cce.jobs.remap.input import list_input
 from torchrec_cce.jobs.remap.output import COMPRESSIONS, FILE_FORMATS, Compression, FileFormat, OutputFolder, RemapJob
 from torchrec_cce.jobs.remap.progress import Progress, Watcher
 from torchrec_cce.maps.store import open_store
-from torchrec_cce.workers.engine import EngineName, engine_of
-from torchrec_cce.workers.inline import run_alone
+from torchrec_cce.workers import EngineName, engine_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,10 @@ def remap(
     for file in files:
         check_hive_keys(folder, file, job.remapped)
     output_folder = OutputFolder(out)
-    with output_folder.begun(job) as finished, engine_of(engine, num_workers=num_workers) as workers:
+    with (
+        output_folder.begun(job) as finished,
+        engine_of(engine, num_workers=num_workers, num_tasks=len(files) - len(finished)) as workers,
+    ):
         done = dict(finished)
         todo = sorted((one for one in files if one.name not in done), key=lambda one: -one.num_bytes)
         total = sum(one.num_bytes for one in todo)
@@ -131,11 +133,7 @@ def remap(
         ]
         watcher = Watcher(progress, tasks, counters, num_finished=len(finished))
         checked = 0
-        if engine == "local" and len(tasks) == 1:  # a worker would take about a second to start
-            results = iter([(tasks[0], run_alone(remap_file, tasks[0], tick=watcher.tick))])
-        else:
-            results = workers.run(remap_file, tasks, tick=watcher.tick)
-        for task, result in results:
+        for task, result in workers.run(remap_file, tasks, tick=watcher.tick):
             done[task.file.name] = result.finished
             checked += result.checked_rows
             watcher.finished(task, result)

@@ -4,7 +4,6 @@ Readers of folders pass over names that begin with `_`. `job.json` is there befo
 created after the file; `manifest.json` comes when all are there. So a job that died goes on where it was.
 """
 
-import fcntl
 import os
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from torchrec_cce.data.remapped_format import RemappedFormat
 from torchrec_cce.errors import CCEError, JobError
 from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.lock import hold
 from torchrec_cce.jobs.remap.input import InputFile
 from torchrec_cce.maps.manifest import Count
 from torchrec_cce.maps.sealed import parse, seal
@@ -167,7 +167,7 @@ class OutputFolder:
         if folder is None:
             yield
             return
-        with _lock(folder, fcntl.LOCK_SH):
+        with hold(folder, shared=True):
             yield
 
     @contextmanager
@@ -241,7 +241,7 @@ class OutputFolder:
         root = self._storage.path()
         assert root is not None
         try:
-            lock = _lock(root / _JOB, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = hold(root / _JOB)
         except BlockingIOError:
             raise JobError(f"{self.url}: a job is at work in this folder; wait for it, or end it") from None
         with lock:
@@ -261,7 +261,7 @@ class OutputFolder:
         root = self._storage.path()
         assert root is not None
         try:
-            lock = _lock(root / FOLDER, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = hold(root / FOLDER)
         except BlockingIOError:
             return False
         with lock:
@@ -284,15 +284,6 @@ class OutputFolder:
                 f"{self.url}/{name}: cannot be written ({error.strerror or error}); what is finished stays, make room "
                 "and run the job again"
             ) from error
-
-
-def _lock(path: os.PathLike[str], operation: int) -> ExitStack:
-    """Lock a file or folder until the context ends. Raises BlockingIOError if another process has it."""
-    with ExitStack() as lock:
-        descriptor = os.open(path, os.O_RDONLY)
-        lock.callback(os.close, descriptor)
-        fcntl.flock(descriptor, operation)
-        return lock.pop_all()
 
 
 def _record_name(name: str) -> str:

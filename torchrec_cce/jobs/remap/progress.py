@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torchrec_cce.jobs.remap.file import FileResult, FileTask
-from torchrec_cce.workers.counters import Counters
+from torchrec_cce.workers.engine import Counters
 
 
 @dataclass(frozen=True, kw_only=True)
