@@ -20,9 +20,8 @@ if TYPE_CHECKING:
         QuotientRemainderEmbeddingBagConfig,
         QuotientRemainderProductEmbeddingBagConfig,
     )
-    from torchrec_cce.methods.registry import tables_under_cap
+    from torchrec_cce.methods.registry import METHODS, Method, tables_under_cap
     from torchrec_cce.methods.robe import RobeEmbeddingBagConfig
-    from torchrec_cce.methods.sizing import METHODS, Method
     from torchrec_cce.methods.sketch import SketchEmbeddingBagConfig
     from torchrec_cce.methods.tensor_train import TensorTrainEmbeddingBagConfig
     from torchrec_cce.modules.bag import CompressedEmbeddingBag
@@ -56,7 +55,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "METHODS": "methods.sizing",
+    "METHODS": "methods.registry",
     "CCEEmbeddingBagCollection": "modules.embedding_bag",
     "CCEEmbeddingBagConfig": "methods.cce",
     "CCEEmbeddingCollection": "modules.embedding",
@@ -67,7 +66,7 @@ _HOMES = {
     "DeepHashEmbeddingBagConfig": "methods.deep_hash",
     "LowRankEmbeddingBagConfig": "methods.low_rank",
     "MapVersion": "maps.registry",
-    "Method": "methods.sizing",
+    "Method": "methods.registry",
     "PointerMap": "maps.pointer_map",
     "QuotientRemainderEmbeddingBagConfig": "methods.quotient_remainder",
     "QuotientRemainderProductEmbeddingBagConfig": "methods.quotient_remainder",

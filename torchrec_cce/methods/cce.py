@@ -1,8 +1,4 @@
-"""Table configurations: what a user writes instead of `torchrec.EmbeddingBagConfig` and `torchrec.EmbeddingConfig`.
-
-They are dataclasses like TorchRec's own (and therefore not frozen), keyword-only in what they add, and checked where
-they are built.
-"""
+"""CCE tables: codewords of a codebook by learned pointers, of a helper by hashes. Without helper: quantized tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.hashing import derive_seed
 from torchrec_cce.kernels.rows import clustered_rows, partly_clustered_rows
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.compositional import (
@@ -23,21 +21,22 @@ from torchrec_cce.methods.compositional import (
     HashedScheme,
     refuse_signs,
 )
-from torchrec_cce.methods.scheme import Looked
+from torchrec_cce.methods.sizing import MethodSpec, Sizing
+from torchrec_cce.methods.table import Looked
 
 
 @dataclass(kw_only=True)
 class CCEConfig(CompositionalConfig):
-    """A Clustered Compositional Embedding table: in each column a codebook word, learned by clustering, plus a helper
-    word, hashed (Tsang and Ahle, NeurIPS 2023). Trained parameters: `2·k·d`, or `k·d` without helper.
+    """A Clustered Compositional Embedding table: in each column a codeword of the codebook, learned by clustering,
+    plus one of the helper, hashed (Tsang and Ahle, NeurIPS 2023). Trained parameters: `2·k·d`, or `k·d` without helper.
     """
 
     num_columns: int = 4
     num_terms: int = 2
     """Always 2: codebook and helper."""
     use_helper: bool = True
-    """False: an ID reads its codebook words alone. The physical table has its helper rows all the same, as zeros, so
-    that maps, versions and placements are those of a table with helper."""
+    """False: an ID reads its codewords of the codebook alone. The physical table has its helper rows all the same, as
+    zeros, so that maps, versions and placements are those of a table with helper."""
 
     def __post_init__(self) -> None:
         if self.num_terms != 2:
@@ -47,14 +46,14 @@ class CCEConfig(CompositionalConfig):
         super().__post_init__()
 
     @property
-    def num_words(self) -> int:
+    def num_codewords(self) -> int:
         return 2 if self.use_helper else 1
 
     @property
     def num_parameters(self) -> int:
-        return int(self.num_words * self.num_rows * self.embedding_dim)
+        return int(self.num_codewords * self.num_rows * self.embedding_dim)
 
-    def used_words(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def used_codewords(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """`weights: [2·c·k, d/c]`, with zeros for a helper that is not used."""
         if self.use_helper:
             return weights
@@ -71,7 +70,25 @@ class CCEConfig(CompositionalConfig):
     @property
     def pointer_dtype(self) -> np.dtype[np.unsignedinteger]:
         """The width that `num_rows` needs: uint8 up to 256 rows, uint16 up to 65536, else uint32."""
-        return pointer_dtype(self.num_rows)
+        return np.dtype(np.uint8 if self.num_rows <= 2**8 else np.uint16 if self.num_rows <= 2**16 else np.uint32)
+
+    @property
+    def pointer_bits(self) -> int:
+        return 8 * self.pointer_dtype.itemsize
+
+    def scheme(self) -> "CCEScheme":
+        """Hashes in place of the pointers, until the first clustering."""
+        start = PointerMap.hashed(
+            num_ids=self.num_embeddings,
+            num_columns=self.num_columns,
+            num_rows=self.num_rows,
+            seed=derive_seed(self.seed, self.name),
+        )
+        return self.scheme_with(start)
+
+    def scheme_with(self, pointer_map: PointerMap) -> "CCEScheme":
+        """The pointers and helper hashes of `pointer_map`."""
+        return CCEScheme(pointer_map=pointer_map, use_helper=self.use_helper)
 
 
 @dataclass(kw_only=True)
@@ -98,18 +115,14 @@ def _init_codebooks(
             weight.view(num_columns, 2, -1)[:, 1] = 0
 
 
-def pointer_dtype(num_rows: int) -> np.dtype[np.unsignedinteger]:
-    """The narrowest of uint8, uint16 and uint32 that holds the pointers `0..num_rows - 1`."""
-    return np.dtype(np.uint8 if num_rows <= 2**8 else np.uint16 if num_rows <= 2**16 else np.uint32)
-
-
 @dataclass(frozen=True, kw_only=True)
 class CCEScheme:
-    """CCE: the codebook word by the map's pointers (before the first clustering, a hash), the helper word by a hash."""
+    """Codewords of the codebook by the map's pointers, or before the first clustering by a hash; of the helper by a
+    hash."""
 
     pointer_map: PointerMap
     use_helper: bool = True
-    """False: codebook words alone, of a physical table that has its helper rows all the same."""
+    """False: codewords of the codebook alone, of a physical table that has its helper rows all the same."""
 
     @property
     def num_terms(self) -> int:
@@ -127,27 +140,27 @@ class CCEScheme:
         return HashedScheme(num_ids=num_ids, terms=terms)
 
     def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
-        one = self.pointer_map
+        pointer_map = self.pointer_map
         # Where every ID is its own row, and any other is an error, one pass does it all.
-        if not one.takes_any_id and one.stored is None and self.use_helper:
+        if not pointer_map.takes_any_id and pointer_map.stored is None and self.use_helper:
             return self._unclustered.rows_into(ids, out)
-        helper = one.helper_hash
-        if not one.takes_any_id and one.stored is not None:
-            bad = clustered_rows(ids, one.stored_view, helper.multipliers, helper.offsets, helper.num_rows, out)
+        helper = pointer_map.helper_hash
+        if not pointer_map.takes_any_id and pointer_map.stored is not None:
+            bad = clustered_rows(ids, pointer_map.stored_view, helper.multipliers, helper.offsets, helper.num_rows, out)
             return Looked(bad=bad)
 
-        ids, map_rows, unseen = one.resolve(ids)
-        if unseen is not None and one.unseen == "error":
+        ids, map_rows, unseen = pointer_map.resolve(ids)
+        if unseen is not None and pointer_map.unseen == "error":
             return Looked(bad=int(np.argmax(unseen)))
-        if one.stored is None and self.use_helper:
+        if pointer_map.stored is None and self.use_helper:
             self._unclustered.rows_into(ids, out)
         else:
-            codebook = one.codebook_hash
-            none_stored = np.empty((0, one.num_columns), np.uint8)
+            codebook = pointer_map.codebook_hash
+            none_stored = np.empty((0, pointer_map.num_columns), np.uint8)
             partly_clustered_rows(
                 ids,
                 map_rows,
-                none_stored if one.stored is None else one.stored_view,
+                none_stored if pointer_map.stored is None else pointer_map.stored_view,
                 codebook.multipliers,
                 codebook.offsets,
                 helper.multipliers,
@@ -156,3 +169,28 @@ class CCEScheme:
                 out,
             )
         return Looked(unseen=0 if unseen is None else int(np.count_nonzero(unseen)))
+
+
+def _cce(sizing: Sizing) -> EmbeddingBagConfig:
+    # Without helper as many rows as with it, so that the two differ in nothing else.
+    return sizing.make(
+        CCEEmbeddingBagConfig,
+        num_rows=sizing.rows(2 * sizing.table.embedding_dim),
+        num_columns=sizing.num_columns,
+        use_helper=sizing.use_helper,
+    )
+
+
+def _pq(sizing: Sizing) -> EmbeddingBagConfig:
+    return sizing.make(
+        CCEEmbeddingBagConfig,
+        num_rows=sizing.rows(sizing.table.embedding_dim),
+        num_columns=sizing.num_columns,
+        use_helper=False,
+    )
+
+
+METHODS = (
+    MethodSpec(name="cce", family="CCE", size=_cce),
+    MethodSpec(name="pq", family="pointers learned after training", size=_pq),
+)

@@ -138,7 +138,7 @@ class CCECollection(ABC, nn.Module):
     def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
         """Take over the maps of `tables` together with the weights they come with; without weights, the maps alone.
 
-        A table that does not use its helper leaves the helper's words behind.
+        A table that does not use its helper leaves the helper's codewords behind.
 
         Raises:
             MapMismatchError: `tables` are not those of the CCE tables here, or have other sizes. Nothing has changed.
@@ -149,7 +149,7 @@ class CCECollection(ABC, nn.Module):
         weighted = {name: table.weights for name, table in tables.items() if table.weights is not None}
         stores = {name: self._store(name) for name in weighted}
         for name, weights in weighted.items():
-            stores[name].write(TableRows(weights=configs[name].used_words(np.array(weights)), states={}))
+            stores[name].write(TableRows(weights=configs[name].used_codewords(np.array(weights)), states={}))
         for name, table in tables.items():
             self.attach_pointer_map(name, table.pointer_map)
 
@@ -163,7 +163,7 @@ class CCECollection(ABC, nn.Module):
             if table.embedding_dim != mine[name].embedding_dim:
                 raise MapMismatchError(
                     f"table {name!r} has embedding_dim={mine[name].embedding_dim}; the map, "
-                    f"{table.pointer_map.identity}, comes with words for {table.embedding_dim}"
+                    f"{table.pointer_map.identity}, comes with codewords for {table.embedding_dim}"
                 )
 
     def recluster(
@@ -250,7 +250,7 @@ def snapshot_of(
         feature_names=tuple(config.feature_names),
         # Unpooled embeddings are those of bags of one ID.
         pooling="mean" if isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN else "sum",
-        weights=None if weights is None else config.used_words(weights),
+        weights=None if weights is None else config.used_codewords(weights),
         frequencies=frequencies,
         entropies=() if report is None else report.entropies,
         objective=None if report is None else report.objective,

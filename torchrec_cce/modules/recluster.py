@@ -65,7 +65,7 @@ class TableTask:
                 raise ConfigError('helper_init="residual" needs the helper, which is not used; pass "zero"')
         return ClusteringInputs(
             table=self.config.name,
-            weights=self.config.used_words(self.rows.weights).reshape(*shape, -1),
+            weights=self.config.used_codewords(self.rows.weights).reshape(*shape, -1),
             row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in self._states()},
             pointer_dtype=self.config.pointer_dtype,
             seed=derive_seed(self.seed, self.config.name, self.pointer_map.generation + 1),
@@ -95,7 +95,7 @@ class TableTask:
     def _states(self) -> Iterator[tuple[str, Array]]:
         for name, state in self.rows.states.items():
             # Without helper, the mean over an ID's two rows is to be the state of the one that it reads.
-            yield name, state if self.config.use_helper else 2 * self.config.used_words(state)
+            yield name, state if self.config.use_helper else 2 * self.config.used_codewords(state)
 
 
 def recluster_rows(

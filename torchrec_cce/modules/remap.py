@@ -13,10 +13,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, identity
 from torchrec_cce.methods.cce import CCEConfig, CCEScheme
-from torchrec_cce.methods.compositional import CompositionalConfig, CompositionalEmbeddingBagConfig, SignedScheme
-from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
-from torchrec_cce.methods.registry import scheme_of
-from torchrec_cce.methods.scheme import PointerScheme
+from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
+from torchrec_cce.methods.table import CompressedConfig, PointerScheme, row_feature_names, scheme_of
 
 _DIGEST_BYTES = 32
 
@@ -36,7 +34,7 @@ class MapStamp(NamedTuple):
     @staticmethod
     def to_tensor(stamps: Sequence["MapStamp"]) -> torch.Tensor:
         """`[maps, 34] int64`: version (0: not published), generation, bytes of the digest."""
-        rows = [[one.version or 0, one.generation, *bytes.fromhex(one.digest)] for one in stamps]
+        rows = [[stamp.version or 0, stamp.generation, *bytes.fromhex(stamp.digest)] for stamp in stamps]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2 + _DIGEST_BYTES)
 
     @staticmethod
@@ -57,8 +55,8 @@ class Remap(nn.Module):
     KeyedJaggedTensor that is remapped already passes through. Runs on the CPU (Appendix D) and returns the result on
     the device that the features came from.
 
-    Where a table is signed, every row has a weight: the sign of the word, times the ID's weight, if the input has any,
-    or divided by the number of IDs in the bag, if its table pools by the mean.
+    Where a table is signed, every row has a weight: the sign of the codeword, times the ID's weight, if the input has
+    any, or divided by the number of IDs in the bag, if its table pools by the mean.
 
     Args:
         tables: one configuration per table.
@@ -68,15 +66,13 @@ class Remap(nn.Module):
     def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
         super().__init__()
         self._is_weighted = is_weighted
-        self.makes_weights = is_weighted or any(_is_signed(table) for table in tables)
         self._configs = {table.name: table for table in tables}
         self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
+        self.makes_weights = is_weighted or any(isinstance(found, SignedScheme) for found in self._schemes.values())
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
         self.slots = [(table.name, feature) for table in tables for feature in table.feature_names]
-        self.row_keys = [key for table in tables for key in _row_keys(table)]
-        self._changes_keys = any(
-            isinstance(table, CompositionalConfig | ComputedEmbeddingBagConfig) for table in tables
-        )
+        self.row_keys = [key for table in tables for key in row_feature_names(table)]
+        self._changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
 
     def config(self, table: str) -> BaseEmbeddingConfig:
         return self._configs[table]
@@ -91,7 +87,7 @@ class Remap(nn.Module):
         self.check_pointer_map(table, pointer_map)
         config = self._configs[table]
         assert isinstance(config, CCEConfig)
-        self._schemes[table] = CCEScheme(pointer_map=pointer_map, use_helper=config.use_helper)
+        self._schemes[table] = config.scheme_with(pointer_map)
         self._unseen[table] = 0
 
     def check_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
@@ -249,16 +245,6 @@ class Remap(nn.Module):
             found = self.pointer_map(table)
             if found.version is None and stamp.version is not None:
                 self.attach_pointer_map(table, found.published_as(stamp.version))
-
-
-def _is_signed(table: BaseEmbeddingConfig) -> bool:
-    return isinstance(table, CompositionalEmbeddingBagConfig) and table.signed
-
-
-def _row_keys(table: BaseEmbeddingConfig) -> list[str]:
-    if isinstance(table, CompositionalConfig):
-        return table.column_feature_names()
-    return table.id_feature_names() if isinstance(table, ComputedEmbeddingBagConfig) else list(table.feature_names)
 
 
 def _int64_on_cpu(features: KeyedJaggedTensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -180,5 +180,5 @@ class ShardedMaps:
         for collection, config, store in tables_of(self._model):
             table = tables[config.name]
             if table.weights is not None:
-                store.write(TableRows(weights=config.used_words(np.array(table.weights)), states={}))
+                store.write(TableRows(weights=config.used_codewords(np.array(table.weights)), states={}))
             collection.attach_pointer_map(config.name, table.pointer_map)
