@@ -27,8 +27,10 @@ from torchrec_cce.methods.table import Looked
 
 @dataclass(kw_only=True)
 class CCEConfig(CompositionalConfig):
-    """A Clustered Compositional Embedding table: in each column a codeword of the codebook, learned by clustering,
-    plus one of the helper, hashed (Tsang and Ahle, NeurIPS 2023). Trained parameters: `2·k·d`, or `k·d` without helper.
+    """A table of Clustered Compositional Embeddings (Tsang and Ahle, NeurIPS 2023).
+
+    In each column, a codeword of the codebook, learned by clustering, is added to one of the helper, which is hashed.
+    Trained parameters: `2·k·d`, or `k·d` without helper.
     """
 
     num_columns: int = 4

@@ -18,8 +18,7 @@ from torchrec_cce.methods.table import CompressedConfig, Looked, PointerScheme
 
 @dataclass(kw_only=True)
 class CompositionalConfig(CompressedConfig):
-    """A table of `num_embeddings` raw IDs, each the concatenation of `c` columns of `t` summed codewords chosen by
-    hashes.
+    """A table whose embeddings are `c` columns, side by side, of `t` summed codewords each, chosen by hashes.
 
     `c = t = 1` is the hashing trick, `t = 1` CE concat, `c = 1` CE sum (Bloom embeddings), `t = 2` CE hybrid. Codewords
     are initialised uniformly within ±1/√d, as DLRM does, unless `weight_init_min/max` or `init_fn` say otherwise.

@@ -44,9 +44,9 @@ Method = Literal[
     "rq",
     "rq_hash_embeddings",
 ]
-"""What a table may be compressed by, and `"full"`."""
+"""The name of a method of compression, or `"full"`."""
 METHODS: tuple[Method, ...] = get_args(Method)
-"""All of `Method`, in the order of the documents."""
+"""All methods, `"full"` first."""
 
 # The report's families stand in the order in which they are first declared here.
 _FILES = (compositional, quotient_remainder, low_rank, tensor_train, deep_hash, robe, sketch, cce)

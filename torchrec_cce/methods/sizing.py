@@ -11,7 +11,7 @@ from torchrec_cce.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Sizing:
-    """What a compressed table has to be made of."""
+    """What a method makes a compressed table of: the full table, and what is wanted in its place."""
 
     table: EmbeddingBagConfig
     """The full table."""
@@ -59,7 +59,7 @@ class Sizing:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """What a file of methods declares of each."""
+    """A method, as its file declares it."""
 
     name: str
     family: str

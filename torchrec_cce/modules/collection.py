@@ -193,7 +193,8 @@ class CCECollection(ABC, nn.Module):
         Raises:
             ClusteringError: a table holds NaN or infinite values.
             ConfigError: `frequencies` of an unknown table or of a wrong length; an optimizer that does not train the
-                tables; tables on the meta device, or sharded (use `torchrec_cce.sharding.recluster` there).
+                tables; tables on the meta device, or sharded (use
+                `torchrec_cce.sharding.recluster_sharded` there).
         """
         frequencies = frequencies or {}
         tables = self.cce_configs()

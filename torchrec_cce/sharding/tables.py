@@ -102,8 +102,7 @@ def collections_of(model: DistributedModelParallel) -> dict[str, CCECollection]:
     for path, collection in found.items():
         if not isinstance(collection.remap, Remap):
             raise ConfigError(
-                f"{path!r} is in a training pipeline that has batches in flight; call "
-                "torchrec_cce.sharding.pipeline.drain first"
+                f"{path!r} is in a training pipeline that has batches in flight; call torchrec_cce.sharding.drain first"
             )
     return found
 
