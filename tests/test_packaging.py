@@ -44,7 +44,7 @@ def test_what_is_no_module_is_in_the_wheel() -> None:
     (patterns,) = re.findall(r"^torchrec_cce = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     package = ROOT / "torchrec_cce"
     packed = {path for pattern in re.findall(r'"(.+?)"', patterns) for path in package.glob(pattern)}
-    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    others = {path for path in package.rglob("*.*") if path.suffix != ".py" and path.parent.name != "__pycache__"}
     assert {path.suffix for path in others} >= {".pyi", ".html"}
     assert others - packed == set()
 
