@@ -20,7 +20,7 @@ from torchrec_cce.experiments.crossing import bootstrap, crossing
 from torchrec_cce.experiments.outcome import Outcome, Summary, summarise
 from torchrec_cce.experiments.plan import parse_plan
 from torchrec_cce.experiments.report import to_markdown, write_report
-from torchrec_cce.methods.sizing import Method
+from torchrec_cce.methods.registry import Method
 
 FOLDER = Path("runs/bench-quality")
 WORKERS = 2

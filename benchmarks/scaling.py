@@ -12,8 +12,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from benchmarks.figure import report
 from torchrec_cce import CCEEmbeddingBagCollection
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.methods.registry import tables_under_cap
-from torchrec_cce.methods.sizing import Method
+from torchrec_cce.methods.registry import Method, tables_under_cap
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.sharding.summary import PlanSummary

@@ -27,13 +27,15 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, Registry
-from torchrec_cce.sharding.agreement import on_first_rank
-from torchrec_cce.sharding.pipeline import drain
-from torchrec_cce.sharding.planner import CCEShardingPlanner
-from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.reshard import load_checkpoint
-from torchrec_cce.sharding.sharders import get_cce_sharders
-from torchrec_cce.sharding.tables import ShardedMaps
+from torchrec_cce.sharding import (
+    CCEShardingPlanner,
+    ShardedMaps,
+    drain,
+    get_cce_sharders,
+    load_checkpoint,
+    on_first_rank,
+    recluster_sharded,
+)
 
 NUM_USERS, NUM_DAYS, BATCH_SIZE, STRETCH = 20_000, 7, 128, 15
 

@@ -1,9 +1,13 @@
 """The package imports without its optional parts, and says which extra brings a missing one."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
 
 OPTIONAL = ["faiss", "sklearn", "ray", "triton", "obstore", "matplotlib", "tensorboard", "jinja2"]
 
@@ -33,6 +37,16 @@ def test_every_module_imports_without_the_optional_parts() -> None:
     done = run(program, OPTIONAL)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("modules []\n")
+
+
+def test_what_is_no_module_is_in_the_wheel() -> None:
+    """Stubs, without which no package has names, and templates."""
+    (patterns,) = re.findall(r"^torchrec_cce = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    package = ROOT / "torchrec_cce"
+    packed = {path for pattern in re.findall(r'"(.+?)"', patterns) for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*.*") if path.suffix != ".py" and path.parent.name != "__pycache__"}
+    assert {path.suffix for path in others} >= {".pyi", ".html"}
+    assert others - packed == set()
 
 
 @pytest.mark.parametrize(

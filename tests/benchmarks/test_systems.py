@@ -10,7 +10,7 @@ from benchmarks.logs import DATA, LOGS, PLANS
 from benchmarks.reduced import reduced
 from torchrec_cce.experiments.agenda import Agenda
 from torchrec_cce.experiments.plan import Plan, read_plan
-from torchrec_cce.methods.sizing import METHODS
+from torchrec_cce.methods.registry import METHODS
 
 FILES = sorted(PLANS.glob("*.toml"))
 

@@ -6,7 +6,7 @@ from tests.support.experiment_results import results, row
 from torchrec_cce.experiments.chart import MAX_SERIES
 from torchrec_cce.experiments.curve import curves_of
 from torchrec_cce.experiments.family import FAMILIES, OVERVIEW, family_of, overview, panels
-from torchrec_cce.methods.sizing import METHODS
+from torchrec_cce.methods.registry import METHODS
 
 
 def test_every_method_is_of_one_family() -> None:

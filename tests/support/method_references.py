@@ -108,7 +108,7 @@ def _codes_of(collection: CCECollection, config: CompositionalConfig, raw_id: in
     """[c][t] codes of one ID, from the definitions."""
     ids = torch.tensor([raw_id]).numpy()
     if isinstance(config, CCEConfig):
-        return [terms[: config.num_words] for terms in cce_codes(collection.pointer_map(config.name), raw_id)]
+        return [terms[: config.num_codewords] for terms in cce_codes(collection.pointer_map(config.name), raw_id)]
     seed = derive_seed(config.seed, config.name)
     terms = [
         term_hash(seed, p, num_columns=config.num_columns, num_rows=config.num_rows).numpy(ids)[0]

@@ -17,7 +17,7 @@ from torchrec_cce.training.quiet import quiet_libraries
 if TYPE_CHECKING:
     from torchrec.distributed.planner import Topology
 
-    from torchrec_cce.methods.sizing import Method
+    from torchrec_cce.methods.registry import Method
     from torchrec_cce.sharding.summary import PlanSummary, TableSummary
     from torchrec_cce.training.config import RunConfig
 

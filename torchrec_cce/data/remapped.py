@@ -164,7 +164,7 @@ class RemappedLog:
     ) -> tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.int64]]:
         """Lengths and rows [c, N, t] of one feature of a CCE table."""
         first = packed.ids[_word_key(slot, "pointers", 0)]
-        rows = np.empty((config.num_columns, len(first.values), config.num_words), np.int64)
+        rows = np.empty((config.num_columns, len(first.values), config.num_codewords), np.int64)
         coded_rows(_codes(packed, slot, "pointers", config), config.num_rows, 0, rows)
         raw = packed.ids.get(_raw_key(slot))
         if raw is not None:

@@ -23,7 +23,7 @@ from torchrec_cce.experiments.outcome import Outcome
 from torchrec_cce.experiments.plan import MethodEntry, Plan
 from torchrec_cce.experiments.planted_log import write_click_log
 from torchrec_cce.experiments.report import write_report
-from torchrec_cce.methods.sizing import Method
+from torchrec_cce.methods.registry import Method
 from torchrec_cce.training.config import RunConfig, can_name_a_table, parse_config
 
 DEMO_METHODS: tuple[Method, ...] = ("full", "hashing_trick", "ce_concat", "cce")

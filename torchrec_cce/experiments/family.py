@@ -1,26 +1,11 @@
 """Families of methods: what is drawn together, so that a panel can be read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torchrec_cce.experiments.chart import in_panels
 from torchrec_cce.experiments.curve import FULL, Curve
+from torchrec_cce.methods.registry import FAMILIES
 
-FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "hashing": ("hashing_trick", "ce_sum", "ce_concat", "ce_hybrid", "count_sketch", "hash_embeddings"),
-    "quotients and computed tables": (
-        "qr_sum",
-        "qr_concat",
-        "qr_product",
-        "low_rank",
-        "tensor_train",
-        "dhe",
-        "robe",
-        "hashed_net",
-    ),
-    "pointers learned after training": ("pq", "rq", "rq_hash_embeddings"),
-    "CCE": ("cce", "cce_helpers"),
-}
-"""Family → methods."""
 OVERVIEW = ("hashing_trick", "hash_embeddings", "ce_concat", "dhe", "robe", "tensor_train", "pq", "cce")
 """A method of each kind: those of Figure 4, and what the paper's authors have in their library."""
 _OTHERS = "others"

@@ -6,10 +6,8 @@ from typing import Any
 
 from torchrec import EmbeddingBagConfig
 
-from torchrec_cce.methods.cce import CCEConfig, pointer_dtype
-from torchrec_cce.methods.registry import tables_under_cap
-from torchrec_cce.methods.sizing import METHODS
-from torchrec_cce.methods.sketch import SketchEmbeddingBagConfig
+from torchrec_cce.methods.registry import METHODS, tables_under_cap
+from torchrec_cce.methods.table import CompressedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +39,12 @@ def largest_table(config: Mapping[str, Any]) -> LargestTable | None:
         num_terms=section.get("num_terms"),
         use_helper=section.get("use_helper", True),
     )
-    if isinstance(table, CCEConfig):
-        bits = pointer_dtype(table.num_rows).itemsize * 8
-    elif isinstance(table, SketchEmbeddingBagConfig) and table.num_stored_terms:
-        bits = 8 * table.pointer_bytes // (table.num_embeddings * table.num_columns * table.num_stored_terms)
-    else:
+    if not isinstance(table, CompressedConfig) or table.pointer_bits is None:
         return None
     return LargestTable(
         name=name,
         num_ids=sizes[name],
         num_columns=table.num_columns,
         num_rows=table.num_rows,
-        pointer_bits=bits,
+        pointer_bits=table.pointer_bits,
     )

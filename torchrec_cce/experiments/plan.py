@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from torchrec_cce.methods.sizing import Method
+from torchrec_cce.methods.registry import Method
 from torchrec_cce.training.config import LearningRate, RunConfig, parse_config
 from torchrec_cce.training.config_file import WrongValue, read_toml
 

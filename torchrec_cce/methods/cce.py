@@ -1,8 +1,4 @@
-"""Table configurations: what a user writes instead of `torchrec.EmbeddingBagConfig` and `torchrec.EmbeddingConfig`.
-
-They are dataclasses like TorchRec's own (and therefore not frozen), keyword-only in what they add, and checked where
-they are built.
-"""
+"""CCE tables: codewords of a codebook by learned pointers, of a helper by hashes. Without helper: quantized tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.compositional import (
     CompositionalConfig,
@@ -21,21 +19,24 @@ from torchrec_cce.methods.compositional import (
     CompositionalEmbeddingConfig,
     refuse_signs,
 )
-from torchrec_cce.methods.scheme import Looked
+from torchrec_cce.methods.sizing import MethodSpec, Sizing
+from torchrec_cce.methods.table import Looked
 
 
 @dataclass(kw_only=True)
 class CCEConfig(CompositionalConfig):
-    """A Clustered Compositional Embedding table: in each column a codebook word, learned by clustering, plus a helper
-    word, hashed (Tsang and Ahle, NeurIPS 2023). Trained parameters: `2·k·d`, or `k·d` without helper.
+    """A table of Clustered Compositional Embeddings (Tsang and Ahle, NeurIPS 2023).
+
+    In each column, a codeword of the codebook, learned by clustering, is added to one of the helper, which is hashed.
+    Trained parameters: `2·k·d`, or `k·d` without helper.
     """
 
     num_columns: int = 4
     num_terms: int = 2
     """Always 2: codebook and helper."""
     use_helper: bool = True
-    """False: an ID reads its codebook words alone. The physical table has its helper rows all the same, as zeros, so
-    that maps, versions and placements are those of a table with helper."""
+    """False: an ID reads its codewords of the codebook alone. The physical table has its helper rows all the same, as
+    zeros, so that maps, versions and placements are those of a table with helper."""
 
     def __post_init__(self) -> None:
         if self.num_terms != 2:
@@ -45,14 +46,14 @@ class CCEConfig(CompositionalConfig):
         super().__post_init__()
 
     @property
-    def num_words(self) -> int:
+    def num_codewords(self) -> int:
         return 2 if self.use_helper else 1
 
     @property
     def num_parameters(self) -> int:
-        return int(self.num_words * self.num_rows * self.embedding_dim)
+        return int(self.num_codewords * self.num_rows * self.embedding_dim)
 
-    def used_words(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def used_codewords(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """`weights: [2·c·k, d/c]`, with zeros for a helper that is not used."""
         if self.use_helper:
             return weights
@@ -69,7 +70,25 @@ class CCEConfig(CompositionalConfig):
     @property
     def pointer_dtype(self) -> np.dtype[np.unsignedinteger]:
         """The width that `num_rows` needs: uint8 up to 256 rows, uint16 up to 65536, else uint32."""
-        return pointer_dtype(self.num_rows)
+        return np.dtype(np.uint8 if self.num_rows <= 2**8 else np.uint16 if self.num_rows <= 2**16 else np.uint32)
+
+    @property
+    def pointer_bits(self) -> int:
+        return 8 * self.pointer_dtype.itemsize
+
+    def scheme(self) -> "CCEScheme":
+        """Hashes in place of the pointers, until the first clustering."""
+        start = PointerMap.hashed(
+            num_ids=self.num_embeddings,
+            num_columns=self.num_columns,
+            num_rows=self.num_rows,
+            seed=derive_seed(self.seed, self.name),
+        )
+        return self.scheme_with(start)
+
+    def scheme_with(self, pointer_map: PointerMap) -> "CCEScheme":
+        """The pointers and helper hashes of `pointer_map`."""
+        return CCEScheme(pointer_map=pointer_map, use_helper=self.use_helper)
 
 
 @dataclass(kw_only=True)
@@ -96,18 +115,14 @@ def _init_codebooks(
             weight.view(num_columns, 2, -1)[:, 1] = 0
 
 
-def pointer_dtype(num_rows: int) -> np.dtype[np.unsignedinteger]:
-    """The narrowest of uint8, uint16 and uint32 that holds the pointers `0..num_rows - 1`."""
-    return np.dtype(np.uint8 if num_rows <= 2**8 else np.uint16 if num_rows <= 2**16 else np.uint32)
-
-
 @dataclass(frozen=True, kw_only=True)
 class CCEScheme:
-    """CCE: the codebook word by the map's pointers (before the first clustering, a hash), the helper word by a hash."""
+    """Codewords of the codebook by the map's pointers, or before the first clustering by a hash; of the helper by a
+    hash."""
 
     pointer_map: PointerMap
     use_helper: bool = True
-    """False: codebook words alone, of a physical table that has its helper rows all the same."""
+    """False: codewords of the codebook alone, of a physical table that has its helper rows all the same."""
 
     @property
     def num_terms(self) -> int:
@@ -120,3 +135,28 @@ class CCEScheme:
     def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
         found = self.pointer_map.rows_into(ids, out)
         return Looked(bad=found.bad, unseen=found.num_unseen)
+
+
+def _cce(sizing: Sizing) -> EmbeddingBagConfig:
+    # Without helper as many rows as with it, so that the two differ in nothing else.
+    return sizing.make(
+        CCEEmbeddingBagConfig,
+        num_rows=sizing.rows(2 * sizing.table.embedding_dim),
+        num_columns=sizing.num_columns,
+        use_helper=sizing.use_helper,
+    )
+
+
+def _pq(sizing: Sizing) -> EmbeddingBagConfig:
+    return sizing.make(
+        CCEEmbeddingBagConfig,
+        num_rows=sizing.rows(sizing.table.embedding_dim),
+        num_columns=sizing.num_columns,
+        use_helper=False,
+    )
+
+
+METHODS = (
+    MethodSpec(name="cce", family="CCE", size=_cce),
+    MethodSpec(name="pq", family="pointers learned after training", size=_pq),
+)

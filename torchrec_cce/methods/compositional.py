@@ -1,10 +1,6 @@
-"""Table configurations: what a user writes instead of `torchrec.EmbeddingBagConfig` and `torchrec.EmbeddingConfig`.
+"""Hashed tables: the hashing trick, CE concat, CE sum (Bloom embeddings), CE hybrid, and count sketches."""
 
-They are dataclasses like TorchRec's own (and therefore not frozen), keyword-only in what they add, and checked where
-they are built.
-"""
-
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,18 +10,18 @@ import numpy.typing as npt
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, EmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.hashing import MAX_ROWS, UniversalHash
+from torchrec_cce.hashing import MAX_ROWS, UniversalHash, derive_seed, term_hash
 from torchrec_cce.kernels.rows import hashed_rows
-from torchrec_cce.methods.scheme import Looked
-from torchrec_cce.methods.table import check_columns, prepare_table
+from torchrec_cce.methods.sizing import MethodSpec, Sizing
+from torchrec_cce.methods.table import CompressedConfig, Looked, PointerScheme
 
 
 @dataclass(kw_only=True)
-class CompositionalConfig(BaseEmbeddingConfig, ABC):
-    """A table of `num_embeddings` raw IDs, each the concatenation of `c` columns of `t` summed words chosen by hashes.
+class CompositionalConfig(CompressedConfig):
+    """A table whose embeddings are `c` columns, side by side, of `t` summed codewords each, chosen by hashes.
 
-    `c = t = 1` is the hashing trick, `t = 1` CE concat, `c = 1` CE sum (Bloom embeddings), `t = 2` CE hybrid. Words are
-    initialised uniformly within ±1/√d, as DLRM does, unless `weight_init_min/max` or `init_fn` say otherwise.
+    `c = t = 1` is the hashing trick, `t = 1` CE concat, `c = 1` CE sum (Bloom embeddings), `t = 2` CE hybrid. Codewords
+    are initialised uniformly within ±1/√d, as DLRM does, unless `weight_init_min/max` or `init_fn` say otherwise.
 
     Raises:
         ConfigError: the sizes do not fit together; the message names the nearest that do.
@@ -36,26 +32,22 @@ class CompositionalConfig(BaseEmbeddingConfig, ABC):
     num_columns: int = 1
     """`c`: columns, each `embedding_dim / c` wide; 1 to 32, and a divisor of `embedding_dim`."""
     num_terms: int = 1
-    """`t`: words summed in each column."""
-    seed: int = 0
-    """Of the hash functions. Tables of different names get different functions from one seed."""
+    """`t`: codewords summed in each column."""
 
     def __post_init__(self) -> None:
-        prepare_table(self)
+        super().__post_init__()
         if not 1 <= self.num_rows <= MAX_ROWS:
             raise ConfigError(f"table {self.name!r}: num_rows={self.num_rows} is not in 1..2^32")
-        if self.num_terms < 1:
-            raise ConfigError(f"table {self.name!r}: num_terms={self.num_terms} must be at least 1")
-        check_columns(self, self.num_columns)
-        super().__post_init__()
+        self._check_positive(num_terms=self.num_terms)
+        self._check_columns(self.num_columns)
 
-    def column_feature_names(self) -> list[str]:
-        """The features of the physical table: `f#table#j`, the columns of a feature side by side."""
+    def row_feature_names(self) -> list[str]:
+        """The features of the physical table: `f#table#j`."""
         return [f"{feature}#{self.name}#{j}" for feature in self.feature_names for j in range(self.num_columns)]
 
     @property
-    def num_words(self) -> int:
-        """Words that are looked up and summed for an ID in each column."""
+    def num_codewords(self) -> int:
+        """Codewords that are looked up and summed for an ID in each column."""
         return self.num_terms
 
     @property
@@ -73,11 +65,21 @@ class CompositionalConfig(BaseEmbeddingConfig, ABC):
         """Those of them that are trained."""
         return self.num_physical_parameters
 
+    def scheme(self) -> PointerScheme:
+        return HashedScheme(num_ids=self.num_embeddings, terms=self._term_hashes())
+
+    def _term_hashes(self) -> tuple[UniversalHash, ...]:
+        seed = derive_seed(self.seed, self.name)
+        return tuple(
+            term_hash(seed, term, num_columns=self.num_columns, num_rows=self.num_rows)
+            for term in range(self.num_terms)
+        )
+
     @abstractmethod
     def physical(self) -> BaseEmbeddingConfig:
         """The stock TorchRec table that is trained: `c·t·k` rows of `d/c` floats, shared by all column features.
 
-        Row `(t·j + p)·k + code` is word `code` of term `p` of column `j`.
+        Row `(t·j + p)·k + code` is codeword `code` of term `p` of column `j`.
         """
 
     def _physical_fields(self) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class CompositionalConfig(BaseEmbeddingConfig, ABC):
             "name": self.name,
             "num_embeddings": self.num_physical_rows,
             "embedding_dim": self.embedding_dim // self.num_columns,
-            "feature_names": self.column_feature_names(),
+            "feature_names": self.row_feature_names(),
             "data_type": self.data_type,
             "weight_init_min": self.weight_init_min,
             "weight_init_max": self.weight_init_max,
@@ -98,7 +100,14 @@ class CompositionalEmbeddingBagConfig(CompositionalConfig, EmbeddingBagConfig):
     """A hashed table whose IDs come in bags that are pooled. Sizes and errors: `CompositionalConfig`."""
 
     signed: bool = False
-    """Multiply each word of an ID by +1 or -1, chosen by another hash: a count sketch (Charikar et al. 2002)."""
+    """Multiply each codeword of an ID by +1 or -1, chosen by another hash: a count sketch (Charikar et al. 2002)."""
+
+    def scheme(self) -> PointerScheme:
+        if not self.signed:
+            return super().scheme()
+        seed = derive_seed(derive_seed(self.seed, self.name), "signs")
+        sign_hash = UniversalHash.from_seed(seed, num_columns=self.num_columns * self.num_terms, num_rows=2)
+        return SignedScheme(num_ids=self.num_embeddings, terms=self._term_hashes(), sign_hash=sign_hash)
 
     def physical(self) -> EmbeddingBagConfig:
         return EmbeddingBagConfig(**self._physical_fields(), pooling=self.pooling)
@@ -115,14 +124,14 @@ class CompositionalEmbeddingConfig(CompositionalConfig, EmbeddingConfig):
 def refuse_signs(table: CompositionalEmbeddingBagConfig) -> None:
     if table.signed:
         raise ConfigError(
-            f"table {table.name!r}: signed=True is for CompositionalEmbeddingBagConfig, whose words are hashed; this "
-            f"is a {type(table).__name__}"
+            f"table {table.name!r}: signed=True is for CompositionalEmbeddingBagConfig, whose codewords are hashed; "
+            f"this is a {type(table).__name__}"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class HashedScheme:
-    """Hashing trick, CE concat, CE sum and CE hybrid: every word is chosen by a hash of the ID."""
+    """Every codeword is chosen by a hash of the ID."""
 
     num_ids: int | None
     """None: any 64-bit ID."""
@@ -152,13 +161,45 @@ class HashedScheme:
 
 @dataclass(frozen=True, kw_only=True)
 class SignedScheme(HashedScheme):
-    """A count sketch: hashed words, each times +1 or -1."""
+    """A count sketch: hashed codewords, each times +1 or -1."""
 
     sign_hash: UniversalHash
     """`c·t` functions onto 2, term fastest."""
 
     def signs(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Of the words of `ids: [N]`: [c, N, t] float32, each 1 or -1."""
+        """Of the codewords of `ids: [N]`: [c, N, t] float32, each 1 or -1."""
         bits = self.sign_hash.numpy(ids).reshape(len(ids), self.num_columns, self.num_terms)
         signs: npt.NDArray[np.float32] = (2 * bits - 1).transpose(1, 0, 2).astype(np.float32)
         return signs
+
+
+def _hashed(sizing: Sizing, *, num_columns: int, num_terms: int = 1, signed: bool = False) -> EmbeddingBagConfig:
+    return sizing.make(
+        CompositionalEmbeddingBagConfig,
+        num_rows=sizing.rows(num_terms * sizing.table.embedding_dim),
+        num_columns=num_columns,
+        num_terms=num_terms,
+        signed=signed,
+    )
+
+
+_HASHING = "hashing"
+METHODS = (
+    MethodSpec(name="hashing_trick", family=_HASHING, size=lambda sizing: _hashed(sizing, num_columns=1)),
+    MethodSpec(
+        name="ce_sum",
+        family=_HASHING,
+        size=lambda sizing: _hashed(sizing, num_columns=1, num_terms=sizing.terms(usual=2)),
+    ),
+    MethodSpec(name="ce_concat", family=_HASHING, size=lambda sizing: _hashed(sizing, num_columns=sizing.num_columns)),
+    MethodSpec(
+        name="ce_hybrid",
+        family=_HASHING,
+        size=lambda sizing: _hashed(sizing, num_columns=sizing.num_columns, num_terms=2),
+    ),
+    MethodSpec(
+        name="count_sketch",
+        family=_HASHING,
+        size=lambda sizing: _hashed(sizing, num_columns=sizing.num_columns, signed=True),
+    ),
+)

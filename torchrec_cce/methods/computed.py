@@ -1,55 +1,42 @@
-"""Configurations of tables whose embeddings are computed from the raw ID and shared parameters, not looked up as rows.
+"""Tables whose embeddings are computed from the raw ID and shared parameters, not looked up as rows.
 
 A stock TorchRec table cannot hold them. They are small, and every rank has a replica.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.functional import embedding_bag
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import UniversalHash, derive_seed
-from torchrec_cce.methods.table import prepare_table
+from torchrec_cce.methods.table import CompressedConfig, FullScheme, PointerScheme
 from torchrec_cce.methods.tensor_hash import TensorHash
 
 
 @dataclass(kw_only=True)
-class ComputedEmbeddingBagConfig(EmbeddingBagConfig, ABC):
+class ComputedEmbeddingBagConfig(CompressedConfig, EmbeddingBagConfig):
     """A table of `num_embeddings` raw IDs whose embeddings are computed.
 
     Raises:
         ConfigError: the sizes do not fit together; the message names the nearest that do.
     """
 
-    seed: int = 0
-    """Of the hash functions. Tables of different names get different functions from one seed."""
-
-    def __post_init__(self) -> None:
-        prepare_table(self)
-        super().__post_init__()
-
-    @property
     @abstractmethod
-    def num_parameters(self) -> int:
-        """Trained parameters."""
+    def build(self, device: torch.device | None = None) -> "ComputedTable":
+        """The module that computes the embeddings, its parameters filled unless `device` is the meta device."""
 
-    @property
-    def pointer_bytes(self) -> int:
-        """Bytes of stored index pointers."""
-        return 0
+    def scheme(self) -> PointerScheme:
+        """The module takes the raw IDs themselves."""
+        return FullScheme(num_ids=self.num_embeddings)
 
-    def id_feature_names(self) -> list[str]:
+    def row_feature_names(self) -> list[str]:
         """What the raw IDs of each feature are called on their way to the table: `f#table`."""
         return [f"{feature}#{self.name}" for feature in self.feature_names]
-
-    def _check_positive(self, **sizes: int) -> None:
-        for name, value in sizes.items():
-            if value < 1:
-                raise ConfigError(f"table {self.name!r}: {name}={value} must be at least 1")
 
 
 class ComputedTable(ABC, nn.Module):
@@ -97,3 +84,34 @@ class ComputedTable(ABC, nn.Module):
 def parameter(*shape: int, device: torch.device | None) -> nn.Parameter:
     """Not filled yet."""
     return nn.Parameter(torch.empty(*shape, device=device))
+
+
+class ComputedTables(nn.Module):
+    """Pooled embeddings of computed tables, as an `EmbeddingBagCollection` returns those of its own.
+
+    Args:
+        tables: their configurations.
+        is_weighted: whether the input's weights are of the raw IDs; else they are of no concern here.
+        device: of the parameters.
+    """
+
+    def __init__(
+        self, tables: Sequence[ComputedEmbeddingBagConfig], *, is_weighted: bool, device: torch.device | None
+    ) -> None:
+        super().__init__()
+        self._is_weighted = is_weighted
+        self._keys = [(table.name, key) for table in tables for key in table.row_feature_names()]
+        self._dims = [table.embedding_dim for table in tables for _ in table.feature_names]
+        self.tables = nn.ModuleDict({table.name: table.build(device) for table in tables})
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """`[B, Σ d]` with one key `f#table` a feature, from the raw IDs under that key."""
+        pooled = []
+        for table, key in self._keys:
+            bags = features[key]
+            offsets = bags.offsets()
+            weights = bags.weights() if self._is_weighted else None
+            pooled.append(self.tables[table](bags.values(), offsets - offsets[0], weights))
+        return KeyedTensor(
+            keys=[key for _, key in self._keys], length_per_key=self._dims, values=torch.cat(pooled, dim=1)
+        )

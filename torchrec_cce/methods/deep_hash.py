@@ -1,14 +1,14 @@
-"""Configurations of tables whose embeddings are computed from the raw ID and shared parameters, not looked up as rows.
+"""DHE: an MLP on hash values of the raw ID."""
 
-A stock TorchRec table cannot hold them. They are small, and every rank has a replica.
-"""
-
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
+from torchrec_cce.methods.sizing import MethodSpec, Sizing
 
 
 @dataclass(kw_only=True)
@@ -29,6 +29,9 @@ class DeepHashEmbeddingBagConfig(ComputedEmbeddingBagConfig):
     @property
     def num_parameters(self) -> int:
         return int(3 * self.width**2 + self.width * self.embedding_dim)
+
+    def build(self, device: torch.device | None = None) -> "DeepHash":
+        return DeepHash(self, device)
 
 
 _HASH_VALUES = 10**6
@@ -62,3 +65,13 @@ class DeepHash(ComputedTable):
             units = nn.functional.mish(units @ layer)
         embeddings: torch.Tensor = (units @ last)[inverse]
         return embeddings
+
+
+def _dhe(sizing: Sizing) -> EmbeddingBagConfig:
+    """The positive root of `3·w² + w·d = max_parameters`, rounded down."""
+    d = sizing.table.embedding_dim
+    width = (math.isqrt(d * d + 12 * sizing.max_parameters) - d) // 6
+    return sizing.make(DeepHashEmbeddingBagConfig, width=sizing.at_least(width, 1, needed=3 + d))
+
+
+METHODS = (MethodSpec(name="dhe", family="quotients and computed tables", size=_dhe),)

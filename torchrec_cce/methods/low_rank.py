@@ -1,15 +1,14 @@
-"""Configurations of tables whose embeddings are computed from the raw ID and shared parameters, not looked up as rows.
-
-A stock TorchRec table cannot hold them. They are small, and every rank has a replica.
-"""
+"""Low rank: a table of narrow rows times a matrix."""
 
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import embedding
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
+from torchrec_cce.methods.sizing import MethodSpec, Sizing
 
 
 @dataclass(kw_only=True)
@@ -27,6 +26,9 @@ class LowRankEmbeddingBagConfig(ComputedEmbeddingBagConfig):
     @property
     def num_parameters(self) -> int:
         return int(self.rank * (self.num_embeddings + self.embedding_dim))
+
+    def build(self, device: torch.device | None = None) -> "LowRank":
+        return LowRank(self, device)
 
 
 class LowRank(ComputedTable):
@@ -46,3 +48,11 @@ class LowRank(ComputedTable):
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return embedding(ids, self.rows) @ self.projection
+
+
+def _low_rank(sizing: Sizing) -> EmbeddingBagConfig:
+    n, d = sizing.table.num_embeddings, sizing.table.embedding_dim
+    return sizing.make(LowRankEmbeddingBagConfig, rank=min(sizing.rows(n + d), d))
+
+
+METHODS = (MethodSpec(name="low_rank", family="quotients and computed tables", size=_low_rank),)

@@ -1,27 +1,26 @@
-"""Table configurations: what a user writes instead of `torchrec.EmbeddingBagConfig` and `torchrec.EmbeddingConfig`.
+"""Quotient-remainder: a codeword for `id % m` and another for `id // m`, summed, concatenated or multiplied."""
 
-They are dataclasses like TorchRec's own (and therefore not frozen), keyword-only in what they add, and checked where
-they are built.
-"""
-
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.compositional import CompositionalEmbeddingBagConfig, refuse_signs
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
-from torchrec_cce.methods.scheme import Looked
+from torchrec_cce.methods.sizing import MethodSpec, Sizing
+from torchrec_cce.methods.table import Looked, PointerScheme
 
 
 @dataclass(kw_only=True)
 class QuotientRemainderEmbeddingBagConfig(CompositionalEmbeddingBagConfig):
-    """A table of two words an ID, one for `id % m` and one for `id // m`, summed or concatenated (Shi et al. 2020).
+    """A table of two codewords an ID, for `id % m` and for `id // m`, summed or concatenated (Shi et al. 2020).
 
-    No two IDs share both words. Their product instead of their sum: `QuotientRemainderProductEmbeddingBagConfig`.
+    No two IDs share both codewords. Their product instead of their sum: `QuotientRemainderProductEmbeddingBagConfig`.
     """
 
     operation: Literal["sum", "concat"] = "sum"
@@ -39,30 +38,38 @@ class QuotientRemainderEmbeddingBagConfig(CompositionalEmbeddingBagConfig):
     def num_physical_rows(self) -> int:
         return int(self.num_rows + -(-self.num_embeddings // self.num_rows))
 
+    def scheme(self) -> PointerScheme:
+        return QuotientRemainderScheme(
+            num_ids=self.num_embeddings,
+            num_remainders=self.num_rows,
+            num_columns=self.num_columns,
+            num_terms=self.num_terms,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuotientRemainderScheme:
-    """One word by `id % m`, one by `id // m`, whose rows come after the `m` of the first."""
+    """A codeword by `id % m`, and another by `id // m`, whose rows come after the `m` of the first."""
 
     num_ids: int
     num_remainders: int
     """`m`."""
     num_columns: int
     num_terms: int
-    """One of the two is 2, the other 1: words are concatenated or summed."""
+    """One of the two is 2, the other 1: codewords are concatenated or summed."""
 
     def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
         quotients, remainders = np.divmod(ids, self.num_remainders)
-        words = out[0] if self.num_columns == 1 else out[:, :, 0].T  # [N, 2], a view
-        words[:, 0] = remainders
-        words[:, 1] = self.num_remainders + quotients
+        codewords = out[0] if self.num_columns == 1 else out[:, :, 0].T  # [N, 2], a view
+        codewords[:, 0] = remainders
+        codewords[:, 1] = self.num_remainders + quotients
         bad = np.flatnonzero((ids < 0) | (ids >= self.num_ids))
         return Looked(bad=int(bad[0]) if len(bad) else -1)
 
 
 @dataclass(kw_only=True)
 class QuotientRemainderProductEmbeddingBagConfig(ComputedEmbeddingBagConfig):
-    """The elementwise product of a word for `id % m` and one for `id // m` (Shi et al. 2020)."""
+    """The elementwise product of a codeword for `id % m` and another for `id // m` (Shi et al. 2020)."""
 
     num_rows: int
     """`m`: rows for remainders. There are `⌈n/m⌉` for quotients."""
@@ -79,6 +86,9 @@ class QuotientRemainderProductEmbeddingBagConfig(ComputedEmbeddingBagConfig):
     def num_parameters(self) -> int:
         return int((self.num_rows + self.num_quotients) * self.embedding_dim)
 
+    def build(self, device: torch.device | None = None) -> "QuotientRemainderProduct":
+        return QuotientRemainderProduct(self, device)
+
 
 class QuotientRemainderProduct(ComputedTable):
     """`remainders[id % m] · quotients[id // m]`, element by element."""
@@ -92,9 +102,45 @@ class QuotientRemainderProduct(ComputedTable):
 
     def reset_parameters(self) -> None:
         """Uniform, so that a product has the variance 1/(3d) of a table uniform within ±1/√d: (b²/3)² = 1/(3d)."""
-        for words in (self.remainders, self.quotients):
-            torch.nn.init.uniform_(words, -self._bound, self._bound)
+        for codewords in (self.remainders, self.quotients):
+            torch.nn.init.uniform_(codewords, -self._bound, self._bound)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         m = len(self.remainders)
         return self.remainders[ids % m] * self.quotients[ids // m]
+
+
+def _summed(sizing: Sizing) -> EmbeddingBagConfig:
+    rows = _num_remainders(sizing, sizing.table.embedding_dim)
+    return sizing.make(QuotientRemainderEmbeddingBagConfig, num_rows=rows, operation="sum")
+
+
+def _concatenated(sizing: Sizing) -> EmbeddingBagConfig:
+    rows = _num_remainders(sizing, sizing.table.embedding_dim // 2)
+    return sizing.make(QuotientRemainderEmbeddingBagConfig, num_rows=rows, operation="concat")
+
+
+def _multiplied(sizing: Sizing) -> EmbeddingBagConfig:
+    rows = _num_remainders(sizing, sizing.table.embedding_dim)
+    return sizing.make(QuotientRemainderProductEmbeddingBagConfig, num_rows=rows)
+
+
+def _num_remainders(sizing: Sizing, width: int) -> int:
+    """`m`: the largest with `m + ⌈n/m⌉` rows of `width` in `max_parameters`."""
+    n = sizing.table.num_embeddings
+    rows = sizing.max_parameters // max(1, width)
+    smallest = math.isqrt(n - 1) + 1
+    least = min(m + -(-n // m) for m in (smallest, max(1, smallest - 1)))
+    sizing.at_least(rows, least, needed=least * width)
+    m = (rows + math.isqrt(max(0, rows**2 - 4 * n))) // 2
+    while m + -(-n // m) > rows:
+        m -= 1
+    return m
+
+
+_FAMILY = "quotients and computed tables"
+METHODS = (
+    MethodSpec(name="qr_sum", family=_FAMILY, size=_summed),
+    MethodSpec(name="qr_concat", family=_FAMILY, size=_concatenated),
+    MethodSpec(name="qr_product", family=_FAMILY, size=_multiplied),
+)

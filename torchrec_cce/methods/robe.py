@@ -1,14 +1,13 @@
-"""Configurations of tables whose embeddings are computed from the raw ID and shared parameters, not looked up as rows.
-
-A stock TorchRec table cannot hold them. They are small, and every rank has a replica.
-"""
+"""ROBE and HashedNets: one array of weights that all embeddings are read from, at hashed offsets."""
 
 from dataclasses import dataclass
 
 import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
+from torchrec_cce.methods.sizing import MethodSpec, Sizing
 from torchrec_cce.methods.tensor_hash import Constant
 
 
@@ -44,6 +43,9 @@ class RobeEmbeddingBagConfig(ComputedEmbeddingBagConfig):
     def num_parameters(self) -> int:
         return self.num_weights
 
+    def build(self, device: torch.device | None = None) -> "Robe":
+        return Robe(self, device)
+
 
 class Robe(ComputedTable):
     """Element `i` of block `b` is weight `(offset_b(id) + i) mod P` of the array, times the block's sign."""
@@ -69,3 +71,20 @@ class Robe(ComputedTable):
         if self._signs is not None:
             blocks = blocks * (2 * self._signs(ids) - 1)[:, :, None]
         return blocks.flatten(1)
+
+
+def _robe(sizing: Sizing) -> EmbeddingBagConfig:
+    block = max(1, sizing.table.embedding_dim // sizing.num_columns)
+    num_weights = sizing.at_least(sizing.max_parameters, block, needed=block)
+    return sizing.make(RobeEmbeddingBagConfig, num_weights=num_weights, block_size=block)
+
+
+def _hashed_net(sizing: Sizing) -> EmbeddingBagConfig:
+    return sizing.make(RobeEmbeddingBagConfig, num_weights=sizing.rows(1), block_size=1, signed=True)
+
+
+_FAMILY = "quotients and computed tables"
+METHODS = (
+    MethodSpec(name="robe", family=_FAMILY, size=_robe),
+    MethodSpec(name="hashed_net", family=_FAMILY, size=_hashed_net),
+)

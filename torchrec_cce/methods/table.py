@@ -1,28 +1,129 @@
-"""Table configurations: what a user writes instead of `torchrec.EmbeddingBagConfig` and `torchrec.EmbeddingConfig`.
+"""What all compressed tables have in common: a configuration, and a scheme that turns raw IDs into rows.
 
-They are dataclasses like TorchRec's own (and therefore not frozen), keyword-only in what they add, and checked where
-they are built.
+A configuration is what a user writes in place of `torchrec.EmbeddingBagConfig` or `torchrec.EmbeddingConfig`. Like
+TorchRec's own it is a dataclass that is not frozen; what it adds is keyword-only and checked where it is built.
+
+A method of the paper that is "pointers into a small table" adds one scheme and nothing else: the remap, the trained
+collection and the combination of columns are the same for all.
 """
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.kernels.rows import identity_rows
 
 MAX_COLUMNS = 32
 
 
-def prepare_table(table: BaseEmbeddingConfig) -> None:
-    """Fill in what TorchRec's configurations leave open, and raise ConfigError for names and sizes that cannot be."""
-    if not table.name:
-        raise ConfigError("a table needs a name")
+class Looked(NamedTuple):
+    """What `rows_into` found."""
+
+    bad: int = -1
+    """Place of the first ID that the table cannot hold, or -1. If there is one, no row in `out` may be used."""
+    unseen: int = 0
+    """IDs that the map does not know and that got what its policy for them says."""
+
+
+class PointerScheme(Protocol):
+    """`c` columns of `t` terms: the rows of the physical table whose codewords make up an ID's embedding."""
+
+    @property
+    def num_columns(self) -> int: ...
+
+    @property
+    def num_terms(self) -> int: ...
+
+    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
+        """Write the rows of `ids: [N] int64` to `out: [c, N, t] int64`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullScheme:
+    """The ID is the row."""
+
+    num_ids: int
+    num_columns: int = 1
+    num_terms: int = 1
+
+    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
+        return Looked(bad=identity_rows(ids, self.num_ids, out))
+
+
+@dataclass(kw_only=True)
+class CompressedConfig(BaseEmbeddingConfig, ABC):
+    """A table of `num_embeddings` raw IDs that is smaller than a row for each.
+
+    Raises:
+        ConfigError: the sizes do not fit together; the message names the nearest that do.
+    """
+
+    seed: int = 0
+    """Of the hash functions. Tables of different names get different functions from one seed."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("a table needs a name")
+        self._check_positive(num_embeddings=self.num_embeddings, embedding_dim=self.embedding_dim)
+        _fill_in(self)
+        for name in (self.name, *self.feature_names):
+            if "@" in name:
+                raise ConfigError(f"table {self.name!r}: TorchRec reads what follows '@' in {name!r} as a table name")
+        super().__post_init__()
+
+    @property
+    @abstractmethod
+    def num_parameters(self) -> int:
+        """Trained parameters."""
+
+    @property
+    def num_physical_parameters(self) -> int:
+        """Values that are held to train those, some of which may be unused."""
+        return self.num_parameters
+
+    @property
+    def pointer_bits(self) -> int | None:
+        """Bits of one learned pointer; None where pointers are not learned."""
+        return None
+
+    @property
+    def pointer_bytes(self) -> int:
+        """Bytes of pointers that are held beside the parameters. Those of a map are in host memory, and not counted."""
+        return 0
+
+    @abstractmethod
+    def scheme(self) -> PointerScheme:
+        """How raw IDs become rows, until a map is attached that says otherwise."""
+
+    @abstractmethod
+    def row_feature_names(self) -> list[str]:
+        """What `scheme` makes of each feature is under these names, the columns of a feature side by side."""
+
+    def _check_positive(self, **sizes: int) -> None:
+        for name, value in sizes.items():
+            if value < 1:
+                raise ConfigError(f"table {self.name!r}: {name}={value} must be at least 1")
+
+    def _check_columns(self, num_columns: int) -> None:
+        """Raise ConfigError unless the embeddings divide into so many columns."""
+        allowed = [c for c in range(1, MAX_COLUMNS + 1) if self.embedding_dim % c == 0]
+        if num_columns not in allowed:
+            raise ConfigError(
+                f"table {self.name!r}: num_columns={num_columns} does not divide embedding_dim={self.embedding_dim} "
+                f"into 1 to {MAX_COLUMNS} columns; allowed: {', '.join(map(str, allowed))}"
+            )
+
+
+def _fill_in(table: BaseEmbeddingConfig) -> None:
+    """Give what is left open a value: features, and bounds of the initialisation, as DLRM has them."""
     if not table.feature_names:
         table.feature_names = [table.name]
-    for name in (table.name, *table.feature_names):
-        if "@" in name:
-            raise ConfigError(f"table {table.name!r}: TorchRec reads what follows '@' in {name!r} as a table name")
-    for size in ("num_embeddings", "embedding_dim"):
-        if getattr(table, size) < 1:
-            raise ConfigError(f"table {table.name!r}: {size}={getattr(table, size)} must be at least 1")
     bound = table.embedding_dim**-0.5
     if table.weight_init_max is None:
         table.weight_init_max = bound
@@ -30,11 +131,11 @@ def prepare_table(table: BaseEmbeddingConfig) -> None:
         table.weight_init_min = -bound
 
 
-def check_columns(table: BaseEmbeddingConfig, num_columns: int) -> None:
-    """Raise ConfigError unless a table's embeddings divide into so many columns."""
-    allowed = [c for c in range(1, MAX_COLUMNS + 1) if table.embedding_dim % c == 0]
-    if num_columns not in allowed:
-        raise ConfigError(
-            f"table {table.name!r}: num_columns={num_columns} does not divide embedding_dim={table.embedding_dim} "
-            f"into 1 to {MAX_COLUMNS} columns; allowed: {', '.join(map(str, allowed))}"
-        )
+def scheme_of(table: BaseEmbeddingConfig) -> PointerScheme:
+    """The scheme that any table starts with; a full one of TorchRec's has a row for every ID."""
+    return table.scheme() if isinstance(table, CompressedConfig) else FullScheme(num_ids=table.num_embeddings)
+
+
+def row_feature_names(table: BaseEmbeddingConfig) -> list[str]:
+    """The names of the features of rows that any table makes of its features of raw IDs."""
+    return table.row_feature_names() if isinstance(table, CompressedConfig) else list(table.feature_names)

@@ -1,14 +1,14 @@
-"""Configurations of tables whose embeddings are computed from the raw ID and shared parameters, not looked up as rows.
+"""TT-Rec: a table as the product of three small tensors."""
 
-A stock TorchRec table cannot hold them. They are small, and every rank has a replica.
-"""
-
+import math
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import embedding
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
+from torchrec_cce.methods.sizing import MethodSpec, Sizing
 
 
 @dataclass(kw_only=True)
@@ -34,7 +34,7 @@ class TensorTrainEmbeddingBagConfig(ComputedEmbeddingBagConfig):
     def column_factors(self) -> tuple[int, int, int]:
         """Three numbers, as equal as they can be, whose product is `embedding_dim`."""
         d = self.embedding_dim
-        divisors = [one for one in range(1, d + 1) if d % one == 0]
+        divisors = [factor for factor in range(1, d + 1) if d % factor == 0]
         return min(
             ((a, b, d // (a * b)) for a in divisors for b in divisors if d % (a * b) == 0),
             key=lambda factors: (sum(factors), factors),
@@ -44,6 +44,9 @@ class TensorTrainEmbeddingBagConfig(ComputedEmbeddingBagConfig):
     def num_parameters(self) -> int:
         (n0, n1, n2), (d0, d1, d2), r = self.row_factors, self.column_factors, self.rank
         return n0 * d0 * r + n1 * r * d1 * r + n2 * r * d2
+
+    def build(self, device: torch.device | None = None) -> "TensorTrain":
+        return TensorTrain(self, device)
 
 
 def _root_above(value: int, degree: int) -> int:
@@ -87,3 +90,17 @@ class TensorTrain(ComputedTable):
         product = torch.bmm(first.view(-1, d0, r), second.view(-1, r, d1 * r))  # [N, d0, d1·r]
         product = torch.bmm(product.view(-1, d0 * d1, r), third.view(-1, r, d2))
         return product.flatten(1)
+
+
+def _tensor_train(sizing: Sizing) -> EmbeddingBagConfig:
+    """The positive root of `(n0·d0 + n2·d2)·r + n1·d1·r² = max_parameters`, rounded down."""
+    smallest = sizing.make(TensorTrainEmbeddingBagConfig, rank=1)
+    assert isinstance(smallest, TensorTrainEmbeddingBagConfig)
+    (n0, n1, n2), (d0, d1, d2) = smallest.row_factors, smallest.column_factors
+    linear, square = n0 * d0 + n2 * d2, n1 * d1
+    rank = (math.isqrt(linear**2 + 4 * square * sizing.max_parameters) - linear) // (2 * square)
+    rank = sizing.at_least(rank, 1, needed=smallest.num_parameters)
+    return sizing.make(TensorTrainEmbeddingBagConfig, rank=rank)
+
+
+METHODS = (MethodSpec(name="tensor_train", family="quotients and computed tables", size=_tensor_train),)

@@ -149,7 +149,7 @@ class CCECollection(ABC, nn.Module):
         weighted = {name: table.weights for name, table in tables.items() if table.weights is not None}
         stores = {name: self._store(name) for name in weighted}
         for name, weights in weighted.items():
-            stores[name].write(TableRows(weights=configs[name].used_words(np.array(weights)), states={}))
+            stores[name].write(TableRows(weights=configs[name].used_codewords(np.array(weights)), states={}))
         for name, table in tables.items():
             self.attach_pointer_map(name, table.pointer_map)
 
@@ -193,7 +193,8 @@ class CCECollection(ABC, nn.Module):
         Raises:
             ClusteringError: a table holds NaN or infinite values.
             ConfigError: `frequencies` of an unknown table or of a wrong length; an optimizer that does not train the
-                tables; tables on the meta device, or sharded (use `torchrec_cce.sharding.recluster` there).
+                tables; tables on the meta device, or sharded (use
+                `torchrec_cce.sharding.recluster_sharded` there).
         """
         frequencies = frequencies or {}
         tables = self.cce_configs()
@@ -250,7 +251,7 @@ def snapshot_of(
         feature_names=tuple(config.feature_names),
         # Unpooled embeddings are those of bags of one ID.
         pooling="mean" if isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN else "sum",
-        weights=None if weights is None else config.used_words(weights),
+        weights=None if weights is None else config.used_codewords(weights),
         frequencies=frequencies,
         entropies=() if report is None else report.entropies,
         objective=None if report is None else report.objective,

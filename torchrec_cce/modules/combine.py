@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.compositional import CompositionalConfig
-from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
+from torchrec_cce.methods.table import row_feature_names
 
 
 class Combine(nn.Module):
@@ -27,14 +27,14 @@ class Combine(nn.Module):
 
     def __init__(self, tables: Sequence[EmbeddingBagConfig], physical: Sequence[EmbeddingBagConfig]) -> None:
         super().__init__()
-        names_of = dict(zip((table.name for table in physical), get_embedding_names_by_table(physical), strict=True))
-        names_of |= {table.name: table.id_feature_names() for table in tables if _is_computed(table)}
+        names_of = {table.name: row_feature_names(table) for table in tables}
+        names_of |= zip((table.name for table in physical), get_embedding_names_by_table(physical), strict=True)
         self._inner_keys = [name for table in tables for name in names_of[table.name]]
         self._keys = [name for names in get_embedding_names_by_table(tables) for name in names]
         self._dims = [table.embedding_dim for table in tables for _ in table.feature_names]
         means = {table.name for table in physical if table.pooling == PoolingType.MEAN}
         self._scales = [
-            float(table.num_words) if table.name in means and isinstance(table, CompositionalConfig) else 1.0
+            float(table.num_codewords) if table.name in means and isinstance(table, CompositionalConfig) else 1.0
             for table in tables
             for _ in table.feature_names
         ]
@@ -49,10 +49,6 @@ class Combine(nn.Module):
             scale = torch.tensor(self._scales, device=values.device, dtype=values.dtype)
             values = values * scale.repeat_interleave(torch.tensor(self._dims, device=values.device))
         return KeyedTensor(keys=self._keys, length_per_key=self._dims, values=values)
-
-
-def _is_computed(table: EmbeddingBagConfig) -> bool:
-    return isinstance(table, ComputedEmbeddingBagConfig)
 
 
 class _Sequence(NamedTuple):
@@ -88,7 +84,7 @@ class CombineSequences(nn.Module):
         }
         self._sequences = []
         for table, names in zip(tables, get_embedding_names_by_table(tables), strict=True):
-            c, t = (table.num_columns, table.num_words) if isinstance(table, CompositionalConfig) else (1, 1)
+            c, t = (table.num_columns, table.num_codewords) if isinstance(table, CompositionalConfig) else (1, 1)
             i, columns = columns_of[table.name]
             for f, (name, feature) in enumerate(zip(names, table.feature_names, strict=True)):
                 self._sequences.append(

@@ -8,10 +8,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTables
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.combine import Combine
-from torchrec_cce.modules.computed import ComputedTables
 
 
 class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):

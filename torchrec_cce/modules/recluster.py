@@ -73,11 +73,13 @@ def table_task(
         )
     shape = (config.num_columns, 2, config.num_rows)
     # Without helper, the mean over an ID's two rows is to be the state of the row that it reads.
-    states = {name: state if config.use_helper else 2 * config.used_words(state) for name, state in rows.states.items()}
+    states = {
+        name: state if config.use_helper else 2 * config.used_codewords(state) for name, state in rows.states.items()
+    }
     return TableTask(
         inputs=ClusteringInputs(
             table=config.name,
-            weights=config.used_words(rows.weights).reshape(*shape, -1),
+            weights=config.used_codewords(rows.weights).reshape(*shape, -1),
             row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in states.items()},
             pointer_dtype=config.pointer_dtype,
             seed=derive_seed(seed, config.name, pointer_map.generation + 1),

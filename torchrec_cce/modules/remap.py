@@ -13,10 +13,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, identity
 from torchrec_cce.methods.cce import CCEConfig, CCEScheme
-from torchrec_cce.methods.compositional import CompositionalConfig, CompositionalEmbeddingBagConfig, SignedScheme
-from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
-from torchrec_cce.methods.registry import scheme_of
-from torchrec_cce.methods.scheme import PointerScheme
+from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
+from torchrec_cce.methods.table import CompressedConfig, PointerScheme, row_feature_names, scheme_of
 
 _DIGEST_BYTES = 32
 
@@ -68,15 +66,13 @@ class Remap(nn.Module):
     def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
         super().__init__()
         self._is_weighted = is_weighted
-        self.makes_weights = is_weighted or any(_is_signed(table) for table in tables)
         self._configs = {table.name: table for table in tables}
         self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
+        self.makes_weights = is_weighted or any(isinstance(found, SignedScheme) for found in self._schemes.values())
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
         self.table_features = [(table.name, feature) for table in tables for feature in table.feature_names]
-        self.row_keys = [key for table in tables for key in _row_keys(table)]
-        self._changes_keys = any(
-            isinstance(table, CompositionalConfig | ComputedEmbeddingBagConfig) for table in tables
-        )
+        self.row_keys = [key for table in tables for key in row_feature_names(table)]
+        self._changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
 
     def config(self, table: str) -> BaseEmbeddingConfig:
         return self._configs[table]
@@ -91,7 +87,7 @@ class Remap(nn.Module):
         self.check_pointer_map(table, pointer_map)
         config = self._configs[table]
         assert isinstance(config, CCEConfig)
-        self._schemes[table] = CCEScheme(pointer_map=pointer_map, use_helper=config.use_helper)
+        self._schemes[table] = config.scheme_with(pointer_map)
         self._unseen[table] = 0
 
     def check_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
@@ -251,16 +247,6 @@ class Remap(nn.Module):
             found = self.pointer_map(table)
             if found.version is None and stamp.version is not None:
                 self.attach_pointer_map(table, found.published_as(stamp.version))
-
-
-def _is_signed(table: BaseEmbeddingConfig) -> bool:
-    return isinstance(table, CompositionalEmbeddingBagConfig) and table.signed
-
-
-def _row_keys(table: BaseEmbeddingConfig) -> list[str]:
-    if isinstance(table, CompositionalConfig):
-        return table.column_feature_names()
-    return table.id_feature_names() if isinstance(table, ComputedEmbeddingBagConfig) else list(table.feature_names)
 
 
 def _int64_on_cpu(features: KeyedJaggedTensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -44,7 +44,7 @@ def column_constraints(
 
 def _constraints_of(table: BaseEmbeddingConfig, given: ParameterConstraints) -> ParameterConstraints:
     compositional = isinstance(table, CompositionalConfig)
-    c, t = (table.num_columns, table.num_words) if compositional else (1, 1)
+    c, t = (table.num_columns, table.num_codewords) if compositional else (1, 1)
     lengths = _by_column(table, "pooling_factors", given.pooling_factors, c)
     poolings = given.num_poolings
     batches = given.batch_sizes
@@ -55,7 +55,7 @@ def _constraints_of(table: BaseEmbeddingConfig, given: ParameterConstraints) -> 
         pooling_factors=[t * length for length in lengths],
         num_poolings=None if poolings is None else _by_column(table, "num_poolings", poolings, c),
         batch_sizes=None if batches is None else _by_column(table, "batch_sizes", batches, c),
-        feature_names=table.column_feature_names() if compositional else list(table.feature_names),
+        feature_names=table.row_feature_names() if compositional else list(table.feature_names),
     )
 
 

@@ -102,8 +102,7 @@ def collections_of(model: DistributedModelParallel) -> dict[str, CCECollection]:
     for path, collection in found.items():
         if not isinstance(collection.remap, Remap):
             raise ConfigError(
-                f"{path!r} is in a training pipeline that has batches in flight; call "
-                "torchrec_cce.sharding.pipeline.drain first"
+                f"{path!r} is in a training pipeline that has batches in flight; call torchrec_cce.sharding.drain first"
             )
     return found
 
@@ -180,5 +179,5 @@ class ShardedMaps:
         for collection, config, store in tables_of(self._model):
             table = tables[config.name]
             if table.weights is not None:
-                store.write(TableRows(weights=config.used_words(np.array(table.weights)), states={}))
+                store.write(TableRows(weights=config.used_codewords(np.array(table.weights)), states={}))
             collection.attach_pointer_map(config.name, table.pointer_map)

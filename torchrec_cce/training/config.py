@@ -24,8 +24,7 @@ from torchrec import EmbeddingBagConfig, PoolingType
 
 from torchrec_cce.clustering.settings import Backend, ReclusterConfig
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
-from torchrec_cce.methods.registry import tables_under_cap
-from torchrec_cce.methods.sizing import Method
+from torchrec_cce.methods.registry import Method, tables_under_cap
 
 _STRICT = ConfigDict(extra="forbid")
 

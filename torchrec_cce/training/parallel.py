@@ -18,7 +18,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from torchrec_cce.modules.computed import ComputedTables
+from torchrec_cce.methods.computed import ComputedTables
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import OptimizerConfig
 

@@ -13,8 +13,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
-from torchrec_cce.methods.registry import tables_under_cap
-from torchrec_cce.methods.sizing import Method
+from torchrec_cce.methods.registry import Method, tables_under_cap
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.sharding.planner import CCEShardingPlanner

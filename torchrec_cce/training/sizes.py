@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 
-from torchrec_cce.methods.compositional import CompositionalConfig
-from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
+from torchrec_cce.methods.table import CompressedConfig
 from torchrec_cce.modules.collection import CCECollection
 
 
@@ -56,12 +55,9 @@ def sizes_of(collections: Iterable[CCECollection]) -> Sizes:
         pointer_bytes += sum(collection.pointer_map(table).nbytes for table in collection.cce_tables())
         for table in collection.configs():
             bytes_per_value = DATA_TYPE_NUM_BITS[table.data_type] // 8
-            full[table.name] = held = table.num_embeddings * table.embedding_dim
-            trained[table.name] = full[table.name]
-            if isinstance(table, CompositionalConfig):
+            full[table.name] = trained[table.name] = held = table.num_embeddings * table.embedding_dim
+            if isinstance(table, CompressedConfig):
                 trained[table.name], held = table.num_parameters, table.num_physical_parameters
-            elif isinstance(table, ComputedEmbeddingBagConfig):
-                trained[table.name] = held = table.num_parameters
                 device_pointer_bytes += table.pointer_bytes
             full_bytes += full[table.name] * bytes_per_value
             table_bytes += held * bytes_per_value

@@ -1,0 +1,5 @@
+"""Put pointers in the place of raw IDs in stored data."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -29,7 +29,6 @@ from torchrec_cce import (
     tables_under_cap,
 )
 from torchrec_cce.errors import ConfigError, InvalidIDError
-from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 
 NUM_IDS, DIM, CAP = 60, 8, 300
 POOLINGS = ("sum", "mean", "weighted")
@@ -218,10 +217,8 @@ def test_parameters_are_those_that_are_counted(method: Method) -> None:
     table = compressed(method)
     collection = CCEEmbeddingBagCollection([table])
     held = sum(parameter.numel() for parameter in collection.parameters())
-    computed = isinstance(table, ComputedEmbeddingBagConfig)
-    assert held == (table.num_parameters if computed else table.num_physical_parameters)
-    stored = [buffer.nbytes for buffer in collection.buffers()]
-    assert sum(stored) == (table.pointer_bytes if computed else 0)
+    assert held == table.num_physical_parameters
+    assert sum(buffer.nbytes for buffer in collection.buffers()) == table.pointer_bytes
     # Each spends most of what it may.
     assert table.num_parameters > CAP * (0.4 if method in ("low_rank", "tensor_train", "dhe") else 0.9)
 

@@ -1,0 +1,35 @@
+from ._version import __version__ as __version__
+from .clustering.settings import ReclusterConfig as ReclusterConfig
+from .data.vocabulary import build_vocabulary as build_vocabulary
+from .maps.pointer_map import PointerMap as PointerMap
+from .maps.registry import (
+    MapVersion as MapVersion,
+    Registry as Registry,
+)
+from .maps.snapshot import TableSnapshot as TableSnapshot
+from .maps.vocabulary import Vocabulary as Vocabulary
+from .methods.cce import (
+    CCEEmbeddingBagConfig as CCEEmbeddingBagConfig,
+    CCEEmbeddingConfig as CCEEmbeddingConfig,
+)
+from .methods.compositional import (
+    CompositionalEmbeddingBagConfig as CompositionalEmbeddingBagConfig,
+    CompositionalEmbeddingConfig as CompositionalEmbeddingConfig,
+)
+from .methods.deep_hash import DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig
+from .methods.low_rank import LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig
+from .methods.quotient_remainder import (
+    QuotientRemainderEmbeddingBagConfig as QuotientRemainderEmbeddingBagConfig,
+    QuotientRemainderProductEmbeddingBagConfig as QuotientRemainderProductEmbeddingBagConfig,
+)
+from .methods.registry import (
+    METHODS as METHODS,
+    Method as Method,
+    tables_under_cap as tables_under_cap,
+)
+from .methods.robe import RobeEmbeddingBagConfig as RobeEmbeddingBagConfig
+from .methods.sketch import SketchEmbeddingBagConfig as SketchEmbeddingBagConfig
+from .methods.tensor_train import TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig
+from .modules.bag import CompressedEmbeddingBag as CompressedEmbeddingBag
+from .modules.embedding import CCEEmbeddingCollection as CCEEmbeddingCollection
+from .modules.embedding_bag import CCEEmbeddingBagCollection as CCEEmbeddingBagCollection

@@ -1,0 +1,19 @@
+from .churn import (
+    Churn as Churn,
+    churn as churn,
+)
+from .journal import (
+    PublishedVersion as PublishedVersion,
+    RegistryState as RegistryState,
+)
+from .pointer_map import PointerMap as PointerMap
+from .registry import (
+    Collected as Collected,
+    MapVersion as MapVersion,
+    Registry as Registry,
+)
+from .snapshot import (
+    MapHolder as MapHolder,
+    TableSnapshot as TableSnapshot,
+)
+from .vocabulary import Vocabulary as Vocabulary

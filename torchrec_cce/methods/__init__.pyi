@@ -1,0 +1,36 @@
+from .cce import (
+    CCEConfig as CCEConfig,
+    CCEEmbeddingBagConfig as CCEEmbeddingBagConfig,
+    CCEEmbeddingConfig as CCEEmbeddingConfig,
+)
+from .compositional import (
+    CompositionalConfig as CompositionalConfig,
+    CompositionalEmbeddingBagConfig as CompositionalEmbeddingBagConfig,
+    CompositionalEmbeddingConfig as CompositionalEmbeddingConfig,
+)
+from .computed import (
+    ComputedEmbeddingBagConfig as ComputedEmbeddingBagConfig,
+    ComputedTable as ComputedTable,
+)
+from .deep_hash import DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig
+from .low_rank import LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig
+from .quotient_remainder import (
+    QuotientRemainderEmbeddingBagConfig as QuotientRemainderEmbeddingBagConfig,
+    QuotientRemainderProductEmbeddingBagConfig as QuotientRemainderProductEmbeddingBagConfig,
+)
+from .registry import (
+    METHODS as METHODS,
+    Method as Method,
+    tables_under_cap as tables_under_cap,
+)
+from .robe import RobeEmbeddingBagConfig as RobeEmbeddingBagConfig
+from .sizing import (
+    MethodSpec as MethodSpec,
+    Sizing as Sizing,
+)
+from .sketch import SketchEmbeddingBagConfig as SketchEmbeddingBagConfig
+from .table import (
+    CompressedConfig as CompressedConfig,
+    PointerScheme as PointerScheme,
+)
+from .tensor_train import TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig

@@ -1,0 +1,31 @@
+from .adopt import refit_sharded as refit_sharded
+from .agreement import (
+    on_all_ranks as on_all_ranks,
+    on_first_rank as on_first_rank,
+)
+from .constraints import column_constraints as column_constraints
+from .frequencies import ShardedFrequencies as ShardedFrequencies
+from .pipeline import (
+    RowCollate as RowCollate,
+    drain as drain,
+)
+from .planner import (
+    CCEShardingPlanner as CCEShardingPlanner,
+    planning_topology as planning_topology,
+)
+from .recluster import recluster_sharded as recluster_sharded
+from .reshard import load_checkpoint as load_checkpoint
+from .sharders import (
+    CCEEmbeddingBagCollectionSharder as CCEEmbeddingBagCollectionSharder,
+    CCEEmbeddingCollectionSharder as CCEEmbeddingCollectionSharder,
+    get_cce_sharders as get_cce_sharders,
+)
+from .summary import (
+    PlanSummary as PlanSummary,
+    TableSummary as TableSummary,
+)
+from .tables import ShardedMaps as ShardedMaps
+from .watch import (
+    Moved as Moved,
+    VersionWatcher as VersionWatcher,
+)

@@ -1,0 +1,31 @@
+from .config import (
+    DataConfig as DataConfig,
+    DeriveSection as DeriveSection,
+    EmbeddingConfig as EmbeddingConfig,
+    ModelConfig as ModelConfig,
+    OptimizerConfig as OptimizerConfig,
+    ReclusterSection as ReclusterSection,
+    RegistrySection as RegistrySection,
+    RunConfig as RunConfig,
+    SplitConfig as SplitConfig,
+    TableConfig as TableConfig,
+    TrainingConfig as TrainingConfig,
+)
+from .config_file import (
+    read_config as read_config,
+    read_run_config as read_run_config,
+)
+from .loop import (
+    RunResult as RunResult,
+    evaluate as evaluate,
+    train as train,
+)
+from .metrics import Quality as Quality
+from .parallel import (
+    Ranks as Ranks,
+    process_group as process_group,
+)
+from .sizes import (
+    Sizes as Sizes,
+    sizes_of as sizes_of,
+)
