@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.launch import on_ranks
 from tests.support.runs import criteo_config, metrics
-from torchrec_cce.methods.sizing import METHODS, Method
+from torchrec_cce.methods.registry import METHODS, Method
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.loop import evaluate, train
 

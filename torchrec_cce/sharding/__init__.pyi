@@ -1,4 +1,4 @@
-from .adopt import refit_sharded as refit_sharded
+from .adopt import adopt_sharded as adopt_sharded
 from .agreement import (
     on_all_ranks as on_all_ranks,
     on_first_rank as on_first_rank,
