@@ -28,10 +28,10 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, Registry
 from torchrec_cce.sharding.agreement import on_first_rank
+from torchrec_cce.sharding.distributed_checkpoint import load_checkpoint
 from torchrec_cce.sharding.pipeline import drain
 from torchrec_cce.sharding.planner import CCEShardingPlanner
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.reshard import load_checkpoint
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.sharding.tables import ShardedMaps
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import Progress, TaskID, TimeElapsedColumn
 
+from torchrec_cce.cli.flags import naming_flags
 from torchrec_cce.cli.maps import RegistryURL
 from torchrec_cce.cli.table import print_table
 from torchrec_cce.errors import CCEError, RegistryError
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 _FAILED, _REFUSED, _CONFLICT, _INTERRUPTED = 1, 3, 4, 130
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _LIMITS = "Limits of the gates, beyond which nothing is published"
+_FLAGS = {
+    "output": "--output-checkpoint",
+    "use_helper": "--with-helper or --without-helper",
+    "validation": "--validate",
+}
+"""Field of `ReclusterJob` that an error may name → its flags."""
 
 
 def _bytes(text: str) -> int:
@@ -95,7 +102,7 @@ def recluster(
     if both:
         raise typer.BadParameter(f"{both} are named by both --with-helper and --without-helper")
     quiet_libraries()
-    with _status(as_json):
+    with _status(as_json), naming_flags(**_FLAGS):
         from torchrec_cce.jobs.recluster.forecast import foresee
         from torchrec_cce.jobs.recluster.job import recluster as run
         from torchrec_cce.jobs.recluster.report import write_report

@@ -13,7 +13,7 @@ from torchrec_cce.files.atomic import atomic_path
 from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.collection import CCECollection, snapshot_of
-from torchrec_cce.sharding.reshard import load_checkpoint
+from torchrec_cce.sharding.distributed_checkpoint import load_checkpoint
 from torchrec_cce.sharding.tables import collections_of
 from torchrec_cce.training.schedule import Position
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torchrec import EmbeddingBagConfig
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
@@ -27,6 +26,8 @@ from torchrec_cce.methods.sketch import Sketch
 from torchrec_cce.modules.bag import CompressedEmbeddingBag
 from torchrec_cce.modules.collection import snapshot_of
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.modules.state_names import computed_prefix, in_checkpoint, joined, pooled_weight
+from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
 from torchrec_cce.sharding.tables import collections_of
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import RunConfig
@@ -122,9 +123,9 @@ def _load(run_dir: Path, config: RunConfig) -> nn.Module:
     folder = checkpoint.newest(run_dir)
     for path, collection in _collections(model):
         collection.restore(checkpoint.read_maps(folder, path))
-    state = {"model": model.state_dict()}
-    load_distributed(state, checkpoint_id=str(folder), no_dist=True)
-    model.load_state_dict(state["model"])
+    weights = model.state_dict()
+    DistributedCheckpoint(folder=folder).fill({in_checkpoint(name): value for name, value in weights.items()})
+    model.load_state_dict(weights)
     return model
 
 
@@ -137,7 +138,7 @@ def _collections(model: nn.Module) -> Iterator[tuple[str, CCEEmbeddingBagCollect
 def _take_over(model: nn.Module, source: nn.Module, *, but: list[str], collection: str) -> None:
     """Copy every weight but those of the tables `but`."""
     left_out = tuple(
-        f"{collection}.{where}.{table}." for table in but for where in ("ebc.embedding_bags", "computed.tables")
+        joined(collection, name) for table in but for name in (pooled_weight(table), computed_prefix(table))
     )
     theirs = dict(source.named_parameters())
     with torch.no_grad():

@@ -19,6 +19,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_cce.modules.computed import ComputedTables
+from torchrec_cce.modules.state_names import bag_weight
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import OptimizerConfig
 
@@ -71,7 +72,7 @@ def shard(
     replicated, fused = set(), []
     for path, tables in plan.plan.items():
         for name, placement in tables.items():
-            weight = f"{path}.embedding_bags.{name}.weight"
+            weight = bag_weight(path, name)
             if placement.compute_kernel == EmbeddingComputeKernel.DENSE.value:
                 replicated.add(weight)
             else:

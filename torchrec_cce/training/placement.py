@@ -18,6 +18,7 @@ from torchrec_cce.methods.registry import tables_under_cap
 from torchrec_cce.methods.sizing import Method
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.modules.state_names import COMPUTED
 from torchrec_cce.sharding.planner import CCEShardingPlanner
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.sharding.summary import PlanSummary
@@ -115,7 +116,7 @@ def _planner(
     for collection in model.modules():
         if isinstance(collection, CCECollection):
             # The planner reads the optimizer, whose state takes memory, off the parameters.
-            looked_up = [p for name, p in collection.named_parameters() if not name.startswith("computed.")]
+            looked_up = [p for name, p in collection.named_parameters() if not name.startswith(COMPUTED)]
             apply_optimizer_in_backward(optimizer.kind, looked_up, dict(optimizer.arguments))
     return CCEShardingPlanner(
         topology=topology,

@@ -7,11 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
@@ -20,7 +15,9 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.recluster import TableReport
+from torchrec_cce.modules.state_names import in_checkpoint, joined, pooled_weight
 from torchrec_cce.sharding.agreement import on_first_rank
+from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.tables import ShardedMaps, check_on_all_ranks, collections_of
 from torchrec_cce.sharding.watch import Moved, VersionWatcher
@@ -145,19 +142,11 @@ def snapshot_of_run(run_dir: Path) -> RunSnapshot:
     tables = {}
     for collection in sorted(path.name for path in (folder / "maps").iterdir()):
         maps = checkpoint.read_maps(folder, collection)
-        weights = _weights(folder, {name: f"{collection}.ebc.embedding_bags.{name}.weight" for name in maps})
+        keys = {name: in_checkpoint(joined(collection, pooled_weight(name))) for name in maps}
+        weights = DistributedCheckpoint(folder=folder).read(list(keys.values()))
         for name, table in maps.items():
-            tables[name] = replace(table, weights=weights[name], entropies=entropies.get(name, ()))
+            whole = weights[keys[name]].float().numpy()
+            tables[name] = replace(table, weights=whole, entropies=entropies.get(name, ()))
     if not tables:
         raise ConfigError(f"{run_dir}: embedding.method={config.embedding.method!r} has no map to publish; cce has")
     return RunSnapshot(tables=tables, checkpoint=str(folder), config_digest=config_digest(config))
-
-
-def _weights(folder: Path, names: dict[str, str]) -> dict[str, npt.NDArray[np.float32]]:
-    """Table → its whole weights, from a distributed checkpoint of any sharding."""
-    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
-    # The checkpoint was written by this package: what stands under these names is tensors.
-    whole = {f"model.{name}": torch.empty(saved[f"model.{name}"].size) for name in names.values()}  # type: ignore[union-attr]
-    if whole:
-        load_distributed(whole, checkpoint_id=str(folder), no_dist=True)
-    return {table: whole[f"model.{name}"].numpy() for table, name in names.items()}

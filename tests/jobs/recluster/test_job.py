@@ -23,7 +23,7 @@ from tests.support.snapshots import assert_same
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError, PublishConflictError
 from torchrec_cce.files.held_folder import held_folder
 from torchrec_cce.jobs.checkpoint import copy as checkpoint_copy
-from torchrec_cce.jobs.checkpoint.reader import Checkpoint
+from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
 from torchrec_cce.jobs.recluster import job as job_module
 from torchrec_cce.jobs.recluster.forecast import foresee
 from torchrec_cce.jobs.recluster.job import recluster
@@ -92,7 +92,7 @@ def assert_bits_of_training(night: Night) -> None:
         )
         (collection,) = run.collections
         weights, states = run.model.state_dict(), run.optimizer.state_dict()["state"]
-        made = Checkpoint.at(night.output)
+        made = CCECheckpoint.at(night.output)
         for table in made.tables(night.registry):
             rows = made.read_rows(table)
             expected = ShardedStore(
@@ -124,7 +124,7 @@ def test_what_is_published(night: Night) -> None:
         assert figures.unseen == pytest.approx(np.mean(counted[figures.table] == 0))
         assert opened.manifest.tables[figures.table].churn == pytest.approx(figures.churn)
         assert table.objective is not None
-    (stamps,) = Checkpoint.at(night.output).stamps.values()
+    (stamps,) = CCECheckpoint.at(night.output).stamps.values()
     assert {stamp.version for stamp in stamps} == {2}
     assert not list(night.folder.glob(".*"))
 
@@ -285,7 +285,7 @@ def test_a_number_that_another_took(night: Night, other_model: Path) -> None:
         outcome = night.recluster().outcome
     assert outcome.version == 3
     assert json.loads((night.output / RECORD).read_text())["version"] == 3
-    (stamps,) = Checkpoint.at(night.output).stamps.values()
+    (stamps,) = CCECheckpoint.at(night.output).stamps.values()
     assert {stamp.version for stamp in stamps} == {3}
     assert night.registry.state().current == 3
 
@@ -331,7 +331,7 @@ def test_another_model(night: Night, other_model: Path, tmp_path: Path) -> None:
 
 
 def test_not_a_number(night: Night) -> None:
-    found = Checkpoint.at(night.run)
+    found = CCECheckpoint.at(night.run)
     table = found.tables(night.registry)[1]
     rows = found.read_rows(table)
     rows.weights[3, 0] = np.nan

@@ -21,8 +21,8 @@ from torchrec_cce.jobs.recluster.request import ReclusterJob
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.modules.remap import MapStamp
+from torchrec_cce.sharding.distributed_checkpoint import load_checkpoint
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.reshard import load_checkpoint
 from torchrec_cce.sharding.tables import ShardedMaps
 
 SEED, BEFORE = 5, 6

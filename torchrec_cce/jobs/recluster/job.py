@@ -14,7 +14,7 @@ from torchrec_cce.errors import ConfigError, PublishConflictError
 from torchrec_cce.files.atomic import flush
 from torchrec_cce.files.held_folder import held_folder
 from torchrec_cce.jobs.checkpoint.copy import NewTable, copy_checkpoint, replace_tables, stamp_version
-from torchrec_cce.jobs.checkpoint.reader import Checkpoint, CheckpointTable
+from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
 from torchrec_cce.jobs.recluster.cluster import Clustered, TableSource, cluster
 from torchrec_cce.jobs.recluster.gates import TableFigures, judge
 from torchrec_cce.jobs.recluster.outcome import Outcome, read_outcome, write_outcome
@@ -69,7 +69,7 @@ def recluster(job: ReclusterJob, *, progress: Progress | None = None) -> Reclust
 def _there_already(given: ReclusterInput) -> Outcome:
     made = read_outcome(given.job.output)
     if made is None or made.identity != given.identity:
-        raise ConfigError(f"{given.job.output}: is there already, of other content; choose another --output-checkpoint")
+        raise ConfigError(f"{given.job.output}: is there already, of other content; choose another `output`")
     return replace(made, status="there already")
 
 
@@ -141,7 +141,7 @@ class _Job:
         return {**unpack_frequencies(self.job.frequencies, self.scratch / "frequencies", sizes)}
 
     def cluster(
-        self, copy: Checkpoint, tables: Sequence[CheckpointTable], frequencies: Frequencies
+        self, copy: CCECheckpoint, tables: Sequence[CheckpointTable], frequencies: Frequencies
     ) -> dict[str, Clustered]:
         sources = [
             TableSource(

@@ -16,11 +16,12 @@ from rich.filesize import decimal
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError, PublishConflictError, RegistryError
 from torchrec_cce.files.digest import sha256_of
-from torchrec_cce.jobs.checkpoint.reader import METADATA, Checkpoint, CheckpointTable
+from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.journal import PublishedVersion, RegistryState
 from torchrec_cce.maps.manifest import Manifest
 from torchrec_cce.maps.registry import Registry
+from torchrec_cce.sharding.distributed_checkpoint import METADATA
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 from torchrec_cce.workers.engine import EngineName
@@ -88,11 +89,11 @@ class ReclusterInput:
         job = self.job = replace(job, checkpoint=job.checkpoint.resolve(), output=job.output.resolve())
         if job.checkpoint in job.output.parents:
             raise ConfigError(f"{job.output} is inside the checkpoint {job.checkpoint}; choose a folder outside of it")
-        self.checkpoint = Checkpoint.at(job.checkpoint, use_helper=job.use_helper)
+        self.checkpoint = CCECheckpoint.at(job.checkpoint, use_helper=job.use_helper)
         is_run = (job.checkpoint / RUN_CONFIG).exists()
         self.config: RunConfig | None = read_run_config(job.checkpoint) if is_run else None
         if job.validation is not None and self.config is None:
-            raise ConfigError(f"{job.checkpoint}: only a run says how to build its model; leave --validate out")
+            raise ConfigError(f"{job.checkpoint}: only a run says how to build its model; leave `validation` out")
         self.seed = job.seed if job.seed is not None else 0 if self.config is None else self.config.seed
         self.registry = Registry(job.registry, **job.options)
         self.identity = self._identity()
@@ -114,7 +115,7 @@ class ReclusterInput:
 
     @cached_property
     def tables(self) -> list[CheckpointTable]:
-        """See `Checkpoint.tables`."""
+        """See `CCECheckpoint.tables`."""
         return self.checkpoint.tables(self.registry)
 
     @cached_property
