@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from tests.support import runs
 from torchrec_cce.jobs.recluster import job as job_module
-from torchrec_cce.jobs.recluster.job import Reclustered, recluster
+from torchrec_cce.jobs.recluster.job import ReclusterResult, recluster
 from torchrec_cce.jobs.recluster.request import ReclusterJob
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training import checkpoint, loop
@@ -84,7 +84,7 @@ class Night:
             registry=str(folder / "registry"), checkpoint=self.run, output=self.output, **{"num_workers": 1} | changes
         )
 
-    def recluster(self, **changes: Any) -> Reclustered:
+    def recluster(self, **changes: Any) -> ReclusterResult:
         """By an engine without processes."""
         with mock.patch.object(job_module, "engine_of", return_value=InlineEngine()):
             return recluster(replace(self.job, **changes))

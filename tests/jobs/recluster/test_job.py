@@ -25,9 +25,9 @@ from torchrec_cce.files.held_folder import held_folder
 from torchrec_cce.jobs.checkpoint import copy as checkpoint_copy
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
 from torchrec_cce.jobs.recluster import job as job_module
-from torchrec_cce.jobs.recluster.forecast import foresee
 from torchrec_cce.jobs.recluster.job import recluster
-from torchrec_cce.jobs.recluster.outcome import RECORD
+from torchrec_cce.jobs.recluster.request import foresee
+from torchrec_cce.jobs.recluster.summary import RECORD
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.sharding.recluster import recluster_sharded
@@ -77,8 +77,8 @@ def test_the_bits_of_a_clustering_in_training_without_helper(tmp_path: Path) -> 
 
 
 def assert_bits_of_training(night: Night) -> None:
-    outcome = night.recluster().outcome
-    assert (outcome.status, outcome.parent, outcome.version) == ("published", 1, 2)
+    summary = night.recluster().summary
+    assert (summary.status, summary.parent, summary.version) == ("published", 1, 2)
     with process_group() as ranks:
         config = read_run_config(night.run)
         run = loop._Run(config, night.run, ranks)
@@ -103,20 +103,20 @@ def assert_bits_of_training(night: Night) -> None:
             for name, state in rows.states.items():
                 np.testing.assert_array_equal(state, expected.states[name])
             assert table.snapshot.pointer_map.digest == collection.pointer_map(table.name).digest
-        for figures in outcome.tables:
+        for figures in summary.tables:
             report = reports[figures.table]
             assert (figures.entropies, figures.churn) == (report.entropies, report.share_changed)
 
 
 def test_what_is_published(night: Night) -> None:
-    outcome = night.recluster().outcome
+    summary = night.recluster().summary
     opened = night.registry.open()
     assert (opened.version, opened.entry.parent) == (2, 1)
     assert opened.manifest.provenance.checkpoint == str(newest(night.run))
     assert night.registry.manifest(1).provenance.config_digest == opened.manifest.provenance.config_digest
     counted = nights.frequencies(newest(night.run))
     published = snapshot_of_run(night.output).tables
-    for figures in outcome.tables:
+    for figures in summary.tables:
         table = opened.tables[figures.table]
         assert_same(table, replace(published[figures.table], objective=table.objective))
         assert table.frequencies is not None
@@ -135,17 +135,17 @@ def test_the_next_night(night: Night) -> None:
     stops = [False, False, True]
     with mock.patch.object(loop.StopRequest, "on_any_rank", side_effect=stops):
         loop.train(read_run_config(night.output), night.output, start="resume", show_progress=False)
-    outcome = night.recluster(checkpoint=night.output, output=night.folder / "second").outcome
-    assert (outcome.parent, outcome.version) == (2, 3)
-    assert [table.generation for table in outcome.tables] == [3, 3]
+    summary = night.recluster(checkpoint=night.output, output=night.folder / "second").summary
+    assert (summary.parent, summary.version) == (2, 3)
+    assert [table.generation for table in summary.tables] == [3, 3]
     assert not list((night.folder / "second").rglob("__recluster_1*")), "training has written the file anew"
 
 
 def test_frequencies_of_a_file(night: Night) -> None:
     sizes = {"C1": 1000}
     archive = nights.counts(night.folder, sizes)
-    outcome = night.recluster(frequencies=archive).outcome
-    assert [table.unseen is None for table in outcome.tables] == [False, True]
+    summary = night.recluster(frequencies=archive).summary
+    assert [table.unseen is None for table in summary.tables] == [False, True]
     frequencies = night.registry.open().tables["C1"].frequencies
     np.testing.assert_array_equal(frequencies, np.load(archive)["C1"])
     kept, trained = nights.frequencies(newest(night.output)), nights.frequencies(newest(night.run))
@@ -178,39 +178,39 @@ def test_frequencies_that_are_none(night: Night) -> None:
 
 def test_a_closed_gate_and_force(night: Night) -> None:
     done = night.recluster(thresholds=STRICT)
-    assert (done.outcome.status, done.outcome.version) == ("refused", None)
-    assert {gate.threshold for gate in done.outcome.closed} == {"min_h1"}
+    assert (done.summary.status, done.summary.version) == ("refused", None)
+    assert {gate.threshold for gate in done.summary.closed} == {"min_h1"}
     assert done.cluster_sizes["C1"].sum(axis=1).tolist() == [1000] * 4
     night.assert_untouched()
 
-    outcome = night.recluster(thresholds=STRICT, force=True).outcome
-    assert (outcome.status, outcome.version, outcome.forced) == ("published", 2, True)
+    summary = night.recluster(thresholds=STRICT, force=True).summary
+    assert (summary.status, summary.version, summary.forced) == ("published", 2, True)
     assert json.loads((night.output / RECORD).read_text())["forced"]
 
 
 def test_validation_closes_a_gate(night: Night, trained: Path) -> None:
     log = trained.parent / "log.tsv"
-    outcome = night.recluster(validation=log, thresholds=replace(EASY, max_bce_ratio=0.5)).outcome
-    assert outcome.status == "refused"
-    assert {gate.threshold for gate in outcome.closed} == {"max_bce_ratio"}
+    summary = night.recluster(validation=log, thresholds=replace(EASY, max_bce_ratio=0.5)).summary
+    assert summary.status == "refused"
+    assert {gate.threshold for gate in summary.closed} == {"max_bce_ratio"}
     night.assert_untouched()
-    assert outcome.before is not None
+    assert summary.before is not None
     assert (
-        outcome.before.bce == loop.evaluate(read_run_config(night.run), night.run, loop.SplitConfig(path=str(log))).bce
+        summary.before.bce == loop.evaluate(read_run_config(night.run), night.run, loop.SplitConfig(path=str(log))).bce
     )
 
-    outcome = night.recluster(validation=log, thresholds=EASY).outcome
-    assert outcome.after is not None
+    summary = night.recluster(validation=log, thresholds=EASY).summary
+    assert summary.after is not None
     assert (
-        outcome.after.bce
+        summary.after.bce
         == loop.evaluate(read_run_config(night.output), night.output, loop.SplitConfig(path=str(log))).bce
     )
 
 
 def test_done_already(night: Night) -> None:
-    first = night.recluster().outcome
+    first = night.recluster().summary
     before = {path: path.stat().st_mtime_ns for path in night.output.rglob("*")}
-    again = night.recluster().outcome
+    again = night.recluster().summary
     assert (again.status, again.version, again.tables) == ("there already", 2, first.tables)
     assert night.versions == [1, 2]
     assert before == {path: path.stat().st_mtime_ns for path in night.output.rglob("*")}
@@ -230,8 +230,8 @@ def test_it_finishes_what_it_had_published(night: Night) -> None:
     """Killed between the two, and started again, with gates that would be closed now."""
     night.recluster()
     done = shutil.move(night.output, night.folder / "done")
-    outcome = night.recluster(thresholds=STRICT).outcome
-    assert (outcome.status, outcome.parent, outcome.version) == ("finished", 1, 2)
+    summary = night.recluster(thresholds=STRICT).summary
+    assert (summary.status, summary.parent, summary.version) == ("finished", 1, 2)
     assert night.versions == [1, 2]
     assert_same_tensors(newest(night.output), newest(Path(done)))
     shutil.rmtree(night.output)
@@ -282,8 +282,8 @@ def test_a_number_that_another_took(night: Night, other_model: Path) -> None:
         night.registry.rollback(1)
 
     with at_the_moment("write_outcome", once(deed)):
-        outcome = night.recluster().outcome
-    assert outcome.version == 3
+        summary = night.recluster().summary
+    assert summary.version == 3
     assert json.loads((night.output / RECORD).read_text())["version"] == 3
     (stamps,) = CCECheckpoint.at(night.output).stamps.values()
     assert {stamp.version for stamp in stamps} == {3}
@@ -300,7 +300,7 @@ def test_two_jobs_for_one_output(night: Night) -> None:
             recluster(night.job)
 
     with at_the_moment("cluster", another):
-        assert night.recluster().outcome.version == 2
+        assert night.recluster().summary.version == 2
 
 
 def test_two_jobs_for_two_outputs(night: Night) -> None:
@@ -312,7 +312,7 @@ def test_two_jobs_for_two_outputs(night: Night) -> None:
     ):
         night.recluster()
     assert not night.output.exists()
-    assert night.recluster().outcome.status == "finished"
+    assert night.recluster().summary.status == "finished"
     assert night.versions == [1, 2]
     assert_same_tensors(newest(night.output), newest(second))
 
@@ -390,7 +390,7 @@ def test_killed_at_any_moment(night: Night) -> None:
         job.process.kill()
         job.process.join()
         assert not night.output.exists() or set(night.versions) == {1, 2}
-    assert night.recluster().outcome.status == "there already"
+    assert night.recluster().summary.status == "there already"
     assert kills >= 3
     assert night.versions == [1, 2]
     assert night.registry.state().sequence == 2
@@ -413,7 +413,7 @@ def test_killed_around_publishing(night: Night, name: str, versions: list[int]) 
     assert Job(night.folder / "process", killed_before, night.job, name).wait().code == -9
     assert night.versions == versions
     assert not night.output.exists()
-    assert night.recluster().outcome.status == ("published" if versions == [1] else "finished")
+    assert night.recluster().summary.status == ("published" if versions == [1] else "finished")
     assert night.versions == [1, 2]
     assert not list(night.folder.glob(".*"))
 
