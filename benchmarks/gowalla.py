@@ -24,8 +24,8 @@ from torchrec_cce.experiments.bench import bench, chosen_outcomes
 from torchrec_cce.experiments.outcome import Summary, summarise
 from torchrec_cce.experiments.plan import Plan, read_plan
 from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.training.command import quiet_libraries
 from torchrec_cce.training.metrics import Quality
-from torchrec_cce.training.quiet import quiet_libraries
 from torchrec_cce.workers.processes import WorkerContext, end_with_parent
 
 LOG = Log(

@@ -48,7 +48,7 @@ def test_every_module_imports_without_the_optional_parts() -> None:
         (
             "tensorboard",
             "import pathlib, tempfile\n"
-            "from torchrec_cce.training.log import MetricsLog\n"
+            "from torchrec_cce.training.metrics import MetricsLog\n"
             "from torchrec_cce.training.schedule import Position\n"
             "MetricsLog(pathlib.Path(tempfile.mkdtemp()), after=Position())",
             "torchrec-cce[report]",

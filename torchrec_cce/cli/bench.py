@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from torchrec_cce.training.command import one_line_errors, say
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import one_line_errors, quiet_libraries, say
 
 if TYPE_CHECKING:
     from torchrec_cce.experiments.outcome import Outcome

@@ -12,8 +12,7 @@ from rich.filesize import decimal
 from torchrec_cce.cli.table import print_table
 from torchrec_cce.maps.manifest import Manifest
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.training.command import one_line_errors
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import one_line_errors, quiet_libraries
 
 _DAMAGED = 1
 _FLAGS = typer.Option(envvar="TORCHREC_CCE_REGISTRY", help="A folder, or a URL: s3://…, gs://…, az://…")

@@ -13,8 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.training.command import one_line_errors
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import one_line_errors, quiet_libraries
 
 if TYPE_CHECKING:
     from torchrec.distributed.planner import Topology

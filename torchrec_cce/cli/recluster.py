@@ -17,8 +17,7 @@ from torchrec_cce.cli.maps import RegistryURL
 from torchrec_cce.cli.table import print_table
 from torchrec_cce.errors import CCEError, RegistryError
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
-from torchrec_cce.training.command import say
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import quiet_libraries, say
 
 if TYPE_CHECKING:
     from torchrec_cce.jobs.recluster.request import Forecast

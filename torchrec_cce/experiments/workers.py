@@ -8,7 +8,7 @@ from types import TracebackType
 import torch
 
 from torchrec_cce.experiments.trial import Ended, Trial, run_trial
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import quiet_libraries
 from torchrec_cce.workers.processes import WorkerContext, end_with_parent
 
 _STOPPING_S = 30.0

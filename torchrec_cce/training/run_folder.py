@@ -12,7 +12,7 @@ from torchrec_cce.sharding.agreement import on_all_ranks, on_first_rank
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
-from torchrec_cce.training.log import has_measured
+from torchrec_cce.training.metrics import has_measured
 
 Start = Literal["new", "resume", "either"]
 """A new run; one to go on with from its newest checkpoint; or the second if there is one, else the first."""

@@ -1,4 +1,4 @@
-"""The tables of a run as versions of its registry: those that it publishes, and those that it moves to."""
+"""The tables of a run as versions of its registry: those that it publishes, and those that it adopts."""
 
 import logging
 from collections.abc import Mapping
@@ -39,17 +39,17 @@ class RunVersions:
         self._watcher: VersionWatcher | None = None
 
     def watching(self, version: int | None) -> AbstractContextManager[object]:
-        """While entered, the registry is watched, if the run is to follow it.
+        """A context in which the registry is watched, if the configuration says so.
 
         Args:
-            version: that the run knows of.
+            version: the newest version that the run knows of.
         """
         url, digest = self._config.registry.url, config_digest(self._config)
         if url is not None and self._config.registry.watch_every is not None:
             self._watcher = VersionWatcher(
                 Registry(url),
                 version=version,
-                is_own=lambda one: (one.checkpoint, one.config_digest) == (str(self._run_dir), digest),
+                is_own=lambda made: (made.checkpoint, made.config_digest) == (str(self._run_dir), digest),
             )
         return self._watcher or nullcontext()
 
@@ -60,10 +60,10 @@ class RunVersions:
 
     def maps(self) -> dict[str, PointerMap]:
         """CCE table → its map as it is now."""
-        return {name: one.pointer_map(name) for one in self._collections for name in one.cce_tables()}
+        return {name: each.pointer_map(name) for each in self._collections for name in each.cce_tables()}
 
     def publish(self, reports: Mapping[str, TableReport], frequencies: ShardedFrequencies) -> dict[str, Any]:
-        """Publish the tables as they are now. A registry that does not answer stops no training.
+        """Publish the tables as they are now. Training goes on if the registry does not answer.
 
         Returns:
             For the metrics: the `version`, or the `error`.
@@ -86,27 +86,27 @@ class RunVersions:
                 collection.attach_pointer_map(name, collection.pointer_map(name).published_as(published.version))
         return {"version": published.version}
 
-    def follow(self, frequencies: ShardedFrequencies) -> tuple[Moved | None, ShardedFrequencies]:
-        """Move to the version that is current in the registry, once all ranks have it; see `VersionWatcher.follow`.
+    def adopt(self, frequencies: ShardedFrequencies) -> tuple[Moved | None, ShardedFrequencies]:
+        """Adopt the version that is current in the registry, once all ranks have it; see `VersionWatcher.follow`.
 
         Returns:
-            What it came to, and the frequencies by the rows of the maps that there are then. If a host has no room for
-            these, the model stays where it is.
+            What it came to, and the frequencies by the positions of the maps that the model has then. If a host has no
+            room for these frequencies, the model keeps its maps.
         """
         assert self._watcher is not None
-        old, moved_frequencies = self.maps(), frequencies
+        old, frequencies_then = self.maps(), frequencies
 
         def before(opened: MapVersion) -> None:
-            nonlocal moved_frequencies
+            nonlocal frequencies_then
             self._check_raw_ids(opened)
             check_on_all_ranks(self._model, opened.tables)
             new = {name: table.pointer_map for name, table in opened.tables.items()}
-            moved_frequencies = frequencies.moved(old, new)
+            frequencies_then = frequencies.moved(old, new)
 
         settings = self._config.recluster.settings()
-        moved = self._watcher.follow(self._model, self._optimizer, before=before, settings=settings)
-        has_moved = moved is not None and moved.error is None
-        return moved, moved_frequencies if has_moved else frequencies
+        adopted = self._watcher.follow(self._model, self._optimizer, before=before, settings=settings)
+        has_changed = adopted is not None and adopted.error is None
+        return adopted, frequencies_then if has_changed else frequencies
 
     def _check_raw_ids(self, opened: MapVersion) -> None:
         """Raise ConfigError if a version takes other raw IDs than the run reads."""

@@ -78,7 +78,7 @@ def test_read_and_replaced_as_a_model_has_them(tmp_path: Path, registry: Registr
 
 def loaded(run_dir: Path, ranks: Ranks) -> list[tuple[TableRows, str]]:
     """Of each CCE table, its rows and the digest of its map, as a model has them that was loaded from a checkpoint."""
-    run = loop._Run(read_run_config(run_dir), run_dir, ranks)
+    run = loop.Run(read_run_config(run_dir), run_dir, ranks)
     run.load()
     (collection,) = run.collections
     weights, states = run.model.state_dict(), run.optimizer.state_dict()["state"]
@@ -238,7 +238,9 @@ def test_maps_of_other_sizes(tmp_path: Path, registry: Registry) -> None:
     one = snapshots["t_user"]
     registry.publish(snapshots | {"t_user": replace(one, embedding_dim=32, weights=None)})
     write_script_checkpoint(tmp_path / "checkpoint", model)
-    with pytest.raises(MapMismatchError, match=r"'t_user' has weights \[320, 4\]; its map, .* is of words \[320, 8\]"):
+    with pytest.raises(
+        MapMismatchError, match=r"'t_user' has weights \[320, 4\]; its map, .* is of codewords \[320, 8\]"
+    ):
         CCECheckpoint.at(tmp_path / "checkpoint").tables(registry)
 
 

@@ -81,7 +81,7 @@ def assert_bits_of_training(night: Night) -> None:
     assert (summary.status, summary.parent, summary.version) == ("published", 1, 2)
     with process_group() as ranks:
         config = read_run_config(night.run)
-        run = loop._Run(config, night.run, ranks)
+        run = loop.Run(config, night.run, ranks)
         frequencies = run.load()
         reports = recluster_sharded(
             run.model,

@@ -27,7 +27,7 @@ from torchrec_cce.modules.state_names import stamps_of
 from torchrec_cce.sharding.distributed_checkpoint import METADATA
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config_file import RUN_CONFIG
-from torchrec_cce.training.log import METRICS
+from torchrec_cce.training.metrics import METRICS
 
 _RUN_FILES = (RUN_CONFIG, METRICS)
 
