@@ -56,7 +56,7 @@ def summary_of(
     """The plan of a run's tables if they were compressed by `method` and trained on the ranks of `topology`.
 
     Args:
-        batch_size: rows of one rank's batch.
+        batch_size: rows of a rank's batch.
         lengths: feature → raw IDs in a bag, on average; 1 for features that are not named.
 
     Raises:

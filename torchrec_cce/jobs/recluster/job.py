@@ -97,7 +97,7 @@ class _ReclusterRun:
         with self.step("writing"):
             copy = replace_tables(copy, new, version=number)
         after = self.quality()
-        figures = tuple(_figures(one, clustered[one.table.name], _counted(one.table, frequencies)) for one in new)
+        figures = tuple(_figures(each, clustered[each.table.name], _counted(each.table, frequencies)) for each in new)
         bce = None if before is None or after is None else (before.bce, after.bce)
         summary = ReclusterSummary(
             status="published" if parent.child is None else "finished",
@@ -185,15 +185,15 @@ class _ReclusterRun:
         """The version that is current then."""
         config = self.given.config
         snapshots = {
-            one.table.name: replace(
-                one.table.snapshot,
-                pointer_map=one.pointer_map,
-                weights=one.rows.weights,
-                frequencies=_counted(one.table, frequencies),
-                entropies=one.entropies,
-                objective=clustered[one.table.name].report.objective,
+            each.table.name: replace(
+                each.table.snapshot,
+                pointer_map=each.pointer_map,
+                weights=each.rows.weights,
+                frequencies=_counted(each.table, frequencies),
+                entropies=each.entropies,
+                objective=clustered[each.table.name].report.objective,
             )
-            for one in new
+            for each in new
         }
         entry = self.given.registry.publish(
             snapshots,
@@ -245,7 +245,7 @@ def _figures(new: NewTable, clustered: Clustered, frequencies: npt.NDArray[np.in
 def _check_is_ours(given: ReclusterInput, child: PublishedVersion, new: Sequence[NewTable]) -> None:
     """Raise PublishConflictError unless the version `child` is what this job would publish."""
     theirs = {name: table.map_digest for name, table in given.registry.manifest(child.version).tables.items()}
-    if theirs != {one.table.name: one.pointer_map.digest for one in new}:
+    if theirs != {each.table.name: each.pointer_map.digest for each in new}:
         raise PublishConflictError(
             f"{given.registry.url}: {child.identity} was made from the same checkpoint in another way, and is current; "
             "roll back first, or train on from it"
