@@ -69,6 +69,16 @@ def newest(run_dir: Path) -> Path:
     return checkpoints[-1]
 
 
+def exists(run_dir: Path) -> bool:
+    """Whether a run has a checkpoint."""
+    return bool(_all(run_dir))
+
+
+def _all(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
+
+
 def folder_of(run_dir: Path, step: int) -> Path:
     """The folder of the checkpoint after `step` batches."""
     return run_dir / "checkpoints" / f"{_PREFIX}{step:010d}"
@@ -89,6 +99,11 @@ def read_position(folder: Path) -> Position:
     return Position.from_json((folder / POSITION).read_text())
 
 
+def maps_folder(folder: Path, collection: str) -> Path:
+    """Where the checkpoint `folder` has the maps of one collection."""
+    return folder / "maps" / collection
+
+
 def read_maps(folder: Path, collection: str) -> dict[str, TableSnapshot]:
     """The maps of one collection in the checkpoint `folder`, with the frequencies of their IDs, verified and mapped.
 
@@ -100,21 +115,6 @@ def read_maps(folder: Path, collection: str) -> dict[str, TableSnapshot]:
     except FileNotFoundError as error:
         raise MapFileError(f"{error.filename}: no such file; copy the checkpoint again, with its maps") from error
     return tables
-
-
-def exists(run_dir: Path) -> bool:
-    """Whether a run has a checkpoint."""
-    return bool(_all(run_dir))
-
-
-def _all(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
-
-
-def maps_folder(folder: Path, collection: str) -> Path:
-    """Where the checkpoint `folder` has the maps of one collection."""
-    return folder / "maps" / collection
 
 
 class _Pending(NamedTuple):

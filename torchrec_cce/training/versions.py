@@ -1,6 +1,5 @@
 """The tables of a run as versions of its registry: those that it publishes, and those that it adopts."""
 
-import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,8 +23,6 @@ from torchrec_cce.sharding.watch import Moved, VersionWatcher
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import RunConfig, config_digest
 from torchrec_cce.training.config_file import read_run_config
-
-_log = logging.getLogger(__name__)
 
 
 class RunVersions:

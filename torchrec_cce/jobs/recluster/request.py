@@ -216,7 +216,7 @@ class Forecast:
     registry: str
     parent: int
     num_ids: dict[str, int]
-    """Table → rows of its map."""
+    """Table → positions of its map."""
     use_helper: dict[str, bool]
     """Table → whether its helper is used."""
     clustering: Estimate
@@ -310,5 +310,5 @@ def _check(archive: Path, name: str, file: Path, num_ids: int) -> None:
     if array.shape != (num_ids,) or array.dtype != np.int64:
         raise ConfigError(
             f"{archive}: frequencies of {name!r} are {array.dtype} {list(array.shape)}, not int64 [{num_ids}], one a "
-            "row of its map"
+            "position of its map"
         )
