@@ -260,7 +260,7 @@ def once(deed: Callable[[], object]) -> Callable[[], object]:
 def test_another_publishes_meanwhile(night: Night, other_model: Path) -> None:
     theirs = snapshot_of_run(other_model).tables
     with (
-        at_the_moment("write_outcome", once(lambda: night.registry.publish(theirs))),
+        at_the_moment("write_summary", once(lambda: night.registry.publish(theirs))),
         pytest.raises(PublishConflictError, match="current is version 2"),
     ):
         night.recluster()
@@ -281,7 +281,7 @@ def test_a_number_that_another_took(night: Night, other_model: Path) -> None:
         night.registry.publish(snapshot_of_run(other_model).tables)
         night.registry.rollback(1)
 
-    with at_the_moment("write_outcome", once(deed)):
+    with at_the_moment("write_summary", once(deed)):
         summary = night.recluster().summary
     assert summary.version == 3
     assert json.loads((night.output / RECORD).read_text())["version"] == 3
@@ -307,7 +307,7 @@ def test_two_jobs_for_two_outputs(night: Night) -> None:
     """The second to publish is told; run again, it takes over what the first has published."""
     second = night.folder / "second"
     with (
-        at_the_moment("write_outcome", once(lambda: night.recluster(output=second))),
+        at_the_moment("write_summary", once(lambda: night.recluster(output=second))),
         pytest.raises(PublishConflictError, match="current is version 2"),
     ):
         night.recluster()
@@ -408,7 +408,7 @@ def killed_before(job: Any, name: str) -> None:
         killable(job)
 
 
-@pytest.mark.parametrize(("name", "versions"), [("write_outcome", [1]), ("_give_name", [1, 2])])
+@pytest.mark.parametrize(("name", "versions"), [("write_summary", [1]), ("_give_name", [1, 2])])
 def test_killed_around_publishing(night: Night, name: str, versions: list[int]) -> None:
     assert Job(night.folder / "process", killed_before, night.job, name).wait().code == -9
     assert night.versions == versions
