@@ -20,7 +20,7 @@ from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.training import checkpoint
-from torchrec_cce.training.checkpoint_writer import CheckpointWriter
+from torchrec_cce.training.checkpoint import CheckpointWriter
 from torchrec_cce.training.config import RunConfig, SplitConfig, parse_config
 from torchrec_cce.training.input import RankBatch, num_dense, read_batches
 from torchrec_cce.training.model import build_model

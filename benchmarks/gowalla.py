@@ -25,8 +25,8 @@ from torchrec_cce.experiments.bench import bench, chosen_outcomes
 from torchrec_cce.experiments.outcome import Summary, summarise
 from torchrec_cce.experiments.plan import Plan, read_plan
 from torchrec_cce.files.atomic import write_json
+from torchrec_cce.training.command import quiet_libraries
 from torchrec_cce.training.metrics import Quality
-from torchrec_cce.training.quiet import quiet_libraries
 from torchrec_cce.workers.local import LocalEngine
 
 LOG = Log(

@@ -17,7 +17,7 @@ from benchmarks.reduced import reduced
 from torchrec_cce.experiments.bench import RESULTS, bench, chosen_outcomes
 from torchrec_cce.experiments.outcome import Summary, summarise
 from torchrec_cce.experiments.plan import read_plan
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import quiet_libraries
 
 FOLDER = Path("runs/bench-systems")
 

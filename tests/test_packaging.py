@@ -62,7 +62,7 @@ def test_what_is_no_module_is_in_the_wheel() -> None:
         (
             "tensorboard",
             "import pathlib, tempfile\n"
-            "from torchrec_cce.training.log import MetricsLog\n"
+            "from torchrec_cce.training.metrics import MetricsLog\n"
             "from torchrec_cce.training.schedule import Position\n"
             "MetricsLog(pathlib.Path(tempfile.mkdtemp()), after=Position())",
             "torchrec-cce[report]",

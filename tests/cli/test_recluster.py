@@ -18,7 +18,7 @@ from tests.support.launch import Job, command
 from tests.support.nights import Night
 from torchrec_cce.cli.main import app, main
 from torchrec_cce.jobs.recluster import job as job_module
-from torchrec_cce.jobs.recluster import report as report_module
+from torchrec_cce.jobs.recluster import summary as summary_module
 from torchrec_cce.training.versions import snapshot_of_run
 
 LOOSE = ("--max-churn", "1", "--min-learned", "0", "--max-objective-ratio", "2")
@@ -126,7 +126,7 @@ def test_a_dry_run(night: Night) -> None:
 
 
 def test_a_report_without_its_libraries(night: Night) -> None:
-    with mock.patch.object(report_module, "require", side_effect=report_module.MissingExtraError("no matplotlib")):
+    with mock.patch.object(summary_module, "require", side_effect=summary_module.MissingExtraError("no matplotlib")):
         done = run(night, "--report", night.folder / "report")
     assert "warning: no page in" in done.stderr
     assert [path.name for path in (night.folder / "report").iterdir()] == ["report.json"]

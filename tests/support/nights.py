@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from tests.support import runs
 from torchrec_cce.jobs.recluster import job as job_module
-from torchrec_cce.jobs.recluster.job import Reclustered, recluster
+from torchrec_cce.jobs.recluster.job import ReclusterResult, recluster
 from torchrec_cce.jobs.recluster.request import ReclusterJob
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.registry import Registry
@@ -57,8 +57,8 @@ class Night:
             registry=str(folder / "registry"), checkpoint=self.run, output=self.output, **{"num_workers": 1} | changes
         )
 
-    def recluster(self, **changes: Any) -> Reclustered:
-        """Run the job by an engine without processes."""
+    def recluster(self, **changes: Any) -> ReclusterResult:
+        """By an engine without processes."""
         with mock.patch.object(job_module, "engine_of", return_value=InlineEngine(1)):
             return recluster(replace(self.job, **changes))
 

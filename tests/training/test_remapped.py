@@ -95,7 +95,7 @@ def test_what_was_current_at_the_start_is_kept(world: World, tmp_path: Path, mon
     opened = world.registry.open(2).tables
     registry.publish(opened)
     one = remapped_config(world.raw, tmp_path / "registry")
-    monkeypatch.setattr(loop._Run, "to_the_end", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(loop._Training, "to_the_end", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         loop.train(one, tmp_path / "run", start="either", show_progress=False)
     monkeypatch.undo()
@@ -128,14 +128,14 @@ def test_clustering_on_with_a_vocabulary(world: World, tmp_path: Path) -> None:
 def rss_of_maps(config: RunConfig, run_dir: Path) -> list[tuple[int, int]]:
     """Train; KiB of all mapped pointer files, resident and whole, batch by batch."""
     found = []
-    step = loop._Run.step
+    step = loop.Run.step
 
     def measured(run: Any, batch: Any) -> torch.Tensor:
         loss: torch.Tensor = step(run, batch)
         found.append((mapped("Rss"), mapped("Size")))
         return loss
 
-    loop._Run.step = measured  # type: ignore[method-assign]
+    loop.Run.step = measured  # type: ignore[method-assign]
     loop.train(config, run_dir, show_progress=False)
     return found
 

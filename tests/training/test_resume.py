@@ -22,8 +22,8 @@ from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
-from torchrec_cce.training import checkpoint_writer, loop
-from torchrec_cce.training.checkpoint_writer import CheckpointWriter
+from torchrec_cce.training import checkpoint, loop
+from torchrec_cce.training.checkpoint import CheckpointWriter
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import read_run_config
 
@@ -118,8 +118,8 @@ def test_frequencies_are_of_the_moment_of_a_checkpoint(
     training = {"batch_size": runs.BATCH_SIZE, "checkpoint_every": 4, "checkpoint_in_background": in_background}
     config = runs.criteo_config(log, training=training, recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True})
     monkeypatch.setitem(ShardedFrequencies.__init__.__kwdefaults__, "most_kept", 0)
-    write, trained, counted = checkpoint_writer.write_folder, [0], {}
-    step = loop._Run.step
+    write, trained, counted = checkpoint.write_folder, [0], {}
+    step = loop.Run.step
 
     def one_more(run: Any, batch: Any) -> torch.Tensor:
         trained[0] += 1
@@ -132,8 +132,8 @@ def test_frequencies_are_of_the_moment_of_a_checkpoint(
         write(folder, tables, **options)
         counted[saved] = [int(table.frequencies.sum()) for table in tables.values()]  # type: ignore[union-attr]
 
-    monkeypatch.setattr(loop._Run, "step", one_more)
-    monkeypatch.setattr(checkpoint_writer, "write_folder", late)
+    monkeypatch.setattr(loop.Run, "step", one_more)
+    monkeypatch.setattr(checkpoint, "write_folder", late)
     stop_after(monkeypatch, 23)
     train(config, tmp_path / "run")
     assert counted == {saved: [saved * runs.BATCH_SIZE] * 2 for saved in (4, 8, 12, 16, 20, 23)}
@@ -142,14 +142,14 @@ def test_frequencies_are_of_the_moment_of_a_checkpoint(
 def test_a_full_disk_when_frequencies_are_copied(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = {"batch_size": runs.BATCH_SIZE, "checkpoint_every": 7, "checkpoint_in_background": True}
     config = runs.criteo_config(log, training=training, recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True})
-    copy, calls = checkpoint_writer.scratch_copy, itertools.count(1)
+    copy, calls = checkpoint.scratch_copy, itertools.count(1)
 
     def full(array: Any) -> Any:
         if next(calls) == 4:
             raise OSError(28, "No space left on device")
         return copy(array)
 
-    monkeypatch.setattr(checkpoint_writer, "scratch_copy", full)
+    monkeypatch.setattr(checkpoint, "scratch_copy", full)
     with pytest.raises(OSError, match="No space left"):
         train(config, tmp_path / "run")
     (left,) = (tmp_path / "run" / "checkpoints").iterdir()
@@ -172,14 +172,14 @@ def test_a_background_checkpoint_that_fails_is_an_error_and_leaves_the_last_one(
 ) -> None:
     training = {"batch_size": runs.BATCH_SIZE, "checkpoint_every": 7, "checkpoint_in_background": True}
     config = runs.criteo_config(log, training=training)
-    write, calls = checkpoint_writer.write_folder, itertools.count(1)
+    write, calls = checkpoint.write_folder, itertools.count(1)
 
     def full(*arguments: Any, **options: Any) -> None:
         if next(calls) == 2:
             raise OSError(28, "No space left on device")
         write(*arguments, **options)
 
-    monkeypatch.setattr(checkpoint_writer, "write_folder", full)
+    monkeypatch.setattr(checkpoint, "write_folder", full)
     with pytest.raises(OSError, match="No space left"):
         train(config, tmp_path / "run")
     (left,) = runs.checkpoints(tmp_path / "run")

@@ -102,21 +102,21 @@ def publish_while_they_train(config: RunConfig, folder: Path) -> None:
 def train_until(config: RunConfig, folder: Path, answers: int) -> tuple[Digests, list[Adoption]]:
     """To the batch after which the watcher has answered so often. Returns the maps of this rank, and the answers."""
     os.environ["TORCHREC_CCE_CACHE"] = str(folder / "cache")
-    follow, start = VersionWatcher.adopt_current, loop._Run.__init__
+    follow, start = VersionWatcher.adopt_current, loop.Run.__init__
     found: list[Adoption] = []
-    started: list[loop._Run] = []
+    started: list[loop.Run] = []
 
     def noted(*arguments: Any, **options: Any) -> Adoption | None:
         answer = follow(*arguments, **options)
         found.extend([] if answer is None else [answer])
         return answer
 
-    def kept(run: loop._Run, *arguments: Any) -> None:
+    def kept(run: loop.Run, *arguments: Any) -> None:
         start(run, *arguments)
         started.append(run)
 
     VersionWatcher.adopt_current = noted  # type: ignore[method-assign]
-    loop._Run.__init__ = kept  # type: ignore[method-assign]
+    loop.Run.__init__ = kept  # type: ignore[method-assign]
     loop.StopRequest.on_any_rank = lambda _: len(found) >= answers  # type: ignore[method-assign]
     loop.train(config, folder / "run", show_progress=False)
     maps = {name: one.pointer_map(name) for one in started[0].collections for name in one.cce_tables()}
@@ -255,13 +255,13 @@ def test_what_others_published_first_is_not_undone(
     config = watching(log, tmp_path, watch_every=4, recluster={"ct": 1, "cf": 14})
     registry = Registry(tmp_path / "registry", cache=tmp_path / "cache")
     registry.publish(clustered(config, seed=1))
-    recluster = loop._Run.recluster
+    recluster = loop._Training.recluster
 
-    def late(run: loop._Run, *arguments: Any) -> None:
+    def late(run: loop._Training, *arguments: Any) -> None:
         registry.publish(clustered(config, seed=2))
         recluster(run, *arguments)
 
-    monkeypatch.setattr(loop._Run, "recluster", late)
+    monkeypatch.setattr(loop._Training, "recluster", late)
     loop.train(config, tmp_path / "run", show_progress=False)
     assert [(each["step"], each["version"]) for each in swaps(tmp_path / "run")] == [(12, 1), (24, 2)]
     assert "the tables were made from version 1, but current is version 2" in caplog.text

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torchrec_cce.cli.table import print_table
-from torchrec_cce.training.command import one_line_errors, say
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import one_line_errors, quiet_libraries, say
 
 if TYPE_CHECKING:
     from torchrec_cce.experiments.outcome import Outcome

@@ -14,8 +14,7 @@ from torchrec_cce.cli.plan import plan
 from torchrec_cce.cli.recluster import recluster
 from torchrec_cce.cli.remap import remap
 from torchrec_cce.cli.report import report
-from torchrec_cce.training.command import evaluate, one_line_errors, train
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import evaluate, one_line_errors, quiet_libraries, train
 
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="Clustered Compositional Embeddings.")
 app.command()(train)

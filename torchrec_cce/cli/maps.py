@@ -12,8 +12,7 @@ from rich.filesize import decimal
 from torchrec_cce.cli.table import print_table
 from torchrec_cce.maps.manifest import Manifest
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.training.command import one_line_errors
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import one_line_errors, quiet_libraries
 
 _DAMAGED = 1
 _FLAGS = typer.Option(envvar="TORCHREC_CCE_REGISTRY", help="A folder, or a URL: s3://…, gs://…, az://…")
@@ -36,13 +35,13 @@ def list_versions(registry: RegistryURL, as_json: AsJSON = False) -> None:
         return
     rows = [
         [
-            f"{one.version}{' ← current' if one.version == state.current else ''}{' (pinned)' if one.pinned else ''}",
-            _or_dash(one.parent),
-            f"{one.created:%Y-%m-%d %H:%M:%S} UTC",
-            decimal(one.num_bytes),
-            one.manifest_sha256[:12],
+            f"{entry.version}{' ← current' * (entry.version == state.current)}{' (pinned)' * entry.pinned}",
+            _or_dash(entry.parent),
+            f"{entry.created:%Y-%m-%d %H:%M:%S} UTC",
+            decimal(entry.num_bytes),
+            entry.manifest_sha256[:12],
         ]
-        for one in state.versions
+        for entry in state.versions
     ]
     print_table(["version", "parent", "created", "size", "manifest"], rows)
 
@@ -57,14 +56,14 @@ def history(registry: RegistryURL, as_json: AsJSON = False) -> None:
         return
     rows = [
         [
-            str(one.sequence),
-            "" if one.time is None else f"{one.time:%Y-%m-%d %H:%M:%S} UTC",
-            str(one.action),
-            _or_dash(one.subject),
-            _or_dash(one.current),
-            one.author,
+            str(record.sequence),
+            "" if record.time is None else f"{record.time:%Y-%m-%d %H:%M:%S} UTC",
+            str(record.action),
+            _or_dash(record.subject),
+            _or_dash(record.current),
+            record.author,
         ]
-        for one in records
+        for record in records
     ]
     print_table(["step", "time", "action", "version", "current", "by"], rows)
 
@@ -108,9 +107,13 @@ def diff(registry: RegistryURL, old: Version, new: Version, as_json: AsJSON = Fa
         return
     rows = [
         [name, "not comparable", "", "", ""]
-        if one is None
-        else [name, f"{one.share_changed:.1%}", f"{one.num_common:,}", f"{one.num_added:,}", f"{one.num_removed:,}"]
-        for name, one in tables.items()
+        if churn is None
+        else [
+            name,
+            f"{churn.share_changed:.1%}",
+            *(f"{n:,}" for n in (churn.num_common, churn.num_added, churn.num_removed)),
+        ]
+        for name, churn in tables.items()
     ]
     print_table(["table", "changed pointers", "common IDs", "added", "removed"], rows)
 
@@ -199,19 +202,19 @@ def _print_manifest(manifest: Manifest) -> None:
     rows = [
         [
             name,
-            f"{one.num_ids:,}",
-            f"{one.num_columns} × {one.num_rows:,}",
-            str(one.generation),
-            one.pointer_dtype or "hashed",
-            "–" if one.vocabulary is None else f"{one.vocabulary.file.num_bytes / max(1, one.num_ids):.1f} B/ID",
-            one.unseen,
-            " ".join(f"{value:.2f}" for value in one.entropies) or "–",
-            "–" if one.churn is None else f"{one.churn:.1%}",
-            one.map_digest[:12],
+            f"{table.num_ids:,}",
+            f"{table.num_columns} × {table.num_rows:,}",
+            str(table.generation),
+            table.pointer_dtype or "hashed",
+            "–" if table.vocabulary is None else f"{table.vocabulary.file.num_bytes / max(1, table.num_ids):.1f} B/ID",
+            table.unseen,
+            " ".join(f"{value:.2f}" for value in table.entropies) or "–",
+            "–" if table.churn is None else f"{table.churn:.1%}",
+            table.map_digest[:12],
         ]
-        for name, one in manifest.tables.items()
+        for name, table in manifest.tables.items()
     ]
-    headers = ["table", "IDs", "words", "generation", "pointers", "vocabulary", "unseen", "H1 …", "churn", "digest"]
+    headers = ["table", "IDs", "codewords", "generation", "pointers", "vocabulary", "unseen", "H1 …", "churn", "digest"]
     print_table(headers, rows)
 
 

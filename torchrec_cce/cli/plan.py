@@ -11,8 +11,7 @@ from rich.filesize import decimal
 
 from torchrec_cce.cli.table import print_table
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.training.command import one_line_errors
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import one_line_errors, quiet_libraries
 
 if TYPE_CHECKING:
     from torchrec.distributed.planner import Topology
@@ -86,15 +85,15 @@ def _methods(run: "RunConfig") -> "Sequence[Method]":
 def _lengths(run: "RunConfig", given: Sequence[str]) -> dict[str, float]:
     """Feature → raw IDs in a bag."""
     lengths = dict.fromkeys(run.universes(), 1.0)
-    for one in given:
-        feature, _, number = one.rpartition("=")
+    for factor in given:
+        feature, _, number = factor.rpartition("=")
         try:
             length = float(number)
         except ValueError:
             length = -1.0
         if length <= 0 or (feature and feature not in lengths):
             raise ConfigError(
-                f"--pooling-factor {one}: neither a positive number nor feature=number for a feature of the run, "
+                f"--pooling-factor {factor}: neither a positive number nor feature=number for a feature of the run, "
                 f"{', '.join(lengths)}"
             )
         lengths.update({feature: length} if feature else dict.fromkeys(lengths, length))
@@ -118,12 +117,12 @@ def _print(run: "RunConfig", plans: "dict[Method, PlanSummary | str]") -> None:
     made = {method: plan for method, plan in plans.items() if not isinstance(plan, str)}
     for name in run.tables:
         for method, plan in made.items():
-            one = next((table for table in plan.tables if table.table.rpartition(".")[2] == name), None)
-            if one is None:
+            found = next((table for table in plan.tables if table.table.rpartition(".")[2] == name), None)
+            if found is None:
                 rows.append((name, method, _COMPUTED))
             else:
-                placement = f"{one.sharding_type}, {one.compute_kernel}, on {one.num_ranks}"
-                rows.append((name, method, placement, *_figures(one)))
+                placement = f"{found.sharding_type}, {found.compute_kernel}, on {found.num_ranks}"
+                rows.append((name, method, placement, *_figures(found)))
     for method, plan in made.items():
         if len(plan.tables) == len(run.tables):
             rows.append(("all", method, "", *_figures(plan)))
@@ -134,6 +133,6 @@ def _print(run: "RunConfig", plans: "dict[Method, PlanSummary | str]") -> None:
     typer.echo(_NOTE)
 
 
-def _figures(one: "TableSummary | PlanSummary") -> tuple[str, ...]:
-    sizes = (one.device_bytes, one.host_bytes, one.all_to_all_bytes, one.all_reduce_bytes)
-    return (*(decimal(size) if size else "–" for size in sizes), f"{one.milliseconds:.3f}")
+def _figures(planned: "TableSummary | PlanSummary") -> tuple[str, ...]:
+    sizes = (planned.device_bytes, planned.host_bytes, planned.all_to_all_bytes, planned.all_reduce_bytes)
+    return (*(decimal(size) if size else "–" for size in sizes), f"{planned.milliseconds:.3f}")

@@ -12,20 +12,26 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import Progress, TaskID, TimeElapsedColumn
 
+from torchrec_cce.cli.flags import naming_flags
 from torchrec_cce.cli.maps import RegistryURL
 from torchrec_cce.cli.table import print_table
 from torchrec_cce.errors import CCEError, RegistryError
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
-from torchrec_cce.training.command import say
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import quiet_libraries, say
 
 if TYPE_CHECKING:
-    from torchrec_cce.jobs.recluster.forecast import Forecast
-    from torchrec_cce.jobs.recluster.outcome import Outcome
+    from torchrec_cce.jobs.recluster.request import Forecast
+    from torchrec_cce.jobs.recluster.summary import ReclusterSummary
 
 _FAILED, _REFUSED, _CONFLICT, _INTERRUPTED = 1, 3, 4, 130
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _LIMITS = "Limits of the gates, beyond which nothing is published"
+_FLAGS = {
+    "output": "--output-checkpoint",
+    "use_helper": "--with-helper or --without-helper",
+    "validation": "--validate",
+}
+"""Field of `ReclusterJob` that an error may name → its flags."""
 
 
 def _bytes(text: str) -> int:
@@ -49,7 +55,7 @@ def recluster(
     ] = None,
     with_helper: Annotated[
         list[str] | None,
-        typer.Option(help="A table that has a helper, though no word of it was trained; may be repeated."),
+        typer.Option(help="A table that has a helper, though it was not trained; may be repeated."),
     ] = None,
     frequencies: Annotated[
         Path | None, typer.Option(help=".npz: for each table, how often each ID was seen; else the checkpoint's.")
@@ -63,10 +69,10 @@ def recluster(
     iterations: Annotated[int | None, typer.Option(min=1, help="Of k-means; the run's if not given, or 50.")] = None,
     points_per_centroid: Annotated[
         int | None,
-        typer.Option(min=1, help="IDs that k-means trains on, for each word; the run's if not given, or 256."),
+        typer.Option(min=1, help="IDs that k-means trains on, for each codeword; the run's if not given, or 256."),
     ] = None,
     helper_init: Annotated[
-        Literal["zero", "residual"] | None, typer.Option(help="New helper words; the run's if not given, or zero.")
+        Literal["zero", "residual"] | None, typer.Option(help="The new helper; the run's if not given, or zero.")
     ] = None,
     validate: Annotated[
         Path | None, typer.Option(help="A log of the run's layout: its BCE before and after is one more gate.")
@@ -74,9 +80,9 @@ def recluster(
     min_h1: Annotated[float, _limit("H1 over log k.")] = Thresholds.min_h1,
     min_h2_gain: Annotated[float, _limit("H2 − H1, over that of random pointers.")] = Thresholds.min_h2_gain,
     min_learned: Annotated[float, _limit("1 − H1 or H2 over that of random pointers.")] = Thresholds.min_learned,
-    max_error: Annotated[float, _limit("Squared distance to the words over variance.")] = Thresholds.max_error,
+    max_error: Annotated[float, _limit("Squared distance to the codewords over variance.")] = Thresholds.max_error,
     max_objective_ratio: Annotated[
-        float, _limit("Squared distance to the words over that to the parent's clusters.")
+        float, _limit("Squared distance to the codewords over that to the parent's clusters.")
     ] = Thresholds.max_objective_ratio,
     max_churn: Annotated[float, _limit("Share of pointers that change.")] = Thresholds.max_churn,
     max_unseen: Annotated[float, _limit("Share of IDs that were never seen.")] = Thresholds.max_unseen,
@@ -95,11 +101,10 @@ def recluster(
     if both:
         raise typer.BadParameter(f"{both} are named by both --with-helper and --without-helper")
     quiet_libraries()
-    with _status(as_json):
-        from torchrec_cce.jobs.recluster.forecast import foresee
+    with _status(as_json), naming_flags(**_FLAGS):
         from torchrec_cce.jobs.recluster.job import recluster as run
-        from torchrec_cce.jobs.recluster.report import write_report
-        from torchrec_cce.jobs.recluster.request import ReclusterJob
+        from torchrec_cce.jobs.recluster.request import ReclusterJob, foresee
+        from torchrec_cce.jobs.recluster.summary import write_report
 
         job = ReclusterJob(
             registry=registry,
@@ -133,16 +138,16 @@ def recluster(
             return
         with _progress() as progress:
             done = run(job, progress=progress)
-        outcome = done.outcome
-        typer.echo(outcome.to_json()) if as_json else _print_outcome(outcome)
+        summary = done.summary
+        typer.echo(summary.to_json()) if as_json else _print_summary(summary)
     if report is not None and done.cluster_sizes:
         try:
-            missing = write_report(report, outcome, done.cluster_sizes)
+            missing = write_report(report, summary, done.cluster_sizes)
         except OSError as error:  # the job itself has done what it was asked for
             missing = str(error)
         if missing:
             say(f"warning: no page in {report}: {missing}")
-    if outcome.status == "refused":
+    if summary.status == "refused":
         raise typer.Exit(_REFUSED)
 
 
@@ -178,24 +183,24 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
         yield tell
 
 
-def _print_outcome(outcome: "Outcome") -> None:
-    from torchrec_cce.jobs.recluster.report import GATE_COLUMNS, gate_cells
+def _print_summary(summary: "ReclusterSummary") -> None:
+    from torchrec_cce.jobs.recluster.summary import GATE_COLUMNS, gate_cells
 
-    print_table(GATE_COLUMNS, [gate_cells(gate) for gate in outcome.gates])
-    if outcome.before is not None and outcome.after is not None:
-        typer.echo(f"validation BCE {outcome.before.bce:.5f} before, {outcome.after.bce:.5f} after")
-    closed = len(outcome.closed)
-    if outcome.status == "refused":
-        typer.echo(f"{closed} gates are closed: nothing was published, version {outcome.parent} is what it was")
+    print_table(GATE_COLUMNS, [gate_cells(gate) for gate in summary.gates])
+    if summary.before is not None and summary.after is not None:
+        typer.echo(f"validation BCE {summary.before.bce:.5f} before, {summary.after.bce:.5f} after")
+    closed = len(summary.closed)
+    if summary.status == "refused":
+        typer.echo(f"{closed} gates are closed: nothing was published, version {summary.parent} is what it was")
         return
     said = {
         "published": "published",
         "finished": "finished; it had been published before:",
         "there already": "there already:",
-    }[outcome.status]
-    forced = f", although {closed} gates are closed" if outcome.forced else ""
+    }[summary.status]
+    forced = f", although {closed} gates are closed" if summary.forced else ""
     typer.echo(
-        f"{said} version {outcome.version}, made from version {outcome.parent}{forced}; train on from {outcome.output}"
+        f"{said} version {summary.version}, made from version {summary.parent}{forced}; train on from {summary.output}"
     )
 
 

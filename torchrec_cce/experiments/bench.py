@@ -19,7 +19,7 @@ from torchrec_cce.experiments.outcome import Outcome
 from torchrec_cce.experiments.plan import Plan
 from torchrec_cce.experiments.results import versions, write_results
 from torchrec_cce.experiments.trial import Ended, Trial, run_trial
-from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.training.command import quiet_libraries
 from torchrec_cce.workers.inline import InlineEngine
 from torchrec_cce.workers.local import LocalEngine
 

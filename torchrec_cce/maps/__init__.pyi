@@ -1,7 +1,3 @@
-from .churn import (
-    Churn as Churn,
-    churn as churn,
-)
 from .journal import (
     PublishedVersion as PublishedVersion,
     RegistryState as RegistryState,
@@ -13,7 +9,9 @@ from .registry import (
     Registry as Registry,
 )
 from .snapshot import (
+    Churn as Churn,
     MapHolder as MapHolder,
     TableSnapshot as TableSnapshot,
+    churn as churn,
 )
 from .vocabulary import Vocabulary as Vocabulary

@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.combine import CombineSequences
+from torchrec_cce.modules.state_names import sequence_weight
 
 
 class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
@@ -90,4 +91,4 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
         return names
 
     def weight_name(self, table: str) -> str:
-        return f"ecs.{self._widths[table]}.embeddings.{table}.weight"
+        return sequence_weight(table, self._widths[table])

@@ -11,6 +11,7 @@ from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTables
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.combine import Combine
+from torchrec_cce.modules.state_names import pooled_weight
 
 
 class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
@@ -83,4 +84,4 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         return self._is_weighted
 
     def weight_name(self, table: str) -> str:
-        return f"ebc.embedding_bags.{table}.weight"
+        return pooled_weight(table)

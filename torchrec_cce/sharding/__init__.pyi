@@ -4,6 +4,7 @@ from .agreement import (
     on_first_rank as on_first_rank,
 )
 from .constraints import column_constraints as column_constraints
+from .distributed_checkpoint import load_checkpoint as load_checkpoint
 from .frequencies import ShardedFrequencies as ShardedFrequencies
 from .pipeline import (
     RowCollate as RowCollate,
@@ -14,7 +15,6 @@ from .planner import (
     planning_topology as planning_topology,
 )
 from .recluster import recluster_sharded as recluster_sharded
-from .reshard import load_checkpoint as load_checkpoint
 from .sharders import (
     CCEEmbeddingBagCollectionSharder as CCEEmbeddingBagCollectionSharder,
     CCEEmbeddingCollectionSharder as CCEEmbeddingCollectionSharder,
@@ -26,6 +26,6 @@ from .summary import (
 )
 from .tables import ShardedMaps as ShardedMaps
 from .watch import (
-    Moved as Moved,
+    Adoption as Adoption,
     VersionWatcher as VersionWatcher,
 )

@@ -18,6 +18,7 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ModuleSharder, ShardingType
 
 from torchrec_cce.modules.collection import CCECollection
+from torchrec_cce.modules.state_names import joined, split_weight
 
 _COLLECTIVES = {
     ShardingType.DATA_PARALLEL.value: 1,  # gradients
@@ -107,7 +108,6 @@ def map_bytes(module: nn.Module) -> dict[str, int]:
         for table in collection.cce_configs():
             vocabulary = collection.pointer_map(table.name).vocabulary
             pointers = table.num_embeddings * table.num_columns * table.pointer_dtype.itemsize
-            holder = collection.weight_name(table.name).split(".")[:-3]  # of `<path>.embedding_bags.<table>.weight`
-            name = ".".join([*filter(None, [path]), *holder, table.name])
-            sizes[name] = pointers + (0 if vocabulary is None else vocabulary.nbytes)
+            stock, _ = split_weight(collection.weight_name(table.name))
+            sizes[joined(joined(path, stock), table.name)] = pointers + (0 if vocabulary is None else vocabulary.nbytes)
     return sizes

@@ -18,6 +18,7 @@ from torchrec_cce.modules.collection import CCECollection, snapshot_of
 from torchrec_cce.modules.parameter_store import TableRows, to_array
 from torchrec_cce.modules.recluster import TableReport
 from torchrec_cce.modules.remap import Remap
+from torchrec_cce.modules.state_names import joined
 from torchrec_cce.sharding.agreement import on_all_ranks
 
 
@@ -125,7 +126,7 @@ def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None 
     tables = []
     for path, collection in collections_of(model).items():
         for config in collection.cce_configs():
-            name = f"{path}.{collection.weight_name(config.name)}"
+            name = joined(path, collection.weight_name(config.name))
             store = ShardedStore(weights[name], states.get(name, {}))
             tables.append(ShardedTable(collection=collection, config=config, store=store))
     return tables

@@ -1,19 +1,30 @@
-"""Checkpoints of a run: weights, optimizer state, maps and position in one folder; what is in it and how it is read."""
+"""The checkpoints of a run: a folder each with weights, optimizer state, maps and position, read and written here."""
 
-from collections.abc import Mapping
+import copy
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.errors import ConfigError, MapFileError
-from torchrec_cce.files.atomic import write_json
-from torchrec_cce.maps.bundle import read_folder
+from torchrec_cce.files.atomic import atomic_path, write_json
+from torchrec_cce.files.cache import scratch_copy
+from torchrec_cce.maps.bundle import read_folder, write_folder
+from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.collection import CCECollection, snapshot_of
-from torchrec_cce.sharding.reshard import load_checkpoint
+from torchrec_cce.sharding.agreement import on_all_ranks
+from torchrec_cce.sharding.distributed_checkpoint import load_checkpoint
+from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.tables import collections_of
 from torchrec_cce.training.schedule import Position
 
@@ -31,10 +42,10 @@ def load(
     The maps are attached first, so that weights and maps are compared before a weight is overwritten.
 
     Returns:
-        The position; and table → how often each ID was trained on, memory-mapped, of the tables where that was counted.
+        The position; and table → how often each ID was trained on, memory-mapped, for the tables that have counts.
 
     Raises:
-        ConfigError: there is no checkpoint, or it is of another optimizer.
+        ConfigError: there is no checkpoint, or another optimizer trained it.
         MapFileError, MapMismatchError: its maps are missing, damaged or of another model.
     """
     folder = newest(run_dir)
@@ -58,13 +69,23 @@ def newest(run_dir: Path) -> Path:
     return checkpoints[-1]
 
 
+def exists(run_dir: Path) -> bool:
+    """Whether a run has a checkpoint."""
+    return bool(_all(run_dir))
+
+
+def _all(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
+
+
 def folder_of(run_dir: Path, step: int) -> Path:
-    """The folder of the checkpoint after so many batches."""
+    """The folder of the checkpoint after `step` batches."""
     return run_dir / "checkpoints" / f"{_PREFIX}{step:010d}"
 
 
 def superseded(run_dir: Path) -> list[Path]:
-    """All checkpoints but the newest, and what kills have left of others."""
+    """All checkpoints but the newest, and the parts of others that kills have left."""
     return [*_all(run_dir)[:-1], *(run_dir / "checkpoints").glob(f".{_PREFIX}*")]
 
 
@@ -77,11 +98,16 @@ def read_position(folder: Path) -> Position:
     return Position.from_json((folder / POSITION).read_text())
 
 
+def maps_folder(folder: Path, collection: str) -> Path:
+    """Where the checkpoint `folder` has the maps of one collection."""
+    return folder / "maps" / collection
+
+
 def read_maps(folder: Path, collection: str) -> dict[str, TableSnapshot]:
     """The maps of one collection in the checkpoint `folder`, with the frequencies of their IDs, verified and mapped.
 
     Raises:
-        MapFileError: they are missing or damaged.
+        MapFileError: the maps are missing or damaged.
     """
     try:
         _, tables = read_folder(maps_folder(folder, collection))
@@ -90,23 +116,107 @@ def read_maps(folder: Path, collection: str) -> dict[str, TableSnapshot]:
     return tables
 
 
-def exists(run_dir: Path) -> bool:
-    """Whether a run has a checkpoint."""
-    return bool(_all(run_dir))
+class _Pending(NamedTuple):
+    """A checkpoint that is being written."""
+
+    commit: ExitStack
+    """Closing it gives the folder its name, on rank 0."""
+    work: Future[None]
 
 
-def _all(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
+class CheckpointWriter:
+    """Writes checkpoints, and removes the older one once the new one is whole. Every rank calls every method.
+
+    A folder gets its name by a rename when all ranks have written, so that a kill at any moment leaves a whole one.
+
+    Args:
+        in_background: copy weights and optimizer state in memory and frequencies to a file, write them while training
+            goes on, and give the folder its name when the next checkpoint is due, or at the end.
+    """
+
+    def __init__(self, run_dir: Path, *, in_background: bool = False) -> None:
+        self._run_dir = run_dir
+        self._in_background = in_background
+        # The batches' collectives must not meet those of the writers.
+        self._group = dist.new_group(backend="gloo") if in_background else None
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: _Pending | None = None
+
+    def save(
+        self,
+        model: DistributedModelParallel,
+        optimizer: CombinedOptimizer,
+        position: Position,
+        frequencies: ShardedFrequencies,
+    ) -> Path:
+        """Write a checkpoint. Returns its folder, whole or to be.
+
+        Raises:
+            OSError: on all ranks, as `finish` raises it, or because there is no room for a copy.
+        """
+        self.finish()
+        first = dist.get_rank() == 0
+        folder = folder_of(self._run_dir, position.step)
+        if folder.exists():  # nothing was trained since, but an epoch may have ended and its evaluation been the best
+            if first:
+                write_position(folder, position)
+            return folder
+        counted = frequencies.totals()
+        if self._in_background:
+            counted = on_all_ranks(lambda: {n: scratch_copy(each) for n, each in counted.items()} if first else {})
+        commit = ExitStack()
+        shared = [str(commit.enter_context(atomic_path(folder))) if first else ""]
+        dist.broadcast_object_list(shared, src=0)
+        temporary = Path(shared[0])
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        if self._in_background:
+            state = copy.deepcopy(state)  # torch's own stager of asynchronous saves knows no sharded tensors
+        rest = _rest(temporary, model, position, counted) if first else None
+
+        def write() -> None:
+            save(state, checkpoint_id=temporary, process_group=self._group)
+            if rest is not None:
+                rest()
+
+        self._pending = _Pending(commit, self._thread.submit(write))
+        if not self._in_background:
+            self.finish()
+        return folder
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one.
+
+        Raises:
+            OSError: on all ranks, if one of them could not write its part; the older checkpoint is still there.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        with pending.commit:
+            on_all_ranks(pending.work.result)
+        if dist.get_rank() == 0:
+            for old in superseded(self._run_dir):
+                shutil.rmtree(old)
+        dist.barrier()
 
 
-def maps_folder(folder: Path, collection: str) -> Path:
-    """Where the checkpoint `folder` has the maps of one collection."""
-    return folder / "maps" / collection
+def _rest(
+    folder: Path, model: DistributedModelParallel, position: Position, frequencies: Mapping[str, Integers]
+) -> Callable[[], None]:
+    """A function that writes what the distributed checkpoint lacks: maps, frequencies and position, as they are now."""
+    maps = {path: _map_snapshots(collection, frequencies) for path, collection in collections_of(model).items()}
+    at = copy.deepcopy(position)
+
+    def write() -> None:
+        for path, tables in maps.items():
+            write_folder(maps_folder(folder, path), tables, provenance=Provenance.of_this_code())
+        write_position(folder, at)
+
+    return write
 
 
-def map_snapshots(collection: CCECollection, frequencies: Mapping[str, Integers]) -> dict[str, TableSnapshot]:
-    """Maps and the frequencies of their IDs: the weights are in the distributed checkpoint."""
+def _map_snapshots(collection: CCECollection, frequencies: Mapping[str, Integers]) -> dict[str, TableSnapshot]:
+    """Maps and the frequencies of their IDs, without the weights, which are in the distributed checkpoint."""
     return {
         table.name: snapshot_of(table, collection.pointer_map(table.name), frequencies=frequencies.get(table.name))
         for table in collection.cce_configs()

@@ -1,10 +1,14 @@
-"""The `train` command, shared by `torchrec-cce train` and `torchrun -m torchrec_cce.training`.
+"""The commands `train` and `evaluate`, and what all commands share.
 
-A command imports what it runs when it runs, so that its help is there at once.
+`train` lies here and not in `torchrec_cce.cli`, because `torchrun -m torchrec_cce.training` runs it too. A command
+imports what it runs when it runs, so that its help is there at once.
 """
 
 import json
+import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,11 +18,11 @@ from typing import Annotated
 import typer
 
 from torchrec_cce.errors import CCEError, ConfigError
-from torchrec_cce.training.quiet import quiet_libraries
 
 _MISUSED = 2
 _INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
+_LIBRARIES = r"(torch|torchrec|fbgemm_gpu|tensordict|torchmetrics)\b"
 
 
 @contextmanager
@@ -32,9 +36,22 @@ def one_line_errors() -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Print to stderr, once and not once a rank."""
+    """Print to stderr; of several ranks, only the first one prints."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(line, err=True)
+
+
+def quiet_libraries() -> None:
+    """Silence deprecations in libraries below us that no user can act on.
+
+    Whoever asks for them by `python -W …` or PYTHONWARNINGS still sees them.
+    """
+    if sys.warnoptions:
+        return
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category, module=_LIBRARIES)
+    for name in ("torch.fx._symbolic_trace", "torchrec.distributed.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def train(

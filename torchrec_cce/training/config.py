@@ -61,8 +61,8 @@ TABLE_PRESETS: Mapping[str, Mapping[str, int]] = {"criteo_kaggle": KAGGLE_UNIVER
 class SplitConfig:
     """Rows of a file, or of several files one after the other.
 
-    Which rows these are follows from their numbers alone: a resumed run, any number of ranks, another batch size and
-    another chunk of the reader find the same ones.
+    The numbers of the rows alone decide which rows these are: a resumed run, any number of ranks, another batch size
+    and another chunk size of the reader find the same rows.
     """
 
     path: Annotated[str | tuple[str, ...], BeforeValidator(_paths)]
@@ -70,19 +70,19 @@ class SplitConfig:
     relative to the working directory. Or a pattern, `day_*.gz`: all that match, `day_2` before `day_10`, whenever the
     split is read. Or a list of these, in this order."""
     skip_rows: NonNegativeInt = 0
-    """Rows of the files, all together, to pass over."""
+    """Rows to pass over, counted over all files together."""
     max_rows: PositiveInt | None = None
-    """Rows of the files after those; all if not given."""
+    """Rows to read after those; all if not given."""
     sample_every: PositiveInt = 1
-    """Of so many of these rows the first is read. 8 is our reading of the eighth of the Terabyte log that the paper
-    trains and evaluates on: it does not say how that was drawn, so every eighth row, whatever its label, which leaves
-    days and their hours as they are. (DLRM's `--data-sub-sample-rate=0.875` drops rows without a click only; click
-    rate and BCE are then other ones.)"""
+    """Of every so many of these rows the first one is read. The paper trains and evaluates on an eighth of the Terabyte
+    log and does not say how it was drawn. We take every eighth row (8), whatever its label, which leaves days and their
+    hours as they are. (DLRM's `--data-sub-sample-rate=0.875` only drops rows without a click, which changes click rate
+    and BCE.)"""
     part: tuple[NonNegativeInt, PositiveInt] | None = None
     """`[i, n]`: of the rows that are left, numbered from 0, those whose number is i modulo n; all if not given.
-    `[0, 2]` and `[1, 2]` are the halves of a day: nobody has to know how many rows it has, and both are of the same
-    hours. (DLRM takes the first half as test and the second as validation split: `max_rows` and `skip_rows`, where the
-    number of rows is known.)"""
+    `[0, 2]` and `[1, 2]` halve a day whose number of rows is unknown, and both halves cover the same hours. (DLRM takes
+    the first half as test and the second as validation split: use `max_rows` and `skip_rows` if you know the number of
+    rows.)"""
 
     def __post_init__(self) -> None:
         if self.part is not None and self.part[0] >= self.part[1]:
@@ -94,34 +94,34 @@ class SplitConfig:
 
     @property
     def every(self) -> int:
-        """Of so many rows between `skip_rows` and `max_rows` one is read, …"""
+        """Of every so many rows between `skip_rows` and `max_rows` one is read."""
         return self.sample_every * (1 if self.part is None else self.part[1])
 
     @property
     def first(self) -> int:
-        """… and this one is, numbered from 0."""
+        """The number of that row, from 0 on."""
         return self.sample_every * (0 if self.part is None else self.part[0])
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataConfig:
-    """What to read, and how columns become label, dense features and raw IDs."""
+    """What to read, and how the fields of its files become label, dense features and raw IDs."""
 
     format: Literal["criteo", "parquet", "remapped"]
     """`criteo` is the TSV of the Kaggle and Terabyte logs, plain or .gz, with features `C1 … C26`. `remapped` is what
-    `torchrec-cce remap` wrote, Parquet or Arrow, with the index pointers of one version of the maps; what is said of
-    Parquet below holds for it too."""
+    `torchrec-cce remap` wrote, Parquet or Arrow, with the pointers of one version of the maps; what is said of Parquet
+    below holds for it too."""
     train: SplitConfig
     validation: SplitConfig | None = None
     test: SplitConfig | None = None
     label: str = "label"
-    """Parquet: the column of clicks, 0 or 1."""
+    """Parquet: the field of clicks, 0 or 1."""
     dense: tuple[str, ...] = ()
-    """Parquet: columns of numbers."""
+    """Parquet: fields of numbers."""
     dense_transform: Literal["log1p", "none"] = "none"
     """Parquet: `log1p` is DLRM's log(1 + x), negative values as 0."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Parquet: feature → column of its raw IDs; a feature that is not named here has a column of its own name."""
+    """Parquet: feature → field of its raw IDs; the raw IDs of any other feature are in a field of its own name."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -129,10 +129,10 @@ class TableConfig:
     """One embedding table."""
 
     num_embeddings: PositiveInt
-    """Size of the universe; raw IDs are brought into it by the paper's modulus pre-hash, unless the table's map has a
-    vocabulary or a policy for IDs that it does not know."""
+    """Size of the universe. The paper's modulus pre-hash brings raw IDs into it, unless the table's map has a
+    vocabulary or a policy for unknown IDs."""
     features: tuple[str, ...] = ()
-    """The features that share the table; by default the one that it is named after."""
+    """The features that share the table; by default the feature that it is named after."""
     pooling: Literal["sum", "mean"] = "sum"
 
 
@@ -143,14 +143,15 @@ class EmbeddingConfig:
     dim: PositiveInt = 16
     method: Method = "cce"
     max_parameters: PositiveInt | None = None
-    """The cap for each table; tables below it stay full. Needed by every method but `full`."""
+    """The most parameters of each table; smaller tables stay full. Needed by every method but `full`."""
     num_columns: PositiveInt = 4
     num_terms: PositiveInt | None = None
-    """Summed words of the methods that leave it open, see `tables_under_cap`; their usual number if not given."""
+    """Number of codewords that are summed, for the methods that leave it open, see `tables_under_cap`; if not given,
+    the usual number of the method."""
     use_helper: bool = True
-    """`cce`: False for codebook words alone, as data needs that was remapped without helper. Nothing is learned about
-    pointers then: a column has `k` different embeddings, which every clustering finds again. For CCE whose last phase
-    is without helper, derive `pq` from a run of `cce` or `ce_hybrid`."""
+    """`cce`: False trains the codebook alone, as data needs that was remapped without helper. The pointers then learn
+    nothing: a column has `k` different embeddings, which every clustering finds again. For CCE whose last phase is
+    without helper, derive `pq` from a run of `cce` or `ce_hybrid`."""
 
     def __post_init__(self) -> None:
         if not self.use_helper and self.method != "cce":
@@ -175,11 +176,12 @@ class OptimizerConfig:
     """One optimizer for the embedding tables and one for the rest."""
 
     embedding: Literal["sgd", "rowwise_adagrad", "adagrad", "adam", "adamw"] = "rowwise_adagrad"
-    """FBGEMM can fuse the first three into the backward pass, without a weight decay; else tables are replicated."""
+    """FBGEMM can fuse the first three into the backward pass, if there is no weight decay. Otherwise tables are
+    replicated."""
     embedding_learning_rate: LearningRate = 0.05
     embedding_weight_decay: Annotated[FiniteFloat, Field(ge=0)] | None = None
-    """Of the embedding tables; the optimizer's own default if not given: 0.01 for adamw, 0 for the others. Tables that
-    overfit need it, CCE's most of all: a clustering writes what was memorised into the pointers."""
+    """Weight decay of the embedding tables; if not given, the optimizer's own default: 0.01 for adamw, 0 for the
+    others. Tables that overfit need it, CCE's most of all: a clustering writes what was memorised into the pointers."""
     dense: Literal["sgd", "adam", "adamw"] = "adam"
     dense_learning_rate: LearningRate = 1e-3
 
@@ -195,11 +197,11 @@ class ReclusterSection:
     rest: NonNegativeInt | None = None
     """Batches trained after the last clustering, where the run then ends; to the end of the data if not given."""
     weigh_by_frequency: bool = False
-    """Weigh IDs by how often they were trained on; costs 8 bytes an ID."""
+    """Weigh IDs by how often they were trained on. This costs 8 bytes an ID."""
     points_per_centroid: int = 256
     num_iterations: int = 50
     backend: Backend = "numba"
-    """Of k-means: our own, or another that has to be installed."""
+    """The implementation of k-means: our own, or another one that has to be installed."""
     helper_init: Literal["zero", "residual"] = "zero"
 
     def __post_init__(self) -> None:
@@ -223,11 +225,10 @@ class RegistrySection:
     url: str | None = None
     """A folder, `s3://bucket/prefix` or the like: a version after every clustering. None: nothing is published."""
     start: int | str | None = None
-    """The version whose tables a new run starts from: its maps, with their vocabularies, and its words. `"current"` is
-    the one that is current then. None: a run starts from hashes and random words."""
+    """The version whose tables a new run starts from: its maps, with their vocabularies, and its codewords. `"current"`
+    is the version that is current when the run starts. None: a run starts from hashes and random codewords."""
     watch_every: PositiveInt | None = None
-    """Batches between two looks for another version that is current there, which the run then moves to. None: it stays
-    with its own."""
+    """Batches between two looks at which version is current. The run adopts a new one. None: it keeps its own maps."""
 
     def __post_init__(self) -> None:
         if isinstance(self.start, str) and self.start != "current":
@@ -240,15 +241,15 @@ class RegistrySection:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DeriveSection:
-    """Another run, whose newest checkpoint a new run starts from: large tables get pointers and words by quantization
-    of its embeddings."""
+    """Another run, whose newest checkpoint a new run starts from: large tables get pointers and codewords by
+    quantization of its embeddings."""
 
     run: str
-    """Its folder, with the same tables and dimension; its method and cap may be any."""
+    """Its folder. It must have the same tables and dimension, but may have any method and any number of parameters."""
     dense: bool = True
-    """Take over all its other weights, too."""
+    """Whether to take over all its other weights, too."""
     circular: bool = False
-    """Cluster each column by the other columns: collapses, see `quantize`."""
+    """Whether to cluster each column by the other columns, which collapses, see `quantize`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -258,16 +259,17 @@ class TrainingConfig:
     batch_size: PositiveInt = 2048
     """Rows of a global batch, shared by the ranks."""
     epochs: NonNegativeInt = 1
-    """0: the model that a run starts from is evaluated, and not trained."""
+    """0: the model that the run starts from is only evaluated."""
     evaluate_every: PositiveInt | None = None
     """Batches between two evaluations on the validation split; once an epoch if not given."""
     checkpoint_every: PositiveInt | None = None
     """Batches between two checkpoints; if not given, there is one at the end and one when a run is interrupted."""
     checkpoint_in_background: bool = False
-    """Train on while a checkpoint is written, from a copy of weights and optimizer state. It counts when it is whole,
-    which is found out when the next one is due."""
+    """Whether to train on while a checkpoint is written from a copy of weights and optimizer state. It counts once it
+    is whole, which is checked when the next one is due."""
     early_stopping: bool = False
-    """Stop after an epoch whose best validation BCE is not below that of the epoch before, once clustering is over."""
+    """Whether to stop after an epoch whose best validation BCE is not below that of the epoch before, once all
+    clusterings are done."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -285,7 +287,7 @@ class RunConfig:
     derive: DeriveSection | None = None
     training: TrainingConfig = TrainingConfig()
     seed: int = 0
-    """Of weights, hash functions and clusterings."""
+    """The seed of weights, hash functions and clusterings."""
 
     def __post_init__(self) -> None:
         if self.training.early_stopping and self.data.validation is None:
@@ -311,7 +313,7 @@ class RunConfig:
         self.table_configs()
 
     def _check_maps_stay(self) -> None:
-        """Remapped data has the pointers of one version, and none of the raw IDs that another would need."""
+        """Remapped data has the pointers of one version, and lacks the raw IDs that another version would need."""
         if self.recluster.ct > 0:
             raise ValueError(
                 f"ct={self.recluster.ct}: remapped data has the pointers of one version of the maps, and a clustering "
@@ -340,11 +342,11 @@ class RunConfig:
             for name, table in self.tables.items()
         ]
 
-    def table_configs(self) -> list[EmbeddingBagConfig]:
-        """The tables as they are trained."""
+    def table_configs(self, method: Method | None = None) -> list[EmbeddingBagConfig]:
+        """The tables as they are trained, or as they would be with another `method`."""
         return tables_under_cap(
             self.full_tables(),
-            method=self.embedding.method,
+            method=method or self.embedding.method,
             max_parameters=self.embedding.max_parameters or 0,
             num_columns=self.embedding.num_columns,
             num_terms=self.embedding.num_terms,
@@ -357,7 +359,7 @@ class RunConfig:
         return {feature: table.num_embeddings for table in self.full_tables() for feature in table.feature_names}
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values that `RunConfig` can be made of again."""
+        """JSON values that `parse_config` makes the same configuration of."""
         values: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
         return values
 
@@ -389,5 +391,5 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
             n: table if isinstance(table, dict) else {"num_embeddings": table} for n, table in tables.items()
         }
         values = {**values, "tables": spelled_out}
-    # As JSON, because only there strict means what it should here: "64" is no number, and a list may fill a tuple.
+    # As JSON, because only there does strict mean what we want: "64" is no number, and a list may fill a tuple.
     return _ADAPTER.validate_json(json.dumps(values, default=str), strict=True)

@@ -1,4 +1,4 @@
-"""A run's configuration as a TOML file: what is wrong with one is said in one line, with the line that is at fault."""
+"""A run's configuration as a TOML file. An error is one line that names the line of the file that is at fault."""
 
 import json
 import re
@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 RUN_CONFIG = "config.json"
-"""In a run's folder: what it was started with."""
+"""The file in a run's folder with the configuration that it was started with."""
 
 _KEY = r"""(?:"[^"]*"|'[^']*'|[\w-]+)"""
 _DOTTED = rf"({_KEY}(?:\s*\.\s*{_KEY})*)"
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class WrongValue(ConfigError):
-    """A value of a configuration that cannot be, and where it is."""
+    """An impossible value in a configuration, and the keys that lead to it."""
 
     def __init__(self, keys: Sequence[str], message: str) -> None:
         super().__init__(f"{'.'.join(keys) or 'config'}: {message}")
@@ -36,7 +36,7 @@ class WrongValue(ConfigError):
 
     @classmethod
     def first_of(cls, error: ValidationError, root: type) -> "WrongValue":
-        """The first of pydantic's errors about a dataclass `root`."""
+        """The first of pydantic's errors about a value of the dataclass `root`."""
         return cls(*_explain(error, root))
 
 
@@ -53,7 +53,7 @@ def read_toml(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> T:
     """What `parse` makes of a TOML file.
 
     Raises:
-        ConfigError: one line, `path:line: key: what is wrong`; the last two are those of a `WrongValue`.
+        ConfigError: one line, `path:line: key: what is wrong`; key and message are those of the `WrongValue`.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -73,7 +73,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
     """The configuration that the run in `run_dir` was started with.
 
     Raises:
-        ConfigError: one line; there is no run, or its configuration is not one of this version.
+        ConfigError: one line; there is no run, or this version of the package cannot read its configuration.
     """
     path = run_dir / RUN_CONFIG
     if not path.exists():
@@ -118,16 +118,16 @@ def _explain(error: ValidationError, root: type) -> tuple[list[str], str]:
 def _allowed(root: type, keys: Sequence[str]) -> list[str]:
     """The keys of the section at `keys`."""
     section = _section(root, keys)
-    return [one.name for one in fields(section)] if is_dataclass(section) else []
+    return [field.name for field in fields(section)] if is_dataclass(section) else []
 
 
 def _section(root: type, keys: Sequence[str]) -> Any:
-    """The type of what is at `keys`; where that holds several of one dataclass, the dataclass."""
+    """The type of the section at `keys`; where that is a collection of dataclasses, the dataclass."""
     section: Any = root
     for key in keys:
         if is_dataclass(section):
             hint = get_type_hints(section).get(key)
-            # Of a dict or a tuple of sections, the next key names one.
+            # In a dict or a tuple of sections, the next key chooses the section.
             section = hint if get_origin(hint) in (dict, tuple) else _dataclass_in(hint)
         else:
             section = _dataclass_in(section)
@@ -139,7 +139,7 @@ def _dataclass_in(hint: Any) -> Any:
 
 
 def _path_to(root: type, name: str, keys: Sequence[str]) -> list[str]:
-    """From the section at `keys` to its own key `name` or that of a section in it; empty if there is none."""
+    """The path from the section at `keys` to the key `name` in it or in one of its sections; empty if there is none."""
     if name in _allowed(root, keys):
         return [name]
     sections = (section for section in _allowed(root, keys) if is_dataclass(_section(root, [*keys, section])))
@@ -147,7 +147,7 @@ def _path_to(root: type, name: str, keys: Sequence[str]) -> list[str]:
 
 
 def _line_of(text: str, keys: list[str]) -> int:
-    """The line of the TOML `text` that sets `keys`, or else of the innermost table that should have."""
+    """The line of the TOML `text` that sets `keys`, or else that of the innermost table that should set them."""
     best_line, best_depth = 1, 0
     table: list[str] = []
     elements: dict[str, int] = {}
@@ -161,7 +161,7 @@ def _line_of(text: str, keys: list[str]) -> int:
             path = table = [*_parts(name), str(elements[name])]
         elif header:
             path = table = _parts(header.group(1))
-            if path[0] in elements:  # of the last element
+            if path[0] in elements:  # of the array's last element
                 path.insert(1, str(elements[path[0]]))
         elif assignment:
             path = [*table, *_parts(assignment.group(1))]

@@ -1,4 +1,4 @@
-"""A run that starts from the model of another: pointers learned from its embeddings, and its other weights.
+"""A run that starts from the model of another run: pointers learned from its embeddings, and its other weights.
 
 Product and residual quantization after training, and what the paper tried around them (Appendix A): more parameters
 before the clustering than after, several helpers, circular clustering, seeding with PQ.
@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torchrec import EmbeddingBagConfig
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
@@ -27,6 +26,8 @@ from torchrec_cce.methods.sketch import Sketch
 from torchrec_cce.modules.bag import CompressedEmbeddingBag
 from torchrec_cce.modules.collection import snapshot_of
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.modules.state_names import computed_prefix, in_checkpoint, joined, pooled_weight
+from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
 from torchrec_cce.sharding.tables import collections_of
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import RunConfig
@@ -42,8 +43,8 @@ def derived_model(config: RunConfig) -> nn.Module:
     """The model that `config` starts from, whole and on the CPU; the same on every rank that calls this.
 
     Raises:
-        ConfigError: there is no such run or it has no checkpoint, its tables are of other sizes, or a table here is of
-            a method that has no learned pointers.
+        ConfigError: there is no such run or it has no checkpoint, its tables have other sizes, or the method of a table
+            here has no learned pointers.
         ClusteringError: its embeddings are NaN or infinite.
     """
     section = config.derive
@@ -89,14 +90,14 @@ def start_from(model: DistributedModelParallel, whole: nn.Module) -> dict[str, t
 
 
 def embeddings(collection: CCEEmbeddingBagCollection, table: EmbeddingBagConfig) -> npt.NDArray[np.float32]:
-    """`[n, d] float32`: those of every raw ID of a table of any method."""
+    """`[n, d] float32`: the embedding of every raw ID of a table of any method."""
     bag = CompressedEmbeddingBag(table)
     inner = bag.collection
     if isinstance(table, CCEConfig):
         inner.attach_pointer_map(table.name, collection.pointer_map(table.name))
     state = collection.state_dict()
     names = [name for name, _ in (*inner.named_parameters(), *inner.named_buffers())]
-    inner.load_state_dict({name: state[name] for name in names}, strict=False)  # but for the map, which is there
+    inner.load_state_dict({name: state[name] for name in names}, strict=False)  # all but the attached map
     with torch.no_grad():
         parts = [bag(ids[:, None]) for ids in torch.arange(table.num_embeddings).split(_IDS_AT_A_TIME)]
     whole: npt.NDArray[np.float32] = torch.cat(parts).numpy()
@@ -105,8 +106,11 @@ def embeddings(collection: CCEEmbeddingBagCollection, table: EmbeddingBagConfig)
 
 def _check(config: RunConfig, source: RunConfig, run: str) -> None:
     mine, theirs = (
-        {table.name: (table.num_embeddings, table.embedding_dim, table.feature_names) for table in one.full_tables()}
-        for one in (config, source)
+        {
+            table.name: (table.num_embeddings, table.embedding_dim, table.feature_names)
+            for table in run_config.full_tables()
+        }
+        for run_config in (config, source)
     )
     differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if differing:
@@ -122,9 +126,9 @@ def _load(run_dir: Path, config: RunConfig) -> nn.Module:
     folder = checkpoint.newest(run_dir)
     for path, collection in _collections(model):
         collection.restore(checkpoint.read_maps(folder, path))
-    state = {"model": model.state_dict()}
-    load_distributed(state, checkpoint_id=str(folder), no_dist=True)
-    model.load_state_dict(state["model"])
+    weights = model.state_dict()
+    DistributedCheckpoint(folder=folder).fill({in_checkpoint(name): value for name, value in weights.items()})
+    model.load_state_dict(weights)
     return model
 
 
@@ -135,9 +139,9 @@ def _collections(model: nn.Module) -> Iterator[tuple[str, CCEEmbeddingBagCollect
 
 
 def _take_over(model: nn.Module, source: nn.Module, *, but: list[str], collection: str) -> None:
-    """Copy every weight but those of the tables `but`."""
+    """Copy all weights except those of the tables `but`."""
     left_out = tuple(
-        f"{collection}.{where}.{table}." for table in but for where in ("ebc.embedding_bags", "computed.tables")
+        joined(collection, name) for table in but for name in (pooled_weight(table), computed_prefix(table))
     )
     theirs = dict(source.named_parameters())
     with torch.no_grad():
@@ -147,7 +151,7 @@ def _take_over(model: nn.Module, source: nn.Module, *, but: list[str], collectio
 
 
 def _learn(table: EmbeddingBagConfig, points: npt.NDArray[np.float32], config: RunConfig) -> Quantized:
-    """Pointers and words for `table` that come near `points: [n, d]`."""
+    """Pointers and codewords for `table` that come near `points: [n, d]`."""
     assert config.derive is not None
     stored = 1 if isinstance(table, CCEConfig) else getattr(table, "num_stored_terms", 0)
     if stored == 0:
@@ -168,7 +172,7 @@ def _learn(table: EmbeddingBagConfig, points: npt.NDArray[np.float32], config: R
 
 
 def _clustered(start: PointerMap, table: CCEConfig, found: Quantized) -> TableSnapshot:
-    """As after a clustering: learned words in the codebook, zeros in the helper, which has a fresh hash."""
+    """The table as after a clustering: learned codewords in the codebook, and a helper of zeros with a fresh hash."""
     codebook = found.codewords[:, 0]
     words = np.stack([codebook, np.zeros_like(codebook)], axis=1)  # [c, 2, k, d/c]
     pointers = found.pointers[:, :, 0].astype(table.pointer_dtype)

@@ -21,15 +21,15 @@ from torchrec_cce.training.config import RunConfig, SplitConfig
 class RankBatch(NamedTuple):
     """A rank's part of a global batch.
 
-    TorchRec's row-wise sharding needs parts of one size on all ranks, and none that is empty. Where the global batch
-    does not divide, some parts therefore end in one more row, a filler.
+    TorchRec's row-wise sharding needs parts of the same size on all ranks, and no empty part. Where the global batch
+    cannot be divided evenly, some parts therefore end in one more row, a filler.
     """
 
     part: Batch
     rows: int
-    """Rows of `part` that count: all but the filler."""
+    """Rows of `part` without the filler."""
     global_rows: int
-    """Rows that count on all ranks."""
+    """Rows of all ranks without fillers."""
 
 
 def num_dense(config: RunConfig) -> int:
@@ -38,11 +38,11 @@ def num_dense(config: RunConfig) -> int:
 
 
 def check_files(config: RunConfig, remap: Remap) -> None:
-    """Look for every file that a run will read, and at the schema of remapped data, so that it does not stop later.
+    """Check that every file of a run is there, and that remapped data fits the model, before training begins.
 
     Raises:
         DataFileError: a file is missing.
-        DataFileError, MapMismatchError, ConfigError: a file does not go with the model; see `read_remapped`.
+        DataFileError, MapMismatchError, ConfigError: a file does not fit the model; see `RemappedLog.check`.
     """
     data = config.data
     log = _remapped(config, remap) if data.format == "remapped" else None
@@ -60,14 +60,15 @@ def read_batches(
 ) -> Iterator[RankBatch]:
     """The batches of a split in the order of its files, read and built in a background thread.
 
-    Every rank reads the whole split and takes its part of each global batch, so that the global batches do not depend
-    on the number of ranks; nor does anything else decide which rows they are but `split` and the files.
+    Every rank reads the whole split and takes its part of each global batch. The global batches therefore depend on
+    `split` and the files alone, and not on the number of ranks.
 
     Args:
-        remap: the model's, with the maps that it has now.
+        remap: that of the model, with its present maps.
 
     Raises:
-        DataFileError: from the reader, one line. ConfigError: a table's feature is not in the log.
+        DataFileError: one line, from the reader.
+        ConfigError: a table's feature is not in the log.
     """
     finish: Callable[[Rows], Rows]
     if config.data.format == "remapped":
@@ -84,7 +85,7 @@ def read_batches(
         for rows in global_batches(chunks, config.training.batch_size):
             mine = rank_part(rows, rank=rank, world_size=world_size)
             size = -(-len(rows) // world_size)
-            # The filler is a row of the batch, so that no embedding is touched that would not have been.
+            # The filler is a row of the batch, so that the step touches no other embedding.
             part = finish(mine if len(mine) == size else concat([mine, rows[:1]]))
             yield RankBatch(to_batch(part, keys), len(mine), len(rows))
 
@@ -92,7 +93,7 @@ def read_batches(
 
 
 def _bounded(config: RunConfig, remap: Remap) -> dict[str, int]:
-    """Feature → universe, of the features whose raw IDs are brought into it: all but those whose map takes any ID."""
+    """Feature → universe, for the features whose raw IDs must be brought into it, as their maps do not take any ID."""
     free = {name for name in remap.cce_tables() if remap.pointer_map(name).takes_any_id}
     features = {feature for table, feature in remap.table_features if table not in free}
     return {feature: size for feature, size in config.universes().items() if feature in features}

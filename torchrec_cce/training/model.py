@@ -12,7 +12,7 @@ from torchrec_cce.training.config import RunConfig
 
 
 class DLRMClicks(nn.Module):
-    """TorchRec's DLRM on a `Batch`. A log without dense columns gets one that is always zero, which DLRM needs."""
+    """TorchRec's DLRM on a `Batch`. A log without dense features gets one that is always zero, as DLRM needs one."""
 
     def __init__(self, collection: CCEEmbeddingBagCollection, num_dense: int, config: RunConfig) -> None:
         super().__init__()

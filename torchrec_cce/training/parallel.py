@@ -1,10 +1,12 @@
-"""One path for one process and for many: the process group, and a model sharded over it with its optimizers."""
+"""The ranks of a run: their process group, requests to stop that all of them hear, and a model sharded over them."""
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_cce.methods.computed import ComputedTables
+from torchrec_cce.modules.state_names import bag_weight
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import OptimizerConfig
 
@@ -59,6 +62,44 @@ def process_group() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+class StopRequest:
+    """Ctrl-C and SIGTERM as a request to stop after the batch at hand.
+
+    While entered, the first SIGINT or SIGTERM is remembered, and a second one acts as it always did.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self._received = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._handle) for number in self._SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self._received = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def on_any_rank(self) -> bool:
+        """Whether any rank was asked to stop: the same answer on all ranks, which all call it after every batch."""
+        if dist.get_world_size() == 1:
+            return self._received
+        votes = torch.tensor(int(self._received))
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes)
+
+
 def shard(
     model: nn.Module, plan: ShardingPlan, config: OptimizerConfig, ranks: Ranks
 ) -> tuple[DistributedModelParallel, CombinedOptimizer]:
@@ -71,7 +112,7 @@ def shard(
     replicated, fused = set(), []
     for path, tables in plan.plan.items():
         for name, placement in tables.items():
-            weight = f"{path}.embedding_bags.{name}.weight"
+            weight = bag_weight(path, name)
             if placement.compute_kernel == EmbeddingComputeKernel.DENSE.value:
                 replicated.add(weight)
             else:
@@ -112,7 +153,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
 }
 _FUSED = ("sgd", "rowwise_adagrad", "adagrad")
-"""Those that FBGEMM fuses on the CPU and on CUDA alike."""
+"""The optimizers that FBGEMM fuses on the CPU and on CUDA alike."""
 _ADAGRADS = ("rowwise_adagrad", "adagrad")
 _EPSILON = 1e-8
 """FBGEMM's, where PyTorch's and TorchRec's Adagrads have 1e-10."""
@@ -120,14 +161,14 @@ _EPSILON = 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptimizer:
-    """What trains the tables, wherever they are placed: fused, or as `kind(parameters, **arguments)`."""
+    """The optimizer of the tables, wherever they are placed: fused, or as `kind(parameters, **arguments)`."""
 
     kind: type[torch.optim.Optimizer]
     computed_kind: type[torch.optim.Optimizer]
-    """Of computed tables, whose parameters' rows are no embeddings: rowwise Adagrad becomes Adagrad."""
+    """That of computed tables. Their parameters' rows are no embeddings: Adagrad takes the place of rowwise Adagrad."""
     arguments: dict[str, Any]
     can_be_fused: bool
-    """Whether FBGEMM does the same in the backward pass. If not, all tables are replicated."""
+    """Whether FBGEMM can do the same in the backward pass. If it cannot, all tables are replicated."""
 
 
 def table_optimizer(config: OptimizerConfig) -> TableOptimizer:

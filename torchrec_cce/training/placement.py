@@ -1,4 +1,4 @@
-"""Where a run's tables go: TorchRec's planner, told what their optimizer can do."""
+"""Where a run's tables go: TorchRec's planner, which is told what their optimizer can do."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,10 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
-from torchrec_cce.methods.registry import Method, tables_under_cap
+from torchrec_cce.methods.registry import Method
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.modules.state_names import COMPUTED
 from torchrec_cce.sharding.planner import CCEShardingPlanner
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.sharding.summary import PlanSummary
@@ -30,13 +31,12 @@ _log = logging.getLogger(__name__)
 
 
 def plan_run(config: RunConfig, world_size: int) -> ShardingPlan:
-    """A plan of a run's model for the ranks of the process group, which all call this and get the same.
+    """A plan of a run's model for the ranks of the process group. All ranks call this and get the same plan.
 
-    It depends on the configuration, the number of ranks and hosts, and the memory of rank 0's machine, and on nothing
-    else.
+    It depends on nothing but the configuration, the number of ranks and hosts, and the memory of rank 0's machine.
 
     Raises:
-        ConfigError: on every rank; the tables do not fit.
+        ConfigError: on every rank, if the tables do not fit.
     """
     model = build_model(config, num_dense=num_dense(config), device=_META)
     planner = _planner(
@@ -52,24 +52,16 @@ def plan_run(config: RunConfig, world_size: int) -> ShardingPlan:
 def summary_of(
     config: RunConfig, method: Method, topology: Topology, batch_size: int, lengths: Mapping[str, float]
 ) -> PlanSummary:
-    """The plan of a run's tables, were they compressed by `method` and trained on the ranks of `topology`.
+    """The plan of a run's tables if they were compressed by `method` and trained on the ranks of `topology`.
 
     Args:
-        batch_size: rows of one rank's batch.
-        lengths: feature → raw IDs in a bag, on average; 1 for those that are not in it.
+        batch_size: rows of a rank's batch.
+        lengths: feature → raw IDs in a bag, on average; 1 for features that are not named.
 
     Raises:
-        ConfigError: they do not fit.
+        ConfigError: the tables do not fit.
     """
-    tables = tables_under_cap(
-        config.full_tables(),
-        method=method,
-        max_parameters=config.embedding.max_parameters or 0,
-        num_columns=config.embedding.num_columns,
-        num_terms=config.embedding.num_terms,
-        use_helper=config.embedding.use_helper,
-        seed=config.seed,
-    )
+    tables = config.table_configs(method)
     collection = CCEEmbeddingBagCollection(tables, device=_META)
     planner = _planner(
         collection,
@@ -87,12 +79,12 @@ def record_plan(plan: ShardingPlan, run_dir: Path) -> None:
     """Write to `plan.json` and to the log where each table is: table → sharding type, kernel, ranks."""
     tables = {
         name: {
-            "sharding_type": one.sharding_type,
-            "compute_kernel": one.compute_kernel,
-            "ranks": sorted(set(one.ranks or ())),
+            "sharding_type": placement.sharding_type,
+            "compute_kernel": placement.compute_kernel,
+            "ranks": sorted(set(placement.ranks or ())),
         }
-        for placed in plan.plan.values()
-        for name, one in placed.items()
+        for placements in plan.plan.values()
+        for name, placement in placements.items()
     }
     write_json(run_dir / PLAN, tables, indent=2)
     for name, table in tables.items():
@@ -108,11 +100,11 @@ def _planner(
     lengths: Mapping[str, float],
     topology: Topology | None = None,
 ) -> CCEShardingPlanner:
-    """A planner for `model`, which is on the meta device and becomes fit for nothing but planning."""
+    """A planner for `model`, which is on the meta device and can only be planned with afterwards."""
     for collection in model.modules():
         if isinstance(collection, CCECollection):
             # The planner reads the optimizer, whose state takes memory, off the parameters.
-            looked_up = [p for name, p in collection.named_parameters() if not name.startswith("computed.")]
+            looked_up = [p for name, p in collection.named_parameters() if not name.startswith(COMPUTED)]
             apply_optimizer_in_backward(optimizer.kind, looked_up, dict(optimizer.arguments))
     return CCEShardingPlanner(
         topology=topology,
@@ -123,6 +115,6 @@ def _planner(
                 sharding_types=None if optimizer.can_be_fused else [ShardingType.DATA_PARALLEL.value],
             )
             for table in tables
-            if not isinstance(table, ComputedEmbeddingBagConfig)  # replicated, and nothing to plan
+            if not isinstance(table, ComputedEmbeddingBagConfig)  # always replicated
         },
     )

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and whether the run there is new or goes on."""
+"""The folder of a run: which configuration it belongs to, and whether its run is new or goes on."""
 
 import json
 from pathlib import Path
@@ -12,17 +12,17 @@ from torchrec_cce.sharding.agreement import on_all_ranks, on_first_rank
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
-from torchrec_cce.training.log import has_measured
+from torchrec_cce.training.metrics import has_measured
 
 Start = Literal["new", "resume", "either"]
-"""A new run; one to go on with from its newest checkpoint; or the second if there is one, else the first."""
+"""`new` begins a run, `resume` goes on from its newest checkpoint, and `either` resumes if there is a checkpoint."""
 
 
 def claim(run_dir: Path, config: RunConfig, start: Start) -> bool:
     """Make `run_dir` the folder of this configuration, or check that it is. Returns whether to resume.
 
     Raises:
-        ConfigError: it is that of another run, or of another configuration; or there is nothing to resume.
+        ConfigError: the folder holds another run or another configuration, or there is nothing to resume.
     """
     if start == "new" and (has_measured(run_dir) or checkpoint.exists(run_dir)):  # a start that failed is no run
         raise ConfigError(f"{run_dir} holds a run already; resume it or choose another folder")
@@ -45,12 +45,12 @@ def open_start(url: str, start: int | str, run_dir: Path) -> MapVersion:
     """Open the version that a new run starts from, on every rank.
 
     Args:
-        start: its number, or `"current"`: what is current now, or was when this run was begun before.
+        start: its number, or `"current"`: the version that is current now, or was when this run was first begun.
 
     Raises:
         RegistryError: there is no such version, or the registry does not answer.
         MapFileError: the version is damaged.
-        ConfigError: the run was begun before, from a version that the registry no longer has under this number.
+        ConfigError: the run was begun before, and the registry has another version under that number now.
     """
     registry = Registry(url)
     version = on_first_rank(lambda: _version(registry, start, run_dir))

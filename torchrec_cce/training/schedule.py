@@ -18,7 +18,7 @@ class Schedule:
         return self.ct > 0 and step % self.cf == 0 and step // self.cf <= self.ct
 
     def resting_after(self, step: int) -> bool:
-        """Whether no clustering comes any more."""
+        """Whether all clusterings are over."""
         return step >= self.ct * self.cf
 
     def ends_after(self, step: int) -> bool:
@@ -47,7 +47,7 @@ class EarlyStopping:
 
 @dataclass(kw_only=True)
 class Position:
-    """The same on every rank. A run that goes on from it measures the same as one that was never interrupted."""
+    """Where a run is; the same on every rank. A run that goes on from here measures what an uninterrupted run would."""
 
     step: int = 0
     """Batches trained."""
@@ -66,7 +66,7 @@ class Position:
     metrics_bytes: int = 0
     """Size of `metrics.jsonl`."""
     version: int | None = None
-    """The registry's newest version that the run knows of, if it watches it: see `VersionWatcher.version`."""
+    """The registry's newest version that the run knows of, if it watches: see `VersionWatcher.version`."""
 
     @classmethod
     def from_json(cls, text: str) -> "Position":

@@ -11,7 +11,7 @@ from torchrec_cce.modules.collection import CCECollection
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of all embedding tables of a model."""
+    """The sizes of all embedding tables of a model."""
 
     full_parameters: int
     """`Σ n·d`: what full tables would train."""
@@ -20,16 +20,16 @@ class Sizes:
     full_bytes: int
     """Bytes of full tables."""
     table_bytes: int
-    """Bytes of the tables; they live on the accelerator, if there is one. A CCE table without its helper has the
-    helper's rows all the same, which are not trained."""
+    """Bytes of the tables; they are on the accelerator, if there is one. A CCE table that does not use its helper still
+    has the helper's rows, which are not trained."""
     pointer_bytes: int
-    """Bytes of index pointers that live in host memory: those of CCE's maps."""
+    """Bytes of pointers in host memory: those of CCE's maps."""
     device_pointer_bytes: int = 0
-    """Bytes of index pointers that live beside the tables: those of computed tables."""
+    """Bytes of pointers beside the tables: those of computed tables."""
     largest_table: str
     """The table that would be the largest if all were full."""
     largest_factor: float
-    """Its full parameters over its trained ones."""
+    """Parameters of this table if it were full, over its trained parameters."""
 
     @property
     def parameter_factor(self) -> float:

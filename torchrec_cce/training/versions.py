@@ -1,17 +1,11 @@
-"""The tables of a run as versions of its registry: those that it publishes, and those that it moves to."""
+"""The tables of a run as versions of its registry: those that it publishes, and those that it adopts."""
 
-import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
@@ -20,15 +14,15 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.recluster import TableReport
+from torchrec_cce.modules.state_names import in_checkpoint, joined, pooled_weight
 from torchrec_cce.sharding.agreement import on_first_rank
+from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.tables import ShardedMaps, check_on_all_ranks, collections_of
 from torchrec_cce.sharding.watch import Adoption, VersionWatcher
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import RunConfig, config_digest
 from torchrec_cce.training.config_file import read_run_config
-
-_log = logging.getLogger(__name__)
 
 
 class RunVersions:
@@ -42,17 +36,17 @@ class RunVersions:
         self._watcher: VersionWatcher | None = None
 
     def watching(self, version: int | None) -> AbstractContextManager[object]:
-        """While entered, the registry is watched, if the run is to follow it.
+        """A context in which the registry is watched, if the configuration says so.
 
         Args:
-            version: that the run knows of.
+            version: the newest version that the run knows of.
         """
         url, digest = self._config.registry.url, config_digest(self._config)
         if url is not None and self._config.registry.watch_every is not None:
             self._watcher = VersionWatcher(
                 Registry(url),
                 version=version,
-                is_own=lambda one: (one.checkpoint, one.config_digest) == (str(self._run_dir), digest),
+                is_own=lambda made: (made.checkpoint, made.config_digest) == (str(self._run_dir), digest),
             )
         return self._watcher or nullcontext()
 
@@ -63,10 +57,10 @@ class RunVersions:
 
     def maps(self) -> dict[str, PointerMap]:
         """CCE table → its map as it is now."""
-        return {name: one.pointer_map(name) for one in self._collections for name in one.cce_tables()}
+        return {name: each.pointer_map(name) for each in self._collections for name in each.cce_tables()}
 
     def publish(self, reports: Mapping[str, TableReport], frequencies: ShardedFrequencies) -> dict[str, Any]:
-        """Publish the tables as they are now. A registry that does not answer stops no training.
+        """Publish the tables as they are now. Training goes on if the registry does not answer.
 
         Returns:
             For the metrics: the `version`, or the `error`.
@@ -89,27 +83,27 @@ class RunVersions:
                 collection.attach_pointer_map(name, collection.pointer_map(name).published_as(published.version))
         return {"version": published.version}
 
-    def follow(self, frequencies: ShardedFrequencies) -> tuple[Adoption | None, ShardedFrequencies]:
+    def adopt(self, frequencies: ShardedFrequencies) -> tuple[Adoption | None, ShardedFrequencies]:
         """Adopt the version that is current in the registry, once all ranks have it; see `VersionWatcher`.
 
         Returns:
-            What it came to, and the frequencies by the rows of the maps that there are then. If a host has no room for
-            these, the model stays where it is.
+            What it came to, and the frequencies by the positions of the maps that the model has then. If a host has no
+            room for these frequencies, the model keeps its maps.
         """
         assert self._watcher is not None
-        old, moved_frequencies = self.maps(), frequencies
+        old, frequencies_then = self.maps(), frequencies
 
         def before(opened: MapVersion) -> None:
-            nonlocal moved_frequencies
+            nonlocal frequencies_then
             self._check_raw_ids(opened)
             check_on_all_ranks(self._model, opened.tables)
             new = {name: table.pointer_map for name, table in opened.tables.items()}
-            moved_frequencies = frequencies.moved(old, new)
+            frequencies_then = frequencies.moved(old, new)
 
         settings = self._config.recluster.settings()
-        moved = self._watcher.adopt_current(self._model, self._optimizer, before=before, settings=settings)
-        has_moved = moved is not None and moved.error is None
-        return moved, moved_frequencies if has_moved else frequencies
+        adopted = self._watcher.adopt_current(self._model, self._optimizer, before=before, settings=settings)
+        has_changed = adopted is not None and adopted.error is None
+        return adopted, frequencies_then if has_changed else frequencies
 
     def _check_raw_ids(self, opened: MapVersion) -> None:
         """Raise ConfigError if a version takes other raw IDs than the run reads."""
@@ -145,19 +139,11 @@ def snapshot_of_run(run_dir: Path) -> RunSnapshot:
     tables = {}
     for collection in sorted(path.name for path in (folder / "maps").iterdir()):
         maps = checkpoint.read_maps(folder, collection)
-        weights = _weights(folder, {name: f"{collection}.ebc.embedding_bags.{name}.weight" for name in maps})
+        keys = {name: in_checkpoint(joined(collection, pooled_weight(name))) for name in maps}
+        weights = DistributedCheckpoint(folder=folder).read(list(keys.values()))
         for name, table in maps.items():
-            tables[name] = replace(table, weights=weights[name], entropies=entropies.get(name, ()))
+            whole = weights[keys[name]].float().numpy()
+            tables[name] = replace(table, weights=whole, entropies=entropies.get(name, ()))
     if not tables:
         raise ConfigError(f"{run_dir}: embedding.method={config.embedding.method!r} has no map to publish; cce has")
     return RunSnapshot(tables=tables, checkpoint=str(folder), config_digest=config_digest(config))
-
-
-def _weights(folder: Path, names: dict[str, str]) -> dict[str, npt.NDArray[np.float32]]:
-    """Table → its whole weights, from a distributed checkpoint of any sharding."""
-    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
-    # The checkpoint was written by this package: what stands under these names is tensors.
-    whole = {f"model.{name}": torch.empty(saved[f"model.{name}"].size) for name in names.values()}  # type: ignore[union-attr]
-    if whole:
-        load_distributed(whole, checkpoint_id=str(folder), no_dist=True)
-    return {table: whole[f"model.{name}"].numpy() for table, name in names.items()}

@@ -14,8 +14,8 @@ from tests.support import nights, runs
 from tests.support.nights import Night, newest, tensors
 from torchrec_cce.cli.main import app
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.jobs.checkpoint.reader import Checkpoint, HelperUse
-from torchrec_cce.jobs.recluster.forecast import foresee
+from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, HelperUse
+from torchrec_cce.jobs.recluster.request import foresee
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.training.config_file import read_run_config
 
@@ -61,10 +61,10 @@ def test_a_checkpoint_by_itself_is_clustered_as_its_run(night: Night) -> None:
     bare = by_itself(newest(night.run), night.folder / "bare")
     job = {**as_the_run(night), "checkpoint": bare, "output": night.folder / "second"}
     if has_helper:
-        with pytest.raises(ConfigError, match=r"'C1': .* its helper words were trained; leave --without-helper C1 out"):
+        with pytest.raises(ConfigError, match=r"'C1': .* its helper was trained; leave the table out of `use_helper`"):
             night.recluster(**job, use_helper=NONE)
     else:
-        with pytest.raises(ConfigError, match=r"'C1': .* by --without-helper C1 or --with-helper C1"):
+        with pytest.raises(ConfigError, match=r"'C1': .* say which, by `use_helper` of 'C1'"):
             night.recluster(**job)
     assert night.versions == [1]
     assert not list(night.folder.glob(".*"))
@@ -84,19 +84,19 @@ def test_what_was_clustered_and_not_trained_tells_nothing(night: Night) -> None:
     night.recluster()
     bare = by_itself(newest(night.output), night.folder / "bare")
     with pytest.raises(ConfigError, match="or was not trained since it was made or clustered"):
-        Checkpoint.at(bare).tables(night.registry)
+        CCECheckpoint.at(bare).tables(night.registry)
     for said in (NONE, ALL):
-        tables = Checkpoint.at(bare, use_helper=said).tables(night.registry)
+        tables = CCECheckpoint.at(bare, use_helper=said).tables(night.registry)
         assert {table.name: table.config.use_helper for table in tables} == said
 
 
 def test_what_is_said_of_others(night: Night) -> None:
     said = str(read_run_config(night.run).embedding.use_helper).lower()
-    with pytest.raises(ConfigError, match=f"the run says use_helper={said}; leave"):
+    with pytest.raises(ConfigError, match=f"the run's configuration says use_helper={said}; leave `use_helper` out"):
         night.recluster(use_helper=ALL)
     bare = by_itself(newest(night.run), night.folder / "bare")
     with pytest.raises(ConfigError, match=r"of \['C9'\]; the CCE tables are \['C1', 'C2'\]"):
-        Checkpoint.at(bare, use_helper={"C9": False}).tables(night.registry)
+        CCECheckpoint.at(bare, use_helper={"C9": False}).tables(night.registry)
 
 
 def test_the_plan_says_it(night: Night) -> None:
@@ -109,7 +109,8 @@ def test_the_plan_says_it(night: Night) -> None:
 
     assert f"without helper: {'none' if forecast.use_helper['C1'] else 'C1, C2'}\n" in command().stdout
     assert json.loads(command("--json").stdout)["use_helper"] == forecast.use_helper
-    assert "the run says" in command("--without-helper", "C1").stderr
+    assert "says use_helper=" in command("--without-helper", "C1").stderr
+    assert "leave --with-helper or --without-helper out" in command("--without-helper", "C1").stderr
     both = command("--without-helper", "C1", "--with-helper", "C1")
     assert both.exit_code == 2
     assert "['C1'] are named by both" in both.stderr

@@ -18,10 +18,11 @@ from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CCEEm
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import ConfigError, DataFileError, JobError, MapFileError, MapMismatchError, RegistryError
 from torchrec_cce.jobs.checkpoint.copy import NewTable, copy_checkpoint, replace_tables, stamp_version
-from torchrec_cce.jobs.checkpoint.reader import METADATA, Checkpoint
+from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.modules.parameter_store import TableRows
 from torchrec_cce.modules.recluster import recluster_rows
+from torchrec_cce.sharding.distributed_checkpoint import METADATA
 from torchrec_cce.sharding.tables import ShardedStore
 from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.config_file import read_run_config
@@ -35,7 +36,7 @@ def registry(tmp_path: Path) -> Registry:
     return Registry(tmp_path / "registry", cache=tmp_path / "cache")
 
 
-def new_tables(one: Checkpoint, registry: Registry) -> list[NewTable]:
+def new_tables(one: CCECheckpoint, registry: Registry) -> list[NewTable]:
     """Of a clustering."""
     new = []
     for table in one.tables(registry):
@@ -55,7 +56,7 @@ def new_tables(one: Checkpoint, registry: Registry) -> list[NewTable]:
 def test_read_and_replaced_as_a_model_has_them(tmp_path: Path, registry: Registry, optimizer: str) -> None:
     """States of one value and of one vector a row; a model is loaded from the checkpoint before and after."""
     run = nights.train_a_run(tmp_path / "trained", optimizer={"embedding": optimizer})
-    source = Checkpoint.at(run)
+    source = CCECheckpoint.at(run)
     tables = source.tables(registry)
     assert [table.name for table in tables] == ["C1", "C2"]
     with process_group() as ranks:
@@ -72,7 +73,7 @@ def test_read_and_replaced_as_a_model_has_them(tmp_path: Path, registry: Registr
 
 def loaded(run_dir: Path, ranks: Ranks) -> list[tuple[TableRows, str]]:
     """Of each CCE table, its rows and the digest of its map, as a model has them that was loaded from a checkpoint."""
-    run = loop._Run(read_run_config(run_dir), run_dir, ranks)
+    run = loop.Run(read_run_config(run_dir), run_dir, ranks)
     run.load()
     (collection,) = run.collections
     weights, states = run.model.state_dict(), run.optimizer.state_dict()["state"]
@@ -93,11 +94,11 @@ def assert_same_rows(one: TableRows, other: TableRows) -> None:
 
 
 def test_everything_else_stays_as_it_is(trained: Path, tmp_path: Path, registry: Registry) -> None:
-    copy = copy_checkpoint(Checkpoint.at(trained), trained, tmp_path / "copy")
+    copy = copy_checkpoint(CCECheckpoint.at(trained), trained, tmp_path / "copy")
     before, position = tensors(newest(trained)), checkpoint.read_position(newest(trained))
     new = new_tables(copy, registry)
     after = replace_tables(copy, new, version=7)
-    assert after.stamps == Checkpoint.at(tmp_path / "copy").stamps
+    assert after.stamps == CCECheckpoint.at(tmp_path / "copy").stamps
     (stamps,) = after.stamps.values()
     assert [stamp.version for stamp in stamps] == [7, 7]
     changed = {key for key, value in tensors(after.folder).items() if not torch.equal(value, before[key])}
@@ -120,7 +121,7 @@ def test_everything_else_stays_as_it_is(trained: Path, tmp_path: Path, registry:
     for table, one in zip(once_more.tables(registry), again, strict=True):
         assert_same_rows(once_more.read_rows(table), one.rows)
     stamp_version(once_more, again, version=9)
-    assert {stamp.version for stamps in Checkpoint(folder=after.folder).stamps.values() for stamp in stamps} == {9}
+    assert {stamp.version for stamps in CCECheckpoint(folder=after.folder).stamps.values() for stamp in stamps} == {9}
     assert_same_but(tensors(once_more.folder), before)
 
 
@@ -179,7 +180,7 @@ def test_a_script_of_ones_own(tmp_path: Path, registry: Registry) -> None:
     registry.publish({name: snapshots[name] for name in reversed(snapshots)})  # the same maps in another order
     write_script_checkpoint(tmp_path / "checkpoint", model)
 
-    source = Checkpoint.at(tmp_path / "checkpoint")
+    source = CCECheckpoint.at(tmp_path / "checkpoint")
     tables = {table.name: table for table in source.tables(registry)}
     assert list(tables) == ["t_user", "t_page", "t_item"]
     assert {table.snapshot.pointer_map.version for table in tables.values()} == {published.version}
@@ -212,7 +213,7 @@ def test_a_script_of_ones_own(tmp_path: Path, registry: Registry) -> None:
 
 
 def test_maps_that_the_weights_were_not_trained_with(trained: Path, tmp_path: Path, registry: Registry) -> None:
-    copy = copy_checkpoint(Checkpoint.at(trained), trained, tmp_path / "copy")
+    copy = copy_checkpoint(CCECheckpoint.at(trained), trained, tmp_path / "copy")
     old = shutil.copytree(copy.folder / "maps", tmp_path / "maps")
     replace_tables(copy, new_tables(copy, registry), version=7)
     shutil.rmtree(copy.folder / "maps")
@@ -220,10 +221,10 @@ def test_maps_that_the_weights_were_not_trained_with(trained: Path, tmp_path: Pa
     with pytest.raises(
         MapMismatchError, match=r"version 7, generation 2 .* there is 'C1': not published, generation 1"
     ):
-        Checkpoint.at(tmp_path / "copy").tables(registry)
+        CCECheckpoint.at(tmp_path / "copy").tables(registry)
     shutil.rmtree(copy.folder / "maps")
     with pytest.raises(RegistryError, match="there is no such folder"):
-        Checkpoint.at(tmp_path / "copy").tables(registry)
+        CCECheckpoint.at(tmp_path / "copy").tables(registry)
 
 
 def test_maps_of_other_sizes(tmp_path: Path, registry: Registry) -> None:
@@ -232,24 +233,26 @@ def test_maps_of_other_sizes(tmp_path: Path, registry: Registry) -> None:
     one = snapshots["t_user"]
     registry.publish(snapshots | {"t_user": replace(one, embedding_dim=32, weights=None)})
     write_script_checkpoint(tmp_path / "checkpoint", model)
-    with pytest.raises(MapMismatchError, match=r"'t_user' has weights \[320, 4\]; its map, .* is of words \[320, 8\]"):
-        Checkpoint.at(tmp_path / "checkpoint").tables(registry)
+    with pytest.raises(
+        MapMismatchError, match=r"'t_user' has weights \[320, 4\]; its map, .* is of codewords \[320, 8\]"
+    ):
+        CCECheckpoint.at(tmp_path / "checkpoint").tables(registry)
 
 
 def test_what_is_no_checkpoint(tmp_path: Path, registry: Registry) -> None:
     with pytest.raises(ConfigError, match=r"neither the folder of a run \(config.json\) nor"):
-        Checkpoint.at(tmp_path)
+        CCECheckpoint.at(tmp_path)
     save({"model": {"weight": torch.ones(2)}}, checkpoint_id=tmp_path / "other", no_dist=True)
     with pytest.raises(ConfigError, match="no CCE table in this checkpoint"):
-        Checkpoint.at(tmp_path / "other").tables(registry)
+        CCECheckpoint.at(tmp_path / "other").tables(registry)
     for content in (b"", b"not a pickle", pickle.dumps({"a": 1})):
         (tmp_path / "other" / METADATA).write_bytes(content)
         with pytest.raises(DataFileError, match=r"\.metadata: (damaged|holds a dict)"):
-            Checkpoint.at(tmp_path / "other").tables(registry)
+            CCECheckpoint.at(tmp_path / "other").tables(registry)
 
 
 def test_damaged_files(trained: Path, tmp_path: Path, registry: Registry) -> None:
-    copy = copy_checkpoint(Checkpoint.at(trained), trained, tmp_path / "copy")
+    copy = copy_checkpoint(CCECheckpoint.at(trained), trained, tmp_path / "copy")
     tables = copy.tables(registry)
     (file,) = copy.folder.glob("*.distcp")
     content = file.read_bytes()
@@ -263,12 +266,12 @@ def test_damaged_files(trained: Path, tmp_path: Path, registry: Registry) -> Non
     pointers = next(copy.folder.rglob("0000.pointers.arrow"))
     pointers.write_bytes(pointers.read_bytes()[:-1] + b"\x01")
     with pytest.raises(MapFileError, match="the file is damaged"):
-        Checkpoint.at(tmp_path / "copy").tables(registry)
+        CCECheckpoint.at(tmp_path / "copy").tables(registry)
 
 
 def test_a_checkpoint_that_training_replaces(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
-    found = Checkpoint.at(run)
+    found = CCECheckpoint.at(run)
     found.folder.rename(found.folder.with_name("step-0000000099"))
     with pytest.raises(JobError, match="a newer checkpoint took its place while it was copied"):
         copy_checkpoint(found, run, tmp_path / "copy")

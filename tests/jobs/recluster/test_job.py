@@ -23,11 +23,11 @@ from tests.support.snapshots import assert_same
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError, PublishConflictError
 from torchrec_cce.files.lock import held_folder
 from torchrec_cce.jobs.checkpoint import copy as checkpoint_copy
-from torchrec_cce.jobs.checkpoint.reader import Checkpoint
+from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
 from torchrec_cce.jobs.recluster import job as job_module
-from torchrec_cce.jobs.recluster.forecast import foresee
 from torchrec_cce.jobs.recluster.job import recluster
-from torchrec_cce.jobs.recluster.outcome import RECORD
+from torchrec_cce.jobs.recluster.request import foresee
+from torchrec_cce.jobs.recluster.summary import RECORD
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import ShardedStore
@@ -68,11 +68,11 @@ def test_the_bits_of_a_clustering_in_training_without_helper(tmp_path: Path) -> 
 
 
 def assert_bits_of_training(night: Night) -> None:
-    outcome = night.recluster().outcome
-    assert (outcome.status, outcome.parent, outcome.version) == ("published", 1, 2)
+    summary = night.recluster().summary
+    assert (summary.status, summary.parent, summary.version) == ("published", 1, 2)
     with process_group() as ranks:
         config = read_run_config(night.run)
-        run = loop._Run(config, night.run, ranks)
+        run = loop.Run(config, night.run, ranks)
         frequencies = run.load()
         reports = recluster_sharded(
             run.model,
@@ -83,7 +83,7 @@ def assert_bits_of_training(night: Night) -> None:
         )
         (collection,) = run.collections
         weights, states = run.model.state_dict(), run.optimizer.state_dict()["state"]
-        made = Checkpoint.at(night.output)
+        made = CCECheckpoint.at(night.output)
         for table in made.tables(night.registry):
             rows = made.read_rows(table)
             expected = ShardedStore(
@@ -94,20 +94,20 @@ def assert_bits_of_training(night: Night) -> None:
             for name, state in rows.states.items():
                 np.testing.assert_array_equal(state, expected.states[name])
             assert table.snapshot.pointer_map.digest == collection.pointer_map(table.name).digest
-        for figures in outcome.tables:
+        for figures in summary.tables:
             report = reports[figures.table]
             assert (figures.entropies, figures.churn) == (report.entropies, report.share_changed)
 
 
 def test_what_is_published(night: Night) -> None:
-    outcome = night.recluster().outcome
+    summary = night.recluster().summary
     opened = night.registry.open()
     assert (opened.version, opened.entry.parent) == (2, 1)
     assert opened.manifest.provenance.checkpoint == str(newest(night.run))
     assert night.registry.manifest(1).provenance.config_digest == opened.manifest.provenance.config_digest
     counted = nights.frequencies(newest(night.run))
     published = snapshot_of_run(night.output).tables
-    for figures in outcome.tables:
+    for figures in summary.tables:
         table = opened.tables[figures.table]
         assert_same(table, replace(published[figures.table], objective=table.objective))
         assert table.frequencies is not None
@@ -115,7 +115,7 @@ def test_what_is_published(night: Night) -> None:
         assert figures.unseen == pytest.approx(np.mean(counted[figures.table] == 0))
         assert opened.manifest.tables[figures.table].churn == pytest.approx(figures.churn)
         assert table.objective is not None
-    (stamps,) = Checkpoint.at(night.output).stamps.values()
+    (stamps,) = CCECheckpoint.at(night.output).stamps.values()
     assert {stamp.version for stamp in stamps} == {2}
     assert not list(night.folder.glob(".*"))
 
@@ -126,17 +126,17 @@ def test_the_next_night(night: Night) -> None:
     stops = [False, False, True]
     with mock.patch.object(loop.StopRequest, "on_any_rank", side_effect=stops):
         loop.train(read_run_config(night.output), night.output, start="resume", show_progress=False)
-    outcome = night.recluster(checkpoint=night.output, output=night.folder / "second").outcome
-    assert (outcome.parent, outcome.version) == (2, 3)
-    assert [table.generation for table in outcome.tables] == [3, 3]
+    summary = night.recluster(checkpoint=night.output, output=night.folder / "second").summary
+    assert (summary.parent, summary.version) == (2, 3)
+    assert [table.generation for table in summary.tables] == [3, 3]
     assert not list((night.folder / "second").rglob("__recluster_1*")), "training has written the file anew"
 
 
 def test_frequencies_of_a_file(night: Night) -> None:
     sizes = {"C1": 1000}
     archive = nights.counts(night.folder, sizes)
-    outcome = night.recluster(frequencies=archive).outcome
-    assert [table.unseen is None for table in outcome.tables] == [False, True]
+    summary = night.recluster(frequencies=archive).summary
+    assert [table.unseen is None for table in summary.tables] == [False, True]
     frequencies = night.registry.open().tables["C1"].frequencies
     np.testing.assert_array_equal(frequencies, np.load(archive)["C1"])
     kept, trained = nights.frequencies(newest(night.output)), nights.frequencies(newest(night.run))
@@ -169,39 +169,39 @@ def test_frequencies_that_are_none(night: Night) -> None:
 
 def test_a_closed_gate_and_force(night: Night) -> None:
     done = night.recluster(thresholds=STRICT)
-    assert (done.outcome.status, done.outcome.version) == ("refused", None)
-    assert {gate.threshold for gate in done.outcome.closed} == {"min_h1"}
+    assert (done.summary.status, done.summary.version) == ("refused", None)
+    assert {gate.threshold for gate in done.summary.closed} == {"min_h1"}
     assert done.cluster_sizes["C1"].sum(axis=1).tolist() == [1000] * 4
     night.assert_untouched()
 
-    outcome = night.recluster(thresholds=STRICT, force=True).outcome
-    assert (outcome.status, outcome.version, outcome.forced) == ("published", 2, True)
+    summary = night.recluster(thresholds=STRICT, force=True).summary
+    assert (summary.status, summary.version, summary.forced) == ("published", 2, True)
     assert json.loads((night.output / RECORD).read_text())["forced"]
 
 
 def test_validation_closes_a_gate(night: Night, trained: Path) -> None:
     log = trained.parent / "log.tsv"
-    outcome = night.recluster(validation=log, thresholds=replace(EASY, max_bce_ratio=0.5)).outcome
-    assert outcome.status == "refused"
-    assert {gate.threshold for gate in outcome.closed} == {"max_bce_ratio"}
+    summary = night.recluster(validation=log, thresholds=replace(EASY, max_bce_ratio=0.5)).summary
+    assert summary.status == "refused"
+    assert {gate.threshold for gate in summary.closed} == {"max_bce_ratio"}
     night.assert_untouched()
-    assert outcome.before is not None
+    assert summary.before is not None
     assert (
-        outcome.before.bce == loop.evaluate(read_run_config(night.run), night.run, loop.SplitConfig(path=str(log))).bce
+        summary.before.bce == loop.evaluate(read_run_config(night.run), night.run, loop.SplitConfig(path=str(log))).bce
     )
 
-    outcome = night.recluster(validation=log, thresholds=EASY).outcome
-    assert outcome.after is not None
+    summary = night.recluster(validation=log, thresholds=EASY).summary
+    assert summary.after is not None
     assert (
-        outcome.after.bce
+        summary.after.bce
         == loop.evaluate(read_run_config(night.output), night.output, loop.SplitConfig(path=str(log))).bce
     )
 
 
 def test_done_already(night: Night) -> None:
-    first = night.recluster().outcome
+    first = night.recluster().summary
     before = {path: path.stat().st_mtime_ns for path in night.output.rglob("*")}
-    again = night.recluster().outcome
+    again = night.recluster().summary
     assert (again.status, again.version, again.tables) == ("there already", 2, first.tables)
     assert night.versions == [1, 2]
     assert before == {path: path.stat().st_mtime_ns for path in night.output.rglob("*")}
@@ -221,8 +221,8 @@ def test_it_finishes_what_it_had_published(night: Night) -> None:
     """Killed between the two, and started again, with gates that would be closed now."""
     night.recluster()
     done = shutil.move(night.output, night.folder / "done")
-    outcome = night.recluster(thresholds=STRICT).outcome
-    assert (outcome.status, outcome.parent, outcome.version) == ("finished", 1, 2)
+    summary = night.recluster(thresholds=STRICT).summary
+    assert (summary.status, summary.parent, summary.version) == ("finished", 1, 2)
     assert night.versions == [1, 2]
     assert_same_tensors(newest(night.output), newest(Path(done)))
     shutil.rmtree(night.output)
@@ -251,7 +251,7 @@ def once(deed: Callable[[], object]) -> Callable[[], object]:
 def test_another_publishes_meanwhile(night: Night, other_model: Path) -> None:
     theirs = snapshot_of_run(other_model).tables
     with (
-        at_the_moment("write_outcome", once(lambda: night.registry.publish(theirs))),
+        at_the_moment("write_summary", once(lambda: night.registry.publish(theirs))),
         pytest.raises(PublishConflictError, match="current is version 2"),
     ):
         night.recluster()
@@ -272,11 +272,11 @@ def test_a_number_that_another_took(night: Night, other_model: Path) -> None:
         night.registry.publish(snapshot_of_run(other_model).tables)
         night.registry.rollback(1)
 
-    with at_the_moment("write_outcome", once(deed)):
-        outcome = night.recluster().outcome
-    assert outcome.version == 3
+    with at_the_moment("write_summary", once(deed)):
+        summary = night.recluster().summary
+    assert summary.version == 3
     assert json.loads((night.output / RECORD).read_text())["version"] == 3
-    (stamps,) = Checkpoint.at(night.output).stamps.values()
+    (stamps,) = CCECheckpoint.at(night.output).stamps.values()
     assert {stamp.version for stamp in stamps} == {3}
     assert night.registry.state().current == 3
 
@@ -291,19 +291,19 @@ def test_two_jobs_for_one_output(night: Night) -> None:
             recluster(night.job)
 
     with at_the_moment("cluster", another):
-        assert night.recluster().outcome.version == 2
+        assert night.recluster().summary.version == 2
 
 
 def test_two_jobs_for_two_outputs(night: Night) -> None:
     """The second to publish is told; run again, it takes over what the first has published."""
     second = night.folder / "second"
     with (
-        at_the_moment("write_outcome", once(lambda: night.recluster(output=second))),
+        at_the_moment("write_summary", once(lambda: night.recluster(output=second))),
         pytest.raises(PublishConflictError, match="current is version 2"),
     ):
         night.recluster()
     assert not night.output.exists()
-    assert night.recluster().outcome.status == "finished"
+    assert night.recluster().summary.status == "finished"
     assert night.versions == [1, 2]
     assert_same_tensors(newest(night.output), newest(second))
 
@@ -322,7 +322,7 @@ def test_another_model(night: Night, other_model: Path, tmp_path: Path) -> None:
 
 
 def test_not_a_number(night: Night) -> None:
-    found = Checkpoint.at(night.run)
+    found = CCECheckpoint.at(night.run)
     table = found.tables(night.registry)[1]
     rows = found.read_rows(table)
     rows.weights[3, 0] = np.nan
@@ -381,7 +381,7 @@ def test_killed_at_any_moment(night: Night) -> None:
         job.process.kill()
         job.process.join()
         assert not night.output.exists() or set(night.versions) == {1, 2}
-    assert night.recluster().outcome.status == "there already"
+    assert night.recluster().summary.status == "there already"
     assert kills >= 3
     assert night.versions == [1, 2]
     assert night.registry.state().sequence == 2
@@ -399,12 +399,12 @@ def killed_before(job: Any, name: str) -> None:
         killable(job)
 
 
-@pytest.mark.parametrize(("name", "versions"), [("write_outcome", [1]), ("_give_name", [1, 2])])
+@pytest.mark.parametrize(("name", "versions"), [("write_summary", [1]), ("_give_name", [1, 2])])
 def test_killed_around_publishing(night: Night, name: str, versions: list[int]) -> None:
     assert Job(night.folder / "process", killed_before, night.job, name).wait().code == -9
     assert night.versions == versions
     assert not night.output.exists()
-    assert night.recluster().outcome.status == ("published" if versions == [1] else "finished")
+    assert night.recluster().summary.status == ("published" if versions == [1] else "finished")
     assert night.versions == [1, 2]
     assert not list(night.folder.glob(".*"))
 

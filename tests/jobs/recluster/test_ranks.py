@@ -21,8 +21,8 @@ from torchrec_cce.jobs.recluster.request import ReclusterJob
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.modules.remap import MapStamp
+from torchrec_cce.sharding.distributed_checkpoint import load_checkpoint
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.reshard import load_checkpoint
 from torchrec_cce.sharding.tables import ShardedMaps
 
 SEED, BEFORE = 5, 6
@@ -103,7 +103,7 @@ def test_what_the_ranks_would_have_done(tmp_path: Path) -> None:
             thresholds=EASY,
         )
         with mock.patch.object(job_module, "engine_of", return_value=nights.InlineEngine(1)):
-            assert recluster(job).outcome.version == 2
+            assert recluster(job).summary.version == 2
         expected, found = tensors(step.folder / "after"), tensors(step.folder / "output")
         assert expected.keys() == found.keys()
         for name, value in expected.items():

@@ -13,9 +13,8 @@ from tests.support.nights import EASY, Night, assert_same_tensors, newest
 from tests.support.s3_server import Faults, S3Server, s3_server
 from tests.support.snapshots import assert_same
 from torchrec_cce.errors import RegistryError
-from torchrec_cce.jobs.recluster.forecast import foresee
 from torchrec_cce.jobs.recluster.job import recluster
-from torchrec_cce.jobs.recluster.request import ReclusterJob
+from torchrec_cce.jobs.recluster.request import ReclusterJob, foresee
 from torchrec_cce.jobs.recluster.source import RegistryMap
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training.versions import snapshot_of_run
@@ -55,12 +54,12 @@ def assert_same_versions(one: Registry, other: Registry) -> None:
 def test_a_run(night: Night, remote: Registry, server: S3Server) -> None:
     job = in_store(night, remote, server)
     assert foresee(job).parent == 1
-    outcome = recluster(job).outcome
-    assert (outcome.status, outcome.registry, outcome.version) == ("published", remote.url, 2)
+    summary = recluster(job).summary
+    assert (summary.status, summary.registry, summary.version) == ("published", remote.url, 2)
     night.recluster()
     assert_same_versions(remote, night.registry)
     assert_same_tensors(newest(job.output), newest(night.output))
-    assert recluster(job).outcome.status == "there already"
+    assert recluster(job).summary.status == "there already"
     found = RegistryMap(url=remote.url, version=2, options=server.options).open()
     for name, table in found.items():
         assert_same(table, remote.open(2).tables[name])
@@ -71,8 +70,8 @@ def test_maps_that_only_the_store_has(night: Night, remote: Registry, server: S3
     bare = shutil.copytree(newest(night.run), night.folder / "bare")
     shutil.rmtree(bare / "maps")
     job = replace(in_store(night, remote, server), checkpoint=bare)
-    outcome = recluster(job).outcome
-    assert (outcome.parent, outcome.version) == (1, 2)
+    summary = recluster(job).summary
+    assert (summary.parent, summary.version) == (1, 2)
     night.recluster(checkpoint=bare)
     assert_same_versions(remote, night.registry)
     assert_same_tensors(job.output, night.output)
@@ -126,4 +125,4 @@ def test_a_store_that_does_not_answer(night: Night, remote: Registry, server: S3
             server.recover()
         assert not job.output.exists()
         assert [one.version for one in remote.state().versions] == [1]
-    assert recluster(job).outcome.version == 2
+    assert recluster(job).summary.version == 2

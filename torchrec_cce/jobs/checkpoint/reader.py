@@ -1,56 +1,57 @@
-"""Whether the tables of a checkpoint use their helper words: a run says so, a checkpoint by itself shows it at best."""
+"""The CCE tables of a checkpoint, each with its map and the names of its tensors, read without building a model."""
 
-import pickle
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 from torchrec import PoolingType
 
-from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError
+from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingBagConfig, CCEEmbeddingConfig
 from torchrec_cce.modules.parameter_store import TableRows, to_array
 from torchrec_cce.modules.remap import MapStamp
+from torchrec_cce.modules.state_names import (
+    in_checkpoint,
+    joined,
+    optimizer_state,
+    pooled_weight,
+    sequence_weight,
+    stamped_collection,
+)
+from torchrec_cce.sharding.distributed_checkpoint import METADATA, DistributedCheckpoint
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 
 
 @dataclass(frozen=True, kw_only=True)
 class HelperUse:
-    """What is known before the tensors are read."""
+    """Whether tables use their helper: the configuration of a run says so, else the caller or the optimizer's state."""
 
     of_run: bool | None = None
-    """Of all tables, by the configuration of a run; None for a checkpoint by itself."""
+    """What the run's configuration says of all its tables; None for a checkpoint that lies by itself."""
     of_tables: Mapping[str, bool] = field(default_factory=dict)
-    """Table of a checkpoint by itself → what is said of it."""
+    """Table → what the caller says of it; only for a checkpoint that lies by itself."""
 
     def of(self, table: str, states: Callable[[], Iterable[npt.NDArray[np.float32]]]) -> bool:
-        """Of one table.
+        """Whether one table uses its helper.
 
-        Training changes the state of the rows that a batch reads, each in its own way, and a clustering makes that of
-        all helper rows zero. So helper rows whose states differ are used. If all are alike, they are not used, or
-        nothing was trained since the model was made or clustered: the weights do not tell, as a helper that is not used
-        may be zero or what it was drawn as.
+        Training changes the state of each row that a batch reads in its own way, and a clustering sets the states of
+        all helper rows to zero. A helper whose rows have different states is therefore in use. If all states are
+        equal, either the helper is unused or nothing was trained since the model was made or clustered. The weights
+        do not tell these apart, because an unused helper may be zero or hold the random values that it was drawn as.
 
         Args:
-            states: of the helper's rows, each [c, k, …].
+            states: the optimizer's states of the helper's rows, each [c, k, …].
 
         Raises:
-            ConfigError: nothing is said of the table, and its states do not tell; or they tell another thing.
+            ConfigError: the caller says nothing of the table and its states do not tell, or the two contradict.
         """
         if self.of_run is not None:
             return self.of_run
@@ -60,25 +61,22 @@ class HelperUse:
             raise ConfigError(
                 f"table {table!r}: the optimizer's state is the same in all rows of its helper, or there is none: it "
                 "has use_helper=False, or was not trained since it was made or clustered; say which, by "
-                f"--without-helper {table} or --with-helper {table}"
+                f"`use_helper` of {table!r}"
             )
         if is_trained and said is False:
             raise ConfigError(
-                f"table {table!r}: the optimizer's state says that its helper words were trained; leave "
-                f"--without-helper {table} out"
+                f"table {table!r}: the optimizer's state says that its helper was trained; leave the "
+                "table out of `use_helper`"
             )
         return is_trained if said is None else said
 
 
-METADATA = ".metadata"
-"""What `torch.distributed.checkpoint` calls its index."""
-_EXTRA_STATE = re.compile(r"model\.(?:(?P<path>.+)\.)?remap\._extra_state")
 _POOLING = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CheckpointTable:
-    """A CCE table in a checkpoint: its map, opened, and the names of its tensors."""
+    """A CCE table in a checkpoint: its opened map and the keys of its tensors."""
 
     config: CCEConfig
     collection: str
@@ -87,8 +85,9 @@ class CheckpointTable:
     snapshot: TableSnapshot
     """The map that its weights were trained with."""
     weight: str
+    """The key of its weights."""
     states: Mapping[str, str]
-    """Name of an entry in the optimizer's state that has one value or vector a row → name of its tensor."""
+    """Entry of the optimizer's state that has one value or vector a row → the key of that tensor."""
 
     @property
     def name(self) -> str:
@@ -97,32 +96,30 @@ class CheckpointTable:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Checkpoint:
-    """A distributed checkpoint `{"model": …, "optimizer": …}`, whatever the ranks and the sharding that it is of.
+class CCECheckpoint(DistributedCheckpoint):
+    """A distributed checkpoint that has CCE tables, with the maps that belong to their weights.
 
-    In a run folder, or one by itself; there, maps that do not lie beside it in `maps/` are those of a registry.
+    It lies in the folder of a run or by itself. If it lies by itself and without `maps/`, its maps are in a registry.
     """
 
-    folder: Path
     helper_use: HelperUse = field(default_factory=HelperUse)
 
     @classmethod
-    def at(cls, path: Path, *, use_helper: Mapping[str, bool] | None = None) -> "Checkpoint":
+    def at(cls, path: Path, *, use_helper: Mapping[str, bool] | None = None) -> "CCECheckpoint":
         """The checkpoint `path`, or the newest one of the run `path`.
 
         Args:
-            use_helper: of some tables, if their optimizer's states do not tell; see `HelperUse`.
+            use_helper: table → whether it uses its helper, where the optimizer's states do not tell; see `HelperUse`.
 
         Raises:
-            ConfigError: there is none, or it is a run, which says by itself whether the helper is used.
+            ConfigError: there is none; or `use_helper` is given for a run, whose configuration says it.
         """
         said = use_helper or {}
         if (path / RUN_CONFIG).exists():
             of_run = read_run_config(path).embedding.use_helper
             if said:
                 raise ConfigError(
-                    f"{path}: the run says use_helper={str(of_run).lower()}; leave --with-helper and --without-helper "
-                    "out"
+                    f"{path}: the run's configuration says use_helper={str(of_run).lower()}; leave `use_helper` out"
                 )
             return cls(folder=checkpoint.newest(path), helper_use=HelperUse(of_run=of_run))
         if not (path / METADATA).exists():
@@ -132,39 +129,15 @@ class Checkpoint:
         return cls(folder=path, helper_use=HelperUse(of_tables=said))
 
     @cached_property
-    def metadata(self) -> Metadata:
-        """Raises DataFileError if it is damaged."""
-        path = self.folder / METADATA
-        try:
-            found = FileSystemReader(self.folder).read_metadata()
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError) as error:
-            raise DataFileError(
-                f"{path}: damaged, or of another version of PyTorch ({error}); copy it again"
-            ) from error
-        if not isinstance(found, Metadata):
-            raise DataFileError(f"{path}: holds a {type(found).__name__}, not the index of a distributed checkpoint")
-        return found
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all its files."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-
-    def bytes_of(self, keys: Sequence[str]) -> int:
-        """Of some whole tensors."""
-        tensors = [self._tensors()[key] for key in keys]
-        return sum(tensor.size.numel() * tensor.properties.dtype.itemsize for tensor in tensors)
-
-    @cached_property
     def stamps(self) -> dict[str, list[MapStamp]]:
         """Path of a collection → the stamps of its maps, in the order of its tables.
 
         Raises:
             ConfigError: the model has no CCE table, or no model of this package is in the checkpoint.
         """
-        keys = {key: match["path"] or "" for key in self._tensors() if (match := _EXTRA_STATE.fullmatch(key))}
-        states = self.read(list(keys))
-        stamps = {path: MapStamp.from_tensor(states[key]) for key, path in keys.items()}
+        collections = {key: path for key in self.tensors if (path := stamped_collection(key)) is not None}
+        states = self.read(list(collections))
+        stamps = {path: MapStamp.from_tensor(states[key]) for key, path in collections.items()}
         if not any(stamps.values()):
             raise ConfigError(f"{self.folder}: there is no CCE table in this checkpoint, and so nothing to cluster")
         return {path: each for path, each in stamps.items() if each}
@@ -183,22 +156,20 @@ class Checkpoint:
         Raises:
             MapMismatchError: the maps are not those that the weights were trained with; the message names both.
             MapFileError, RegistryError: the maps cannot be opened.
-            ConfigError: whether a table uses its helper is not known; or it was said of a table that there is not.
+            ConfigError: it is unknown whether a table uses its helper, or `use_helper` names a table that is not here.
         """
         maps = self._bundles if self.has_maps else self._registered(registry)
-        bound = [
+        matched = [
             (name, path, source, snapshot)
             for path, stamps in self.stamps.items()
             for source, found in [maps(path)]
-            for name, snapshot in self._bound(path, stamps, found)
+            for name, snapshot in self._matched(path, stamps, found)
         ]
-        names = [name for name, *_ in bound]
+        names = [name for name, *_ in matched]
         unknown = [name for name in self.helper_use.of_tables if name not in names]
         if unknown:
-            raise ConfigError(
-                f"{self.folder}: --with-helper or --without-helper of {unknown}; the CCE tables are {names}"
-            )
-        return [self._table(*each) for each in bound]
+            raise ConfigError(f"{self.folder}: `use_helper` of {unknown}; the CCE tables are {names}")
+        return [self._table(*each) for each in matched]
 
     def read_rows(self, table: CheckpointTable) -> TableRows:
         """The whole physical table and its optimizer's states. Raises DataFileError if a file is damaged."""
@@ -207,22 +178,6 @@ class Checkpoint:
             weights=to_array(tensors[table.weight]),
             states={name: to_array(tensors[key]) for name, key in table.states.items()},
         )
-
-    def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Whole tensors, in their own types; nothing else is loaded. Raises DataFileError if a file is damaged."""
-        tensors = self._tensors()
-        whole = {key: torch.empty(tensors[key].size, dtype=tensors[key].properties.dtype) for key in keys}
-        if whole:
-            try:
-                load(whole, checkpoint_id=str(self.folder), no_dist=True)
-            except (CheckpointException, BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-                raise DataFileError(f"{self.folder}: a file is missing or damaged ({reason}); copy it again") from error
-        return whole
-
-    def _tensors(self) -> dict[str, TensorStorageMetadata]:
-        entries = self.metadata.state_dict_metadata
-        return {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
     def _bundles(self, path: str) -> tuple[BundleMap, Mapping[str, TableSnapshot]]:
         folder = checkpoint.maps_folder(self.folder, path)
@@ -235,21 +190,22 @@ class Checkpoint:
             raise MapMismatchError(f"{self.folder}: its maps are of several versions, {sorted(v or 0 for v in stated)}")
         opened = registry.open(*stated)
         source = RegistryMap(url=registry.url, version=opened.version, options=registry.options)
-        # What was counted for that version was not counted for these weights.
+        # The version's frequencies were counted up to its own clustering, not up to these weights.
         tables = {name: replace(table, frequencies=None) for name, table in opened.tables.items()}
         return lambda _: (source, tables)
 
-    def _bound(
+    def _matched(
         self, path: str, stamps: Sequence[MapStamp], maps: Mapping[str, TableSnapshot]
     ) -> Iterator[tuple[str, TableSnapshot]]:
-        """The tables of a collection, in its order, by the digests that its weights carry."""
-        mine = {name: one for name, one in maps.items() if self._weight_key(path, name, one) is not None}
-        by_digest = {one.pointer_map.digest: name for name, one in mine.items()}
+        """The tables of a collection in its order, found by the digests that are stamped on its weights."""
+        mine = {name: table for name, table in maps.items() if self._weight_name(path, name, table) is not None}
+        by_digest = {table.pointer_map.digest: name for name, table in mine.items()}
         lost = [stamp for stamp in stamps if stamp.digest not in by_digest]
         if lost:
             known = {stamp.digest for stamp in stamps}
-            others = {name: one.pointer_map for name, one in mine.items() if one.pointer_map.digest not in known}
-            there = ", ".join(f"{name!r}: {one.identity}" for name, one in others.items()) or "no map of such tables"
+            maps_here = {name: table.pointer_map for name, table in mine.items()}
+            others = (f"{name!r}: {m.identity}" for name, m in maps_here.items() if m.digest not in known)
+            there = ", ".join(others) or "no map of such tables"
             raise MapMismatchError(
                 f"{self.folder}: weights in {path or 'the model'!r} were trained with the map {lost[0].identity}; "
                 f"there is {there}. Take the checkpoint and the maps that belong together"
@@ -259,16 +215,18 @@ class Checkpoint:
             yield name, mine[name]
 
     def _table(self, name: str, path: str, maps: BundleMap | RegistryMap, snapshot: TableSnapshot) -> CheckpointTable:
-        weight = self._weight_key(path, name, snapshot)
+        weight = self._weight_name(path, name, snapshot)
         assert weight is not None
-        one, tensors = snapshot.pointer_map, self._tensors()
-        size = (2 * one.num_columns * one.num_rows, snapshot.embedding_dim // one.num_columns)
-        if tuple(tensors[weight].size) != size:
+        pointer_map, tensors = snapshot.pointer_map, self.tensors
+        num_columns, num_rows = pointer_map.num_columns, pointer_map.num_rows
+        size = (2 * num_columns * num_rows, snapshot.embedding_dim // num_columns)
+        found = tensors[in_checkpoint(weight)].size
+        if tuple(found) != size:
             raise MapMismatchError(
-                f"{self.folder}: table {name!r} has weights {list(tensors[weight].size)}; its map, {one.identity}, is "
-                f"of words {list(size)}"
+                f"{self.folder}: table {name!r} has weights {list(found)}; its map, {pointer_map.identity}, is "
+                f"of codewords {list(size)}"
             )
-        stem = f"optimizer.state.{weight.removeprefix('model.')}."
+        stem = optimizer_state(weight, "")
         states = {
             key.removeprefix(stem): key
             for key, entry in tensors.items()
@@ -277,24 +235,24 @@ class Checkpoint:
 
         def helper_states() -> Iterator[npt.NDArray[np.float32]]:
             for tensor in self.read(list(states.values())).values():
-                yield to_array(tensor).reshape(one.num_columns, 2, one.num_rows, *tensor.shape[1:])[:, 1]
+                yield to_array(tensor).reshape(num_columns, 2, num_rows, *tensor.shape[1:])[:, 1]
 
+        pooled = weight == joined(path, pooled_weight(name))
         use_helper = self.helper_use.of(name, helper_states)
         return CheckpointTable(
-            config=_config(name, snapshot, pooled=".embedding_bags." in weight, use_helper=use_helper),
+            config=_config(name, snapshot, pooled=pooled, use_helper=use_helper),
             collection=path,
             maps=maps,
             snapshot=snapshot,
-            weight=weight,
+            weight=in_checkpoint(weight),
             states=states,
         )
 
-    def _weight_key(self, path: str, name: str, snapshot: TableSnapshot) -> str | None:
-        """The tensor that a pooled or an unpooled collection calls a table's weights; None if there is neither."""
-        stem = ".".join(filter(None, ["model", path]))
+    def _weight_name(self, path: str, table: str, snapshot: TableSnapshot) -> str | None:
+        """What the model calls a table's weights in a pooled or an unpooled collection; None if there are neither."""
         width = snapshot.embedding_dim // snapshot.pointer_map.num_columns
-        names = [f"{stem}.ebc.embedding_bags.{name}.weight", f"{stem}.ecs.{width}.embeddings.{name}.weight"]
-        return next((key for key in names if key in self._tensors()), None)
+        names = (joined(path, pooled_weight(table)), joined(path, sequence_weight(table, width)))
+        return next((name for name in names if in_checkpoint(name) in self.tensors), None)
 
 
 def _config(name: str, snapshot: TableSnapshot, *, pooled: bool, use_helper: bool) -> CCEConfig:

@@ -1,11 +1,11 @@
-from .forecast import (
-    Forecast as Forecast,
-    foresee as foresee,
-)
 from .job import (
-    Reclustered as Reclustered,
+    ReclusterResult as ReclusterResult,
     recluster as recluster,
 )
-from .outcome import Outcome as Outcome
-from .request import ReclusterJob as ReclusterJob
+from .request import (
+    Forecast as Forecast,
+    ReclusterJob as ReclusterJob,
+    foresee as foresee,
+)
+from .summary import ReclusterSummary as ReclusterSummary
 from .thresholds import Thresholds as Thresholds

@@ -1,4 +1,4 @@
-"""What a clustering must pass before it is published: pure functions on its figures.
+"""The gates that a clustering must pass before it is published: pure functions of its figures.
 
 docs/operations.md says what each gate means, and what to do when one stays closed.
 """
@@ -11,7 +11,7 @@ from torchrec_cce.clustering.entropy import h1_share, h2_gain, learned_share, ra
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
 
 _ROUNDING = 1e-6
-"""Distances below this share of the variance are those of embeddings that their words give exactly."""
+"""Below this share of the variance, a squared distance is rounding: the codewords give the embeddings exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,34 +25,34 @@ class TableFigures:
     generation: int
     """Of the new map: clusterings so far."""
     entropies: tuple[float, ...]
-    """`H1 … Hc` of the new pointers, in nats."""
+    """`H1 … Hc` of the new pointers, nats."""
     error: float
-    """Mean over the IDs that trained of the squared distance from an embedding to its new words."""
+    """Mean squared distance from an embedding to its new codewords, over the IDs that k-means trained on."""
     parent_error: float
-    """The same to the means of the clusters of the map before: its best on today's embeddings."""
+    """The same to the means of the old map's clusters: the best that the old map can do on today's embeddings."""
     variance: float
     """The same to the mean of all embeddings."""
     churn: float
-    """Share of the pointers that differ from the map before, whose clusters keep their numbers where they can."""
+    """Share of the pointers that differ from the old map's; clusters keep their old numbers where they can."""
     unseen: float | None
-    """Share of the IDs that were never seen; None if nobody counted."""
+    """Share of the IDs that were never seen; None if they were not counted."""
 
     @property
     def random_entropies(self) -> tuple[float, ...]:
-        """`H1 … Hc` of pointers by hashes, in nats."""
+        """`H1 … Hc` of pointers made by hashes, nats."""
         return random_entropies(self.num_ids, self.num_rows, self.num_columns)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One figure and what it must be."""
+    """A figure and the bound that it must keep to."""
 
     threshold: str
     """The field of `Thresholds`, whose name begins with `min_` or `max_`."""
     table: str | None
     """None for a figure of the whole model."""
     value: float | None
-    """None where it says nothing; the gate is then open."""
+    """None where there is no figure; the gate is then open."""
     bound: float
     passed: bool
     note: str = ""
@@ -65,27 +65,29 @@ def judge(
     """All gates, table by table.
 
     Args:
-        bce: of a validation sample, before and after the clustering; None if there is none.
+        bce: the BCE of a validation sample before and after the clustering; None without a sample.
     """
     gates = [
-        _gate(thresholds, threshold, one.table, value) for one in tables for threshold, value in _values(one).items()
+        _gate(thresholds, threshold, figures.table, value)
+        for figures in tables
+        for threshold, value in _values(figures).items()
     ]
     return [*gates, _gate(thresholds, "max_bce_ratio", None, "no sample" if bce is None else _ratio(bce[1], bce[0]))]
 
 
-def _values(one: TableFigures) -> dict[str, float | str]:
-    """Field of `Thresholds` → figure of the table, or why there is none."""
-    first, random = one.generation == 1, one.random_entropies
+def _values(table: TableFigures) -> dict[str, float | str]:
+    """Field of `Thresholds` → the table's figure, or why there is none."""
+    first, random = table.generation == 1, table.random_entropies
     return {
-        "min_h1": h1_share(one.entropies, num_ids=one.num_ids, num_rows=one.num_rows),
-        "min_h2_gain": h2_gain(one.entropies, random, num_ids=one.num_ids),
-        "min_learned": learned_share(one.entropies, random, num_ids=one.num_ids, num_rows=one.num_rows),
-        "max_error": _ratio(one.error, one.variance),
+        "min_h1": h1_share(table.entropies, num_ids=table.num_ids, num_rows=table.num_rows),
+        "min_h2_gain": h2_gain(table.entropies, random, num_ids=table.num_ids),
+        "min_learned": learned_share(table.entropies, random, num_ids=table.num_ids, num_rows=table.num_rows),
+        "max_error": _ratio(table.error, table.variance),
         "max_objective_ratio": "first clustering"
         if first
-        else _ratio(one.error, max(one.parent_error, _ROUNDING * one.variance)),
-        "max_churn": "first clustering" if first else one.churn,
-        "max_unseen": "not counted" if one.unseen is None else one.unseen,
+        else _ratio(table.error, max(table.parent_error, _ROUNDING * table.variance)),
+        "max_churn": "first clustering" if first else table.churn,
+        "max_unseen": "not counted" if table.unseen is None else table.unseen,
     }
 
 

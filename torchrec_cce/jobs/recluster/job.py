@@ -14,11 +14,11 @@ from torchrec_cce.errors import ConfigError, PublishConflictError
 from torchrec_cce.files.atomic import flush
 from torchrec_cce.files.lock import held_folder
 from torchrec_cce.jobs.checkpoint.copy import NewTable, copy_checkpoint, replace_tables, stamp_version
-from torchrec_cce.jobs.checkpoint.reader import Checkpoint, CheckpointTable
+from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
 from torchrec_cce.jobs.recluster.cluster import Clustered, TableSource, cluster
 from torchrec_cce.jobs.recluster.gates import TableFigures, judge
-from torchrec_cce.jobs.recluster.outcome import Outcome, read_outcome, write_outcome
 from torchrec_cce.jobs.recluster.request import ReclusterInput, ReclusterJob, unpack_frequencies
+from torchrec_cce.jobs.recluster.summary import ReclusterSummary, read_summary, write_summary
 from torchrec_cce.maps.journal import PublishedVersion
 from torchrec_cce.training.config import SplitConfig, config_digest
 from torchrec_cce.training.loop import evaluate
@@ -32,15 +32,15 @@ Frequencies = Mapping[str, Path | Literal["snapshot"]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Reclustered:
+class ReclusterResult:
     """A job that has ended, refused or not."""
 
-    outcome: Outcome
+    summary: ReclusterSummary
     cluster_sizes: Mapping[str, npt.NDArray[np.int64]]
     """Table → [c, k], IDs of each codebook row; empty if there was nothing to do."""
 
 
-def recluster(job: ReclusterJob, *, progress: Progress | None = None) -> Reclustered:
+def recluster(job: ReclusterJob, *, progress: Progress | None = None) -> ReclusterResult:
     """Cluster the CCE tables of a checkpoint, publish them if their gates let them, and write the new checkpoint.
 
     In this order: the output folder is whole on the disk under a hidden name, then the version becomes current, then
@@ -61,19 +61,19 @@ def recluster(job: ReclusterJob, *, progress: Progress | None = None) -> Reclust
     """
     given = ReclusterInput(job)
     if given.job.output.exists():
-        return Reclustered(outcome=_there_already(given), cluster_sizes={})
+        return ReclusterResult(summary=_there_already(given), cluster_sizes={})
     with held_folder(given.job.output) as work:
-        return _Job(given, work, progress or _silent).run()
+        return _ReclusterRun(given, work, progress or _silent).run()
 
 
-def _there_already(given: ReclusterInput) -> Outcome:
-    made = read_outcome(given.job.output)
+def _there_already(given: ReclusterInput) -> ReclusterSummary:
+    made = read_summary(given.job.output)
     if made is None or made.identity != given.identity:
-        raise ConfigError(f"{given.job.output}: is there already, of other content; choose another --output-checkpoint")
+        raise ConfigError(f"{given.job.output}: is there already, of other content; choose another `output`")
     return replace(made, status="there already")
 
 
-class _Job:
+class _ReclusterRun:
     """One job, in a folder of its own."""
 
     def __init__(self, given: ReclusterInput, work: Path, progress: Progress) -> None:
@@ -81,7 +81,7 @@ class _Job:
         self.built, self.scratch = work / "built", work / "scratch"
         self.seconds: dict[str, float] = {}
 
-    def run(self) -> Reclustered:
+    def run(self) -> ReclusterResult:
         given = self.given
         parent = given.parent()
         given.check_room()
@@ -97,9 +97,9 @@ class _Job:
         with self.step("writing"):
             copy = replace_tables(copy, new, version=number)
         after = self.quality()
-        figures = tuple(_figures(one, clustered[one.table.name], _counted(one.table, frequencies)) for one in new)
+        figures = tuple(_figures(each, clustered[each.table.name], _counted(each.table, frequencies)) for each in new)
         bce = None if before is None or after is None else (before.bce, after.bce)
-        outcome = Outcome(
+        summary = ReclusterSummary(
             status="published" if parent.child is None else "finished",
             checkpoint=given.source,
             output=str(self.job.output),
@@ -117,21 +117,21 @@ class _Job:
         sizes = {name: one.cluster_sizes for name, one in clustered.items()}
         if parent.child is not None:
             _check_is_ours(given, parent.child, new)
-        elif outcome.closed and not self.job.force:
-            return Reclustered(outcome=replace(outcome, status="refused", version=None), cluster_sizes=sizes)
-        outcome = replace(outcome, forced=bool(outcome.closed))
-        write_outcome(self.built, outcome)
+        elif summary.closed and not self.job.force:
+            return ReclusterResult(summary=replace(summary, status="refused", version=None), cluster_sizes=sizes)
+        summary = replace(summary, forced=bool(summary.closed))
+        write_summary(self.built, summary)
         _flush(self.built)
         if parent.child is None:
             with self.step("publishing"):
                 version = self.publish(parent.version, new, clustered, frequencies)
             if version != number:
-                outcome = replace(outcome, version=version)
+                summary = replace(summary, version=version)
                 stamp_version(copy, new, version=version)
-                write_outcome(self.built, outcome)
+                write_summary(self.built, summary)
                 _flush(self.built)
-        _give_name(self.built, self.job.output, outcome)
-        return Reclustered(outcome=replace(outcome, seconds=self.seconds), cluster_sizes=sizes)
+        _give_name(self.built, self.job.output, summary)
+        return ReclusterResult(summary=replace(summary, seconds=self.seconds), cluster_sizes=sizes)
 
     def frequencies(self, tables: Sequence[CheckpointTable]) -> Frequencies:
         """Those that the job was given, or those of the checkpoint."""
@@ -141,7 +141,7 @@ class _Job:
         return {**unpack_frequencies(self.job.frequencies, self.scratch / "frequencies", sizes)}
 
     def cluster(
-        self, copy: Checkpoint, tables: Sequence[CheckpointTable], frequencies: Frequencies
+        self, copy: CCECheckpoint, tables: Sequence[CheckpointTable], frequencies: Frequencies
     ) -> dict[str, Clustered]:
         sources = [
             TableSource(
@@ -185,15 +185,15 @@ class _Job:
         """The version that is current then."""
         config = self.given.config
         snapshots = {
-            one.table.name: replace(
-                one.table.snapshot,
-                pointer_map=one.pointer_map,
-                weights=one.rows.weights,
-                frequencies=_counted(one.table, frequencies),
-                entropies=one.entropies,
-                objective=clustered[one.table.name].report.objective,
+            each.table.name: replace(
+                each.table.snapshot,
+                pointer_map=each.pointer_map,
+                weights=each.rows.weights,
+                frequencies=_counted(each.table, frequencies),
+                entropies=each.entropies,
+                objective=clustered[each.table.name].report.objective,
             )
-            for one in new
+            for each in new
         }
         entry = self.given.registry.publish(
             snapshots,
@@ -245,18 +245,18 @@ def _figures(new: NewTable, clustered: Clustered, frequencies: npt.NDArray[np.in
 def _check_is_ours(given: ReclusterInput, child: PublishedVersion, new: Sequence[NewTable]) -> None:
     """Raise PublishConflictError unless the version `child` is what this job would publish."""
     theirs = {name: table.map_digest for name, table in given.registry.manifest(child.version).tables.items()}
-    if theirs != {one.table.name: one.pointer_map.digest for one in new}:
+    if theirs != {each.table.name: each.pointer_map.digest for each in new}:
         raise PublishConflictError(
             f"{given.registry.url}: {child.identity} was made from the same checkpoint in another way, and is current; "
             "roll back first, or train on from it"
         )
 
 
-def _give_name(built: Path, output: Path, outcome: Outcome) -> None:
+def _give_name(built: Path, output: Path, summary: ReclusterSummary) -> None:
     try:
         built.rename(output)
     except OSError as error:
-        message = f"{error.strerror}; version {outcome.version} is published, make room and run the job again"
+        message = f"{error.strerror}; version {summary.version} is published, make room and run the job again"
         raise OSError(error.errno, message, str(output)) from error
     flush(output.parent)
 

@@ -1,4 +1,4 @@
-"""What the reclustering job is asked for, and what it finds before it begins. Nothing is written here."""
+"""What a recluster job is asked for, what it finds before it begins, and a forecast of what it would take."""
 
 import errno
 import os
@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass as serializable
 from rich.filesize import decimal
 
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError, PublishConflictError, RegistryError
 from torchrec_cce.files.digest import sha256_of
-from torchrec_cce.jobs.checkpoint.reader import METADATA, Checkpoint, CheckpointTable
+from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
+from torchrec_cce.jobs.recluster.cluster import TableSource
+from torchrec_cce.jobs.recluster.estimate import Estimate, estimate
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.journal import PublishedVersion, RegistryState
 from torchrec_cce.maps.manifest import Manifest
 from torchrec_cce.maps.registry import Registry
+from torchrec_cce.sharding.distributed_checkpoint import METADATA
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 from torchrec_cce.workers import EngineName
@@ -28,19 +33,19 @@ from torchrec_cce.workers import EngineName
 
 @dataclass(frozen=True, kw_only=True)
 class ReclusterJob:
-    """What is to be done. Seed and settings that are None are those of the run, or the defaults."""
+    """What is to be done. A seed or a setting that is None is that of the run, or the default if there is no run."""
 
     registry: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Of the registry's object store, see `open_store`; for this process and the workers alike."""
+    """Options of the registry's object store, see `open_store`; they also go to the workers."""
     checkpoint: Path
     """The folder of a run, or a distributed checkpoint."""
     output: Path
-    """A new folder of the same kind."""
+    """A new folder of the same kind as `checkpoint`."""
     use_helper: Mapping[str, bool] = field(default_factory=dict)
-    """Of tables of a distributed checkpoint by itself, where the optimizer's states do not tell; see `HelperUse`."""
+    """Table → whether it uses its helper, for a checkpoint that lies by itself and does not tell; see `HelperUse`."""
     frequencies: Path | None = None
-    """`.npz`: CCE table → [n] int64; None takes those of the checkpoint, if it has any."""
+    """An `.npz` of CCE table → [n] int64; None takes the frequencies in the checkpoint, if it has any."""
     engine: EngineName = "local"
     num_workers: int | None = None
     memory_bytes: int = 4 << 30
@@ -52,26 +57,26 @@ class ReclusterJob:
     """A log of the layout that the run was trained on."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     force: bool = False
-    """Publish also what the gates refuse."""
+    """Publish even if gates are closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parent:
+class ParentVersion:
     """The version that a checkpoint was trained with."""
 
     version: int
     child: PublishedVersion | None
-    """What is current, if that was made from this very checkpoint: by this job, when it had no time to finish."""
+    """The current version, if an earlier start of this job made it from this very checkpoint and did not finish."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Bytes, at most."""
+class DiskNeed:
+    """Bytes that a job writes, at most."""
 
     output: int
     """Of the new checkpoint."""
     scratch: int
-    """Beside it while the job runs, if no table has more IDs than embeddings."""
+    """Beside the new checkpoint while the job runs, if no table has more IDs than embeddings."""
     registry: int
     """Of the new version."""
 
@@ -80,7 +85,7 @@ class ReclusterInput:
     """The checkpoint that a job clusters, and what follows from its files and the job alone.
 
     Raises:
-        ConfigError: no checkpoint, or a job that cannot be done with it.
+        ConfigError: there is no checkpoint, or the job cannot be done with it.
     """
 
     def __init__(self, job: ReclusterJob) -> None:
@@ -88,11 +93,11 @@ class ReclusterInput:
         job = self.job = replace(job, checkpoint=job.checkpoint.resolve(), output=job.output.resolve())
         if job.checkpoint in job.output.parents:
             raise ConfigError(f"{job.output} is inside the checkpoint {job.checkpoint}; choose a folder outside of it")
-        self.checkpoint = Checkpoint.at(job.checkpoint, use_helper=job.use_helper)
+        self.checkpoint = CCECheckpoint.at(job.checkpoint, use_helper=job.use_helper)
         is_run = (job.checkpoint / RUN_CONFIG).exists()
         self.config: RunConfig | None = read_run_config(job.checkpoint) if is_run else None
         if job.validation is not None and self.config is None:
-            raise ConfigError(f"{job.checkpoint}: only a run says how to build its model; leave --validate out")
+            raise ConfigError(f"{job.checkpoint}: only a run says how to build its model; leave `validation` out")
         self.seed = job.seed if job.seed is not None else 0 if self.config is None else self.config.seed
         self.registry = Registry(job.registry, **job.options)
         self.identity = self._identity()
@@ -114,20 +119,20 @@ class ReclusterInput:
 
     @cached_property
     def tables(self) -> list[CheckpointTable]:
-        """See `Checkpoint.tables`."""
+        """See `CCECheckpoint.tables`."""
         return self.checkpoint.tables(self.registry)
 
     @cached_property
-    def sizes(self) -> Sizes:
+    def disk_need(self) -> DiskNeed:
         """Bytes of what the job writes."""
         maps = [(table.config, table.snapshot.pointer_map) for table in self.tables]
-        pointers = sum(one.num_ids * config.num_columns * config.pointer_dtype.itemsize for config, one in maps)
-        vocabularies = sum(0 if one.vocabulary is None else one.vocabulary.nbytes for _, one in maps)
+        pointers = sum(m.num_ids * config.num_columns * config.pointer_dtype.itemsize for config, m in maps)
+        vocabularies = sum(0 if m.vocabulary is None else m.vocabulary.nbytes for _, m in maps)
         weights = sum(self.checkpoint.bytes_of([table.weight]) for table in self.tables)
         states = sum(self.checkpoint.bytes_of(list(table.states.values())) for table in self.tables)
         counted = self.job.frequencies or any(table.snapshot.frequencies is not None for table in self.tables)
-        frequencies = sum(8 * one.num_ids for _, one in maps) if counted else 0
-        return Sizes(
+        frequencies = sum(8 * m.num_ids for _, m in maps) if counted else 0
+        return DiskNeed(
             output=self.checkpoint.num_bytes + pointers + weights + states,
             scratch=pointers + frequencies,
             registry=pointers + vocabularies + weights + frequencies,
@@ -135,14 +140,14 @@ class ReclusterInput:
 
     def check_room(self) -> None:
         """Raise OSError unless the output folder's disk has room, as far as that is known beforehand."""
-        need = self.sizes.output + self.sizes.scratch
+        need = self.disk_need.output + self.disk_need.scratch
         there = next(folder for folder in self.job.output.parents if folder.exists())
         free = shutil.disk_usage(there).free
         if free < need:
             message = f"{os.strerror(errno.ENOSPC)}: {decimal(need)} are needed, {decimal(free)} are free"
             raise OSError(errno.ENOSPC, message, str(there))
 
-    def parent(self) -> Parent:
+    def parent(self) -> ParentVersion:
         """The version that is to be the parent of the new one.
 
         Raises:
@@ -159,23 +164,24 @@ class ReclusterInput:
         current = state.find(None)
         manifest = self.registry.manifest(current.version)
         if _digests(manifest) == self._digests:
-            return Parent(version=current.version, child=None)
+            return ParentVersion(version=current.version, child=None)
         before = manifest.parent
         if manifest.provenance.checkpoint == self.source and before is not None and self._are_of(state, before):
-            return Parent(version=before, child=current)
+            return ParentVersion(version=before, child=current)
         if manifest.tables.keys() != self._digests.keys():
             raise MapMismatchError(
                 f"{self.source} has CCE tables {sorted(self._digests)}, {self.registry.url} {sorted(manifest.tables)}; "
                 "it is the registry of another model"
             )
-        mine = next((one.identity for one in reversed(state.versions) if self._are_of(state, one.version)), None)
+        newest_first = reversed(state.versions)
+        mine = next((entry.identity for entry in newest_first if self._are_of(state, entry.version)), None)
         raise PublishConflictError(
             f"{self.registry.url}: {self.source} was trained with {mine or 'maps that are no version of it'}, but "
             f"current is {current.identity}; take a checkpoint that was trained with that, or roll back first"
         )
 
     def _identity(self) -> dict[str, Any]:
-        """All that decides the result, as JSON values."""
+        """Everything that decides the result, as JSON values."""
         given = self.job.frequencies
         settings = asdict(self.settings)
         return {
@@ -192,13 +198,74 @@ class ReclusterInput:
         return {table.name: table.snapshot.pointer_map.digest for table in self.tables}
 
     def _are_of(self, state: RegistryState, version: int) -> bool:
-        """Whether the checkpoint has the maps of a version that can be opened."""
-        there = version in {one.version for one in state.versions}
+        """Whether `version` can be opened and has the maps of the checkpoint."""
+        there = version in {published.version for published in state.versions}
         return there and _digests(self.registry.manifest(version)) == self._digests
 
 
 def _digests(manifest: Manifest) -> dict[str, str]:
     return {name: table.map_digest for name, table in manifest.tables.items()}
+
+
+@serializable(frozen=True, kw_only=True)
+class Forecast:
+    """What a job would do and need."""
+
+    checkpoint: str
+    output: str
+    registry: str
+    parent: int
+    num_ids: dict[str, int]
+    """Table → positions of its map."""
+    use_helper: dict[str, bool]
+    """Table → whether its helper is used."""
+    clustering: Estimate
+    """Computed without the frequencies of IDs."""
+    disk: DiskNeed
+    thresholds: Thresholds
+
+    def to_json(self) -> str:
+        """One line."""
+        return _FORECAST.dump_json(self).decode()
+
+
+_FORECAST = TypeAdapter(Forecast)
+
+
+def foresee(job: ReclusterJob) -> Forecast:
+    """Check everything that can be checked, and measure a little of the work. Nothing is written.
+
+    Raises:
+        The errors of `recluster` that come before it begins to write.
+    """
+    given = ReclusterInput(job)
+    parent = given.parent()
+    given.check_room()
+    sources = [
+        TableSource(
+            config=table.config,
+            rows=given.checkpoint.read_rows(table),
+            maps=table.maps,
+            map_digest=table.snapshot.pointer_map.digest,
+        )
+        for table in given.tables
+    ]
+    return Forecast(
+        checkpoint=given.source,
+        output=str(given.job.output),
+        registry=given.registry.url,
+        parent=parent.version,
+        num_ids={table.name: table.snapshot.pointer_map.num_ids for table in given.tables},
+        use_helper={table.name: table.config.use_helper for table in given.tables},
+        clustering=estimate(
+            sources,
+            given.settings,
+            num_workers=job.num_workers or os.cpu_count() or 1,
+            memory_bytes=job.memory_bytes,
+        ),
+        disk=given.disk_need,
+        thresholds=job.thresholds,
+    )
 
 
 _SUFFIX = ".npy"
@@ -212,10 +279,10 @@ def unpack_frequencies(archive: Path, folder: Path, num_ids: Mapping[str, int]) 
         num_ids: table → n, of all tables that there are.
 
     Returns:
-        table → its file, of the tables that are in the archive.
+        table → its file, for each table in the archive.
 
     Raises:
-        ConfigError: no such archive; a table that is not there, or an array that is not [n] int64.
+        ConfigError: there is no such archive, it names an unknown table, or an array is not [n] int64.
     """
     folder.mkdir(parents=True)
     files = {}
@@ -243,5 +310,5 @@ def _check(archive: Path, name: str, file: Path, num_ids: int) -> None:
     if array.shape != (num_ids,) or array.dtype != np.int64:
         raise ConfigError(
             f"{archive}: frequencies of {name!r} are {array.dtype} {list(array.shape)}, not int64 [{num_ids}], one a "
-            "row of its map"
+            "position of its map"
         )

@@ -1,4 +1,4 @@
-"""What the gates before publishing ask for."""
+"""What the gates before publishing ask for. It is apart from `gates` so that a command's `--help` needs no scipy."""
 
 import math
 from dataclasses import dataclass, fields
@@ -9,7 +9,7 @@ from torchrec_cce.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """How good a clustering must be. Each value is itself good enough."""
+    """How good a clustering must be. A figure that equals its limit passes."""
 
     min_h1: float = MIN_H1
     """Smallest H1 as a share of log k, or of log n where n is smaller. Below: few rows have most of the IDs."""
@@ -19,10 +19,10 @@ class Thresholds:
     min_learned: float = MIN_LEARNED
     """How far H1 or H2 must lie below that of random pointers, as a share of it. Below: as random as a hash."""
     max_error: float = 0.8
-    """Largest mean squared distance to the new words as a share of the variance of the embeddings. 1: no better than
-    one word for all."""
+    """Largest mean squared distance to the new codewords as a share of the variance of the embeddings. 1: no better
+    than one codeword for all IDs."""
     max_objective_ratio: float = 1.05
-    """Largest mean squared distance to the new words over that to the means of the parent's clusters."""
+    """Largest mean squared distance to the new codewords over that to the means of the parent's clusters."""
     max_churn: float = 0.8
     """Largest share of the pointers that change."""
     max_unseen: float = 0.9

@@ -1,0 +1,64 @@
+"""What the parts of a collection are called in state dicts and in checkpoints. No other file spells these names.
+
+A checkpoint is `{"model": model.state_dict(), "optimizer": optimizer.state_dict()}`. The key of a tensor in it joins
+the keys on the way to the tensor by dots. None of this needs a model, so that offline readers of checkpoints use it.
+"""
+
+import re
+
+COMPUTED = "computed."
+"""What the names of all parameters of computed tables start with, within their collection."""
+_STAMPS = "remap._extra_state"
+_STAMPS_IN_CHECKPOINT = re.compile(rf"model\.(?:(?P<collection>.+)\.)?{re.escape(_STAMPS)}")
+
+
+def bag_weight(stock: str, table: str) -> str:
+    """The weights of a table of the stock `EmbeddingBagCollection` at the path `stock`."""
+    return f"{stock}.embedding_bags.{table}.weight"
+
+
+def pooled_weight(table: str) -> str:
+    """The weights of a table, within its `CCEEmbeddingBagCollection`."""
+    return bag_weight("ebc", table)
+
+
+def sequence_weight(table: str, width: int) -> str:
+    """The weights of a table whose rows have `width` values, within its `CCEEmbeddingCollection`."""
+    return f"ecs.{width}.embeddings.{table}.weight"
+
+
+def split_weight(name: str) -> tuple[str, str]:
+    """The path of the stock collection that has these weights, and the table that they are of."""
+    stock, _, table, _ = name.rsplit(".", 3)
+    return stock, table
+
+
+def computed_prefix(table: str) -> str:
+    """What the names of a computed table's parameters start with, within their collection."""
+    return f"{COMPUTED}tables.{table}."
+
+
+def joined(path: str, name: str) -> str:
+    """`name` within the module at `path`, which is empty for the model itself."""
+    return f"{path}.{name}" if path else name
+
+
+def in_checkpoint(name: str) -> str:
+    """An entry of the model's state dict, as a checkpoint calls it."""
+    return f"model.{name}"
+
+
+def optimizer_state(weight: str, entry: str) -> str:
+    """An entry of the optimizer's state of the parameter `weight`, as a checkpoint calls it."""
+    return f"optimizer.state.{weight}.{entry}"
+
+
+def stamps_of(collection: str) -> str:
+    """The stamps of the maps of the collection at this path, as a checkpoint calls them."""
+    return in_checkpoint(joined(collection, _STAMPS))
+
+
+def stamped_collection(key: str) -> str | None:
+    """The path of the collection whose stamps a checkpoint calls `key`; None if `key` is something else."""
+    match = _STAMPS_IN_CHECKPOINT.fullmatch(key)
+    return None if match is None else match["collection"] or ""

@@ -1,0 +1,156 @@
+"""A distributed checkpoint: some whole tensors of it, or all of it loaded into a model under any placement."""
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+
+from torchrec_cce.errors import ConfigError, DataFileError
+from torchrec_cce.modules.state_names import optimizer_state, split_weight
+from torchrec_cce.sharding.tables import scatter, size_of
+
+METADATA = ".metadata"
+"""What `torch.distributed.checkpoint` calls its index."""
+_FUSED, _REPLICATED = "momentum1", "sum"
+"""What FBGEMM's fused kernels and PyTorch's and TorchRec's Adagrads call one and the same accumulator."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DistributedCheckpoint:
+    """A checkpoint `{"model": …, "optimizer": …}`, whatever the ranks and the sharding that it is of.
+
+    It is read in this process alone, without a process group; see `load_checkpoint` for a model on many ranks.
+    """
+
+    folder: Path
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """The index of its tensors. Raises DataFileError if it is damaged."""
+        path = self.folder / METADATA
+        try:
+            found = FileSystemReader(self.folder).read_metadata()
+        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError) as error:
+            raise DataFileError(
+                f"{path}: damaged, or of another version of PyTorch ({error}); copy it again"
+            ) from error
+        if not isinstance(found, Metadata):
+            raise DataFileError(f"{path}: holds a {type(found).__name__}, not the index of a distributed checkpoint")
+        return found
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all its files."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @property
+    def tensors(self) -> dict[str, TensorStorageMetadata]:
+        """Key of each tensor → its size and type."""
+        entries = self.metadata.state_dict_metadata
+        return {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+    def bytes_of(self, keys: Sequence[str]) -> int:
+        """Of some whole tensors."""
+        tensors = self.tensors
+        return sum(tensors[key].size.numel() * tensors[key].properties.dtype.itemsize for key in keys)
+
+    def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Whole tensors, in their own types; nothing else is loaded. Raises DataFileError if a file is damaged."""
+        tensors = self.tensors
+        whole = {key: torch.empty(tensors[key].size, dtype=tensors[key].properties.dtype) for key in keys}
+        if whole:
+            self.fill(whole)
+        return whole
+
+    def fill(self, state: dict[str, Any]) -> None:
+        """Read into the tensors of `state`, which may be nested. Raises DataFileError if a file is damaged."""
+        try:
+            load(state, checkpoint_id=str(self.folder), no_dist=True)
+        except (CheckpointException, BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise DataFileError(f"{self.folder}: a file is missing or damaged ({reason}); copy it again") from error
+
+
+def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> None:
+    """Read what was saved as `{"model": model.state_dict(), "optimizer": optimizer.state_dict()}`.
+
+    Every rank calls it. The number of ranks and the placement of each table may differ from those of the checkpoint.
+    TorchRec carries a table over between placements by rows and by ranks. Adagrad's state of a replicated table has
+    another name and shape, and is converted here.
+
+    Raises:
+        ConfigError: the checkpoint lacks state that the optimizer needs, because another optimizer trained it.
+    """
+    for _, part in optimizer.optimizers:
+        if isinstance(part, KeyedOptimizerWrapper):
+            part.init_state()  # a state that was never stepped has no entries to load into
+    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    wanted: dict[str, dict[str, Any]] = state["optimizer"]["state"]
+    there = {
+        weight: {name: value for name, value in entries.items() if optimizer_state(weight, name) in saved}
+        for weight, entries in wanted.items()
+    }
+    renamed = {
+        (weight, name): optimizer_state(weight, _other_name(weight, name))
+        for weight, entries in wanted.items()
+        for name in entries.keys() - there[weight].keys()
+    }
+    _check(renamed, saved.keys())
+
+    # An empty dictionary is looked for under its own name, which a checkpoint of another placement does not have.
+    loaded = {**state["optimizer"], "state": {weight: entries for weight, entries in there.items() if entries}}
+    filled = {"optimizer": loaded} if any(loaded.values()) else {}
+    load({"model": state["model"], **filled}, checkpoint_id=str(folder))
+    everyones: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(everyones, [key for key in renamed.values() if key in saved])
+    whole = {
+        key: torch.empty(saved[key].size, dtype=saved[key].properties.dtype)  # type: ignore[union-attr]
+        for key in sorted({key for keys in everyones for key in keys})
+    }
+    if whole:
+        load(whole, checkpoint_id=str(folder))
+    for (weight, name), key in renamed.items():
+        if key in whole:
+            value = wanted[weight][name]
+            scatter(value, whole[key].reshape(size_of(value)))
+    for weight, entries in there.items():
+        wanted[weight].update(entries)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+
+
+def _other_name(weight: str, name: str) -> str:
+    """How the other placement calls an entry: `sum` of `….t_user.weight` is `t_user.momentum1` in a fused kernel."""
+    if name == _REPLICATED:
+        _, table = split_weight(weight)
+        return f"{table}.{_FUSED}"
+    return _REPLICATED if name.endswith(f".{_FUSED}") else name
+
+
+def _check(renamed: dict[tuple[str, str], str], saved: Any) -> None:
+    """Raise ConfigError if an entry is missing that matters.
+
+    Adagrad's count of steps, which fused kernels lack, only serves a decay of the rate; it may start at zero.
+    """
+    converted = {weight for (weight, _), key in renamed.items() if key in saved}
+    for (weight, name), key in renamed.items():
+        if key not in saved and not (name == "step" and weight in converted):
+            stem = optimizer_state(weight, "")
+            has = sorted(other.removeprefix(stem) for other in saved if other.startswith(stem)) or "nothing"
+            raise ConfigError(
+                f"the checkpoint has no {name!r} of the optimizer for {weight!r}, but {has}; it was trained with "
+                "another optimizer. Train on with that one"
+            )
