@@ -27,7 +27,7 @@ from torchrec_cce.kernels.packed import packed_hashes
 from torchrec_cce.maps.pointer_map import PointerMap
 
 Words = list[npt.NDArray[np.uint64]]
-Unseen = Counter[str]
+UnseenCounts = Counter[str]
 """Key of a feature in the format → how many raw IDs of the rows its map does not know, and has something for."""
 
 
@@ -171,7 +171,7 @@ class Remapper:
         ]
 
     def batch(
-        self, batch: pa.RecordBatch, name: str, *, first_row: int = 0, unseen: Unseen | None = None
+        self, batch: pa.RecordBatch, name: str, *, first_row: int = 0, unseen: UnseenCounts | None = None
     ) -> pa.RecordBatch:
         """The remapped batch.
 
@@ -193,7 +193,7 @@ class Remapper:
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def columns(
-        self, column: str, array: pa.Array, name: str, *, first_row: int = 0, unseen: Unseen | None = None
+        self, column: str, array: pa.Array, name: str, *, first_row: int = 0, unseen: UnseenCounts | None = None
     ) -> list[pa.Array]:
         """What takes the place of a raw column in a batch. Arguments and errors: as `batch`."""
         found = self.features_of(column)
@@ -215,7 +215,7 @@ def _column_type(raw: pa.DataType, item: pa.DataType) -> pa.DataType:
     return item
 
 
-def _remapped(array: pa.Array, one: FeatureMap, layout: Layout, count: Unseen | None) -> list[pa.Array]:
+def _remapped(array: pa.Array, one: FeatureMap, layout: Layout, count: UnseenCounts | None) -> list[pa.Array]:
     column = to_column(array)
     words, bad, unseen = one.find(column.values)
     if bad >= 0:
