@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.data.arrow import BadCell, to_dense, to_labels
+from torchrec_cce.data.files import as_data_file_error
 from torchrec_cce.errors import ConfigError, DataFileError
 
 T = TypeVar("T")
@@ -170,16 +171,6 @@ class _ArrowFile:
             batch.validate()
             for start in range(0, batch.num_rows, chunk_rows):
                 yield batch.slice(start, chunk_rows)
-
-
-@contextmanager
-def as_data_file_error(path: Path, kind: str) -> Iterator[None]:
-    """Turn what Arrow and the disk raise into a DataFileError."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataFileError(f"{path}: cannot be read as {kind} ({reason})") from error
 
 
 @contextmanager

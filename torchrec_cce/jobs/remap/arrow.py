@@ -45,7 +45,7 @@ def remap_to_arrow(
 
 @contextmanager
 def _arrow_threads(count: int) -> Iterator[None]:
-    """What decodes and compresses on several threads takes Arrow's own, of which a worker has one."""
+    """Let Arrow have so many threads for decoding and compressing; a worker leaves it one."""
     before = pa.cpu_count()
     pa.set_cpu_count(count)
     try:
@@ -72,7 +72,7 @@ class _Sink:
         return self._position
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing to do: every write goes through at once."""
 
     def close(self) -> None:
         self.closed = True

@@ -51,7 +51,7 @@ def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFi
     if pattern is None:
         found = list(_walk(folder, options))
         if found or _is_folder(text):
-            files = [one for one in found if one.name.endswith(".parquet")]
+            files = [file for file in found if file.name.endswith(".parquet")]
             if not files:
                 raise DataFileError(f"{text}: no *.parquet in this folder or below it")
             return folder, files
@@ -62,7 +62,7 @@ def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFi
             raise DataFileError(f"{text}: no such file or folder")
         return folder, [one]
     wanted = pattern.split("/")
-    files = [one for one in _walk(folder, options) if _matches(one.name.split("/"), wanted)]
+    files = [file for file in _walk(folder, options) if _matches(file.name.split("/"), wanted)]
     if not files:
         raise DataFileError(f"{text}: no file matches")
     return folder, files
@@ -84,7 +84,7 @@ def stat_input(storage: Storage, name: str) -> InputFile | None:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """What goes wrong while a raw file is read, as a DataFileError of one line."""
+    """Turn what goes wrong while a raw file is read into a DataFileError of one line."""
     try:
         yield
     except CCEError:

@@ -1,6 +1,7 @@
 """Column chunks of a Parquet file in the making: copied from another, built page by page, or encoded by pyarrow."""
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from torchrec_cce.jobs.remap.parquet.metadata import (
 )
 from torchrec_cce.jobs.remap.parquet.thrift import read_struct
 
-Bytes = bytes | memoryview | pa.Buffer
+Bytes: TypeAlias = bytes | memoryview | pa.Buffer
 
 _DICTIONARY_BYTES = 4 << 20
 _OFFSETS = ("data_page_offset", "index_page_offset", "dictionary_page_offset")
@@ -74,7 +75,8 @@ class GrowingChunk:
 
 def start_of(meta: ColumnMetaData) -> int:
     """The first byte of a chunk in its file."""
-    return min(offset for offset in (getattr(meta, name) for name in _OFFSETS) if offset is not None and offset > 0)
+    offsets = (meta.data_page_offset, meta.index_page_offset, meta.dictionary_page_offset)
+    return min(offset for offset in offsets if offset is not None and offset > 0)
 
 
 def copied(entry: ColumnChunk, data: bytes) -> Chunk:
