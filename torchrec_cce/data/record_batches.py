@@ -26,7 +26,7 @@ class Part:
 
     path: Path
     row: int
-    """Of the file, the first; from 0."""
+    """Number of the first of them in the file, from 0."""
     batch: pa.RecordBatch
 
     def column(self, name: str, conversion: Callable[[pa.Array], T]) -> T:
@@ -148,7 +148,7 @@ class _ArrowFile:
         self.schema = pa.ipc.open_file(source).schema
 
     def batches(self, columns: Sequence[str], skip: int, chunk_rows: int) -> tuple[int, Iterator[pa.RecordBatch]]:
-        # How long a batch is, only a column of it tells: one is read of those that are skipped.
+        # Only a column of a batch tells how long it is, so the first is read of batches that are skipped.
         lengths, whole = self._reader(columns[:1]), self._reader(columns)
         number = row = 0
         while skip > row and number < whole.num_record_batches:

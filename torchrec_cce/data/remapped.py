@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError
 from torchrec_cce.kernels.rows import coded_rows, helper_rows
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.remap import Remap
-
-_TableFeature: TypeAlias = tuple[str, str]
-"""Table and feature."""
 
 _SUFFIXES = (".parquet", ".arrow")
 _WORD_BYTES = 8
@@ -88,9 +85,8 @@ class RemappedLog:
             raise ConfigError("remapped data has no weights of rows, which weighted bags and signed tables need")
         self._remap = remap
         self._label, self._dense, self._log = label, list(dense), dense_transform == "log1p"
-        self._mapped = [
-            table_feature for table_feature in remap.slots if isinstance(remap.config(table_feature[0]), CCEConfig)
-        ]
+        self._mapped = [pair for pair in remap.slots if isinstance(remap.config(pair[0]), CCEConfig)]
+        """(table, feature) of the tables that have a map."""
         others = [feature for table, feature in remap.slots if (table, feature) not in self._mapped]
         self._raw = {feature: (columns or {}).get(feature, feature) for feature in others}
         self._universes = {feature: size for feature, size in (universes or {}).items() if feature in others}
@@ -118,7 +114,7 @@ class RemappedLog:
 
         def columns_of(path: Path, schema: pa.Schema) -> list[str]:
             formats[path] = remapped = check(path, schema)
-            features = [self._find(remapped, table_feature, path) for table_feature in self._mapped]
+            features = self._features(remapped, path)
             pointers = [name for feature in features for name in (*feature.pointers, *feature.helpers)]
             kept = [feature.column for feature in features if remapped.helper == "keep-raw"]
             return list(dict.fromkeys([self._label, *self._dense, *self._raw.values(), *pointers, *kept]))
@@ -128,9 +124,9 @@ class RemappedLog:
         )
         for part in parts:
             remapped = formats[part.path]
-            ids = {feature: part.column(name, to_column) for feature, name in self._raw.items()}
-            for table_feature in self._mapped:
-                ids.update(_packed(part, remapped, self._find(remapped, table_feature, part.path), table_feature))
+            ids = {name: part.column(column, to_column) for name, column in self._raw.items()}
+            for feature in self._features(remapped, part.path):
+                ids.update(_packed(part, remapped, feature))
             rows = Rows(labels=part.labels(self._label), dense=part.dense(self._dense), ids=ids)
             if self._log:
                 log_transform(rows.dense)
@@ -148,7 +144,7 @@ class RemappedLog:
         for table, feature in self._remap.slots:
             config = self._remap.config(table)
             if isinstance(config, CCEConfig):
-                lengths, rows = self._mapped_rows(bounded, (table, feature), config)
+                lengths, rows = self._mapped_rows(bounded, table, feature, config)
             else:
                 column = bounded.ids[feature]
                 lengths, rows = column.lengths, self._remap.look_up(table, feature, column.values)
@@ -158,18 +154,24 @@ class RemappedLog:
         return Rows(labels=packed.labels, dense=packed.dense, ids=ids)
 
     def _mapped_rows(
-        self, packed: Rows, table_feature: _TableFeature, config: CCEConfig
+        self, packed: Rows, table: str, feature: str, config: CCEConfig
     ) -> tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.int64]]:
         """Lengths and rows [c, N, t] of one feature of a CCE table."""
-        first = packed.ids[_word_key(table_feature, "pointers", 0)]
+        first = packed.ids[_word_key(table, feature, "pointers", 0)]
         rows = np.empty((config.num_columns, len(first.values), config.num_words), np.int64)
-        coded_rows(_codes(packed, table_feature, "pointers", config), config.num_rows, 0, rows)
-        raw = packed.ids.get(_raw_key(table_feature))
+
+        def codes(kind: str) -> npt.NDArray[np.unsignedinteger]:
+            count = -(-config.num_columns * config.pointer_dtype.itemsize // _WORD_BYTES)
+            words = [packed.ids[_word_key(table, feature, kind, word)] for word in range(count)]
+            return _as_codes(words, config.pointer_dtype)
+
+        coded_rows(codes("pointers"), config.num_rows, 0, rows)
+        raw = packed.ids.get(_raw_key(table, feature))
         if raw is not None:
-            hashes = self._remap.pointer_map(table_feature[0]).helper_hash
+            hashes = self._remap.pointer_map(table).helper_hash
             helper_rows(raw.values, hashes.multipliers, hashes.offsets, config.num_rows, rows)
         elif config.use_helper:
-            coded_rows(_codes(packed, table_feature, "helpers", config), config.num_rows, 1, rows)
+            coded_rows(codes("helpers"), config.num_rows, 1, rows)
         return first.lengths, rows
 
     def _checker(self) -> Callable[[Path, pa.Schema], RemappedFormat]:
@@ -178,36 +180,37 @@ class RemappedLog:
 
         def check(path: Path, schema: pa.Schema) -> RemappedFormat:
             remapped = RemappedFormat.of_schema(schema, str(path))
-            features = [self._find(remapped, table_feature, path) for table_feature in self._mapped]
-            for table_feature, feature in zip(self._mapped, features, strict=True):
-                self._check_feature(path, remapped, table_feature, feature)
+            features = self._features(remapped, path)
+            for feature in features:
+                self._check_feature(path, remapped, feature)
             kept = [feature.column for feature in features if remapped.helper == "keep-raw"]
             check_columns(path, schema, [self._label, *self._dense], [*self._raw.values(), *kept])
             first.append((path, remapped.helper))
             if remapped.helper != first[0][1]:
                 raise DataFileError(
-                    f"{path}: its helper policy is {remapped.helper!r}, that of {first[0][0]} is {first[0][1]!r}; remap all "
-                    "files of a log with one"
+                    f"{path}: its helper policy is {remapped.helper!r}, that of {first[0][0]} is {first[0][1]!r}; "
+                    "remap all files of a log with one"
                 )
             return remapped
 
         return check
 
-    def _find(self, remapped: RemappedFormat, table_feature: _TableFeature, path: Path) -> RemappedFeature:
-        table, feature = table_feature
-        found = remapped.find(feature, table)
-        if found is None:
-            there = ", ".join(f"{each.feature} ({each.table})" for each in remapped.features.values())
-            raise DataFileError(
-                f"{path}: holds no pointers of feature {feature!r} of table {table!r}; there are those of {there}. "
-                f"Remap the raw data with this feature"
-            )
-        return found
+    def _features(self, remapped: RemappedFormat, path: Path) -> list[RemappedFeature]:
+        """The columns of all features of tables that have a map, in their order."""
+        features = []
+        for table, feature in self._mapped:
+            found = remapped.find(feature, table)
+            if found is None:
+                there = ", ".join(f"{each.feature} ({each.table})" for each in remapped.features.values())
+                raise DataFileError(
+                    f"{path}: holds no pointers of feature {feature!r} of table {table!r}; there are those of {there}. "
+                    f"Remap the raw data with this feature"
+                )
+            features.append(found)
+        return features
 
-    def _check_feature(
-        self, path: Path, remapped: RemappedFormat, table_feature: _TableFeature, found: RemappedFeature
-    ) -> None:
-        table, feature = table_feature
+    def _check_feature(self, path: Path, remapped: RemappedFormat, found: RemappedFeature) -> None:
+        table, feature = found.table, found.feature
         config, pointer_map = self._remap.config(table), self._remap.pointer_map(table)
         assert isinstance(config, CCEConfig)
         if found.map_digest != pointer_map.digest:
@@ -243,18 +246,13 @@ def remapped_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     return files_of(paths, inside, "*.parquet and no *.arrow")
 
 
-def _word_key(table_feature: _TableFeature, kind: str, word: int) -> str:
-    return f"{table_feature[1]}#{table_feature[0]}.{kind}.{word}"
+def _word_key(table: str, feature: str, kind: str, word: int) -> str:
+    """Of a word of packed pointers, or of helper codes, in `Rows.ids`."""
+    return f"{feature}#{table}.{kind}.{word}"
 
 
-def _raw_key(table_feature: _TableFeature) -> str:
-    return f"{table_feature[1]}#{table_feature[0]}.raw"
-
-
-def _codes(packed: Rows, table_feature: _TableFeature, kind: str, config: CCEConfig) -> npt.NDArray[np.unsignedinteger]:
-    """[N, ≥ c]: the codes in a feature's words."""
-    count = -(-config.num_columns * config.pointer_dtype.itemsize // _WORD_BYTES)
-    return _as_codes([packed.ids[_word_key(table_feature, kind, word)] for word in range(count)], config.pointer_dtype)
+def _raw_key(table: str, feature: str) -> str:
+    return f"{feature}#{table}.raw"
 
 
 def _as_codes(words: Sequence[Column], dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
@@ -264,37 +262,32 @@ def _as_codes(words: Sequence[Column], dtype: np.dtype[np.unsignedinteger]) -> n
     return whole.view(dtype)
 
 
-def _packed(
-    part: Part, remapped: RemappedFormat, feature: RemappedFeature, table_feature: _TableFeature
-) -> dict[str, Column]:
+def _packed(part: Part, remapped: RemappedFormat, feature: RemappedFeature) -> dict[str, Column]:
     """The words of a feature's pointers and of its helper, or its raw IDs."""
+    table, name = feature.table, feature.feature
     columns: dict[str, Column] = {}
+    checked: list[tuple[str, list[Column]]] = []
     for kind, names in (("pointers", feature.pointers), ("helpers", feature.helpers)):
         if not names:
             continue
         if remapped.layout == "words":
-            words = [part.column(name, to_column) for name in names]
+            words = [part.column(column, to_column) for column in names]
         else:
             words = part.column(names[0], _packed_lists)
-        columns.update({_word_key(table_feature, kind, number): word for number, word in enumerate(words)})
+        columns.update({_word_key(table, name, kind, number): word for number, word in enumerate(words)})
+        checked.append((names[0], words))
     if remapped.helper == "keep-raw":
-        columns[_raw_key(table_feature)] = part.column(feature.column, to_column)
-    first = columns[_word_key(table_feature, "pointers", 0)]
+        columns[_raw_key(table, name)] = part.column(feature.column, to_column)
+    first = columns[_word_key(table, name, "pointers", 0)]
     for column in columns.values():
         if not np.array_equal(column.dense_lengths(), first.dense_lengths()):
             raise DataFileError(
-                f"{part.path}: the columns of feature {feature.feature!r} differ in the lengths of their bags, in rows "
+                f"{part.path}: the columns of feature {name!r} differ in the lengths of their bags, in rows "
                 f"{part.row} to {part.row + part.batch.num_rows - 1}; the file is damaged, remap it again"
             )
-    for kind, names in (("pointers", feature.pointers), ("helpers", feature.helpers)):
-        if names:
-            words = [
-                column
-                for key, column in columns.items()
-                if key.startswith(f"{table_feature[1]}#{table_feature[0]}.{kind}.")
-            ]
-            with part.at(names[0]):
-                _check_codes(words, feature)
+    for column_name, words in checked:
+        with part.at(column_name):
+            _check_codes(words, feature)
     return columns
 
 
