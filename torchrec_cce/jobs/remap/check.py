@@ -139,12 +139,11 @@ class _Sample:
 
 def expected_codes(one: PointerMap, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Codebook and helper codes of raw `ids: [N] int64`, [N, c] each, by the map's policy, in plain numpy."""
-    positions = one.positions(ids)
-    unseen = positions < 0
+    rows = one.rows(ids)
+    unseen = rows < 0
     if one.unseen == "first_row":
-        ids, positions = np.where(unseen, one.first_id, ids), np.where(unseen, 0, positions)
-        unseen = np.zeros_like(unseen)
+        ids, rows, unseen = np.where(unseen, one.first_id, ids), np.where(unseen, 0, rows), np.zeros_like(unseen)
     codebook = one.codebook_hash.numpy(ids)
     if one.stored is not None:
-        codebook[~unseen] = one.stored_view[positions[~unseen]]
+        codebook[~unseen] = one.stored_view[rows[~unseen]]
     return codebook, one.helper_hash.numpy(ids)
