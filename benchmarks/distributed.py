@@ -1,5 +1,4 @@
-"""Figures of tables on several ranks: what each placement costs here, what the planner picks, maps and frequencies in
-memory."""
+"""Tables on several ranks: the cost of each placement, the planner's pick, and maps and frequencies in memory."""
 
 import os
 import statistics
@@ -22,17 +21,18 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.figure import report
-from benchmarks.recluster_ranks import Peak, recluster_figures
+from benchmarks.processes import Peak, mapping_bytes
+from benchmarks.recluster_ranks import recluster_figures
 from benchmarks.scaling import scaling_figures
 from tests.support.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig
 from torchrec_cce.clustering.sample import Frequencies
+from torchrec_cce.files.cache import scratch_copy
 from torchrec_cce.maps.arrow_file import read_array, write_array
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.sharding.estimates import MapStorageReservation
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
-from torchrec_cce.sharding.host_file import file_copy
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.parallel import process_group
@@ -58,7 +58,7 @@ def distributed_figures() -> None:
     for size, num_rows in SIZES.items():
         on_each = f"{NUM_TABLES} CCE tables of {2 * DIM * num_rows * 4 / 1e6:g} MB, batch {BATCH} a rank, 2 gloo ranks"
         rounds = [{kind: max(_run(_step_milliseconds, num_rows, kind)) for kind in KINDS} for _ in range(ROUNDS)]
-        milliseconds = {kind: min(one[kind] for one in rounds) for kind in KINDS}
+        milliseconds = {kind: min(times[kind] for times in rounds) for kind in KINDS}
         for kind in KINDS:
             report(f"step, {size} tables, {kind}, ms", milliseconds[kind], against=on_each)
         picks = _run(_pick, num_rows)[0]
@@ -99,7 +99,7 @@ def _pick(num_rows: int) -> list[str]:
     with process_group():
         collection = CCEEmbeddingBagCollection(list(_tables(num_rows)), device=torch.device("meta"))
         plan = CCEShardingPlanner(batch_size=BATCH).collective_plan(collection)
-        return [one.sharding_type for one in plan.plan["ebc"].values()]
+        return [placed.sharding_type for placed in plan.plan["ebc"].values()]
 
 
 def _step_milliseconds(num_rows: int, kind: str) -> float:
@@ -166,22 +166,11 @@ def _map_bytes(path: str) -> tuple[int, int]:
         collection.attach_pointer_map("t", mapped)
         np.bitwise_xor.reduce(mapped.stored_view, axis=None)
         dist.barrier()  # all have all of it in memory
-        resident = _proportional_set_size(path)
+        resident = mapping_bytes(path)["Pss"]
         dist.barrier()
         topology = planning_topology("cpu", world_size=ranks.world_size, device_bytes=0, host_bytes=10**12)
         left = MapStorageReservation(0.0).reserve(topology, BATCH, collection, get_cce_sharders())
         return topology.devices[ranks.rank].storage.ddr - left.devices[ranks.rank].storage.ddr, resident
-
-
-def _proportional_set_size(path: str) -> int:
-    """Bytes of the file that are in this process's memory, each page divided by the processes that map it."""
-    total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if not line.split(":", 1)[0].isalpha() and "-" in line.split(" ", 1)[0]:
-            inside = line.endswith(path)
-        elif inside and line.startswith("Pss:"):
-            total += 1024 * int(line.split()[1])
-    return total
 
 
 def _frequency_figures() -> None:
@@ -214,7 +203,7 @@ def _count(folder: str) -> tuple[int, float, float]:
         rng = np.random.default_rng(ranks.rank)
         batches = [(MAP_IDS ** rng.random(COUNTED_IDS)).astype(np.int64) % MAP_IDS for _ in range(COUNTED_BATCHES)]
         lengths = torch.ones(COUNTED_IDS, dtype=torch.int32)
-        with Peak() as memory:
+        with Peak("RssAnon") as memory:
             counts = ShardedFrequencies({"t": MAP_IDS})
             began = time.process_time()
             for ids in batches:
@@ -223,13 +212,13 @@ def _count(folder: str) -> tuple[int, float, float]:
             totals = counts.totals()["t"]
             seconds = time.process_time() - began
             assert Frequencies(totals, MAP_IDS).total == WORLD_SIZE * COUNTED_BATCHES * COUNTED_IDS
-            file_copy(totals)
+            scratch_copy(totals)
             before = remap.pointer_map("t")
             counts.moved({"t": before}, {"t": replace(before, num_ids=MAP_IDS + 1)})
         array = np.zeros(MAP_IDS, np.int64)
         began = time.process_time()
         for ids in batches:
-            np.add.at(array, remap.pointer_map("t").rows(ids), 1)
+            np.add.at(array, remap.pointer_map("t").positions(ids), 1)
         return memory.grown, seconds, time.process_time() - began
 
 

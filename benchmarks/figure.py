@@ -11,9 +11,9 @@ def report(figure: str, value: float, *, target: str | None = None, holds: bool 
 
     Args:
         figure: what was measured, with its unit.
-        target: what was asked for, e.g. `"≥ 3"`; None where nothing was.
-        holds: whether it was reached.
-        against: the alternative it is compared with, and on what.
+        target: the value to reach, e.g. `"≥ 3"`; None if there is none.
+        holds: whether the target is reached.
+        against: what the figure is compared with, and on which data.
     """
     line = {"figure": figure, "value": round(value, 6), "target": target, "holds": holds, "against": against}
     print(json.dumps(line, ensure_ascii=False), flush=True)

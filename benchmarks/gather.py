@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from benchmarks.figure import race, report
 from torchrec_cce.kernels.gather import gather_words
-from torchrec_cce.kernels.packed import as_words
+from torchrec_cce.kernels.packed import as_packed
 from torchrec_cce.maps.arrow_file import list_array, read_array, write_array
 
 NUM_IDS, NUM_COLUMNS = 100_000_000, 4
@@ -78,7 +78,7 @@ def huge_share(array: npt.NDArray[np.generic]) -> float:
 
 def candidates(pointers: Pointers, ids: IDs, loops: tuple[CLoop, CLoop]) -> dict[str, Callable[[], object]]:
     """The gathers of `ids` in chunks; ours and the C loops write to one buffer, as a loader does."""
-    words = cast(Words, as_words(pointers))
+    words = cast(Words, as_packed(pointers))
     chunks = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
     out = np.empty(CHUNK, np.uint64)
     arrow_words, arrow_chunks = pa.array(words), [pa.array(chunk) for chunk in chunks]

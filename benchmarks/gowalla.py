@@ -1,7 +1,8 @@
-"""The whole curve on Gowalla, beside the paper's method written plainly: `python -m benchmarks.gowalla --out FOLDER`.
+"""The whole curve on Gowalla, beside a plain implementation of the method.
 
-Both read the same files in the same order, with the same optimizers, schedule and learning rates to choose from. What
-was run is kept in the folder, and a run that was interrupted goes on.
+Run it by `python -m benchmarks.gowalla --out FOLDER`. Both read the same files in the same order, with the same
+optimizers, schedule and learning rates to choose from. The folder keeps what was run, so that a benchmark that was
+interrupted goes on.
 """
 
 import argparse
@@ -10,8 +11,8 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,10 @@ from benchmarks.reduced import reduced
 from torchrec_cce.experiments.bench import bench, chosen_outcomes
 from torchrec_cce.experiments.outcome import Summary, summarise
 from torchrec_cce.experiments.plan import Plan, read_plan
-from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.atomic import write_json
 from torchrec_cce.training.metrics import Quality
 from torchrec_cce.training.quiet import quiet_libraries
-from torchrec_cce.workers.processes import WorkerContext, end_with_parent
+from torchrec_cce.workers.local import LocalEngine
 
 LOG = Log(
     about="all of Gowalla in the split of the file, 4 % of its training rows to choose", prepare=prepare_all_of_gowalla
@@ -40,16 +41,16 @@ def run_plain(plan: Plan, folder: Path, *, workers: int) -> dict[int, list[Quali
     """Cap → the quality on the test split from each seed, at the rate that is best on validation from the first."""
     first, *others = plan.seeds
     caps = plan.caps or ()
-    with ProcessPoolExecutor(workers, mp_context=WorkerContext(), initializer=end_with_parent) as pool:
+    with LocalEngine(workers) as engine:
 
         def all_of(wanted: Sequence[Settings]) -> dict[Settings, tuple[Quality, Quality]]:
-            return dict(zip(wanted, pool.map(_one, [plan] * len(wanted), [folder] * len(wanted), wanted), strict=True))
+            return dict(engine.run(partial(_run, plan, folder), wanted))
 
         tuning = {cap: [_settings(plan, cap, rate, first) for rate in plan.learning_rates] for cap in caps}
-        found = all_of([one for each in tuning.values() for one in each])
-        best = {cap: min(each, key=lambda one: found[one][0].bce) for cap, each in tuning.items()}
-        found |= all_of([replace(one, seed=seed) for one in best.values() for seed in others])
-    return {cap: [found[replace(one, seed=seed)][1] for seed in plan.seeds] for cap, one in best.items()}
+        found = all_of([settings for tried in tuning.values() for settings in tried])
+        best = {cap: min(tried, key=lambda settings: found[settings][0].bce) for cap, tried in tuning.items()}
+        found |= all_of([replace(settings, seed=seed) for settings in best.values() for seed in others])
+    return {cap: [found[replace(settings, seed=seed)][1] for seed in plan.seeds] for cap, settings in best.items()}
 
 
 def _settings(plan: Plan, cap: int, rate: float, seed: int) -> Settings:
@@ -68,16 +69,15 @@ def _settings(plan: Plan, cap: int, rate: float, seed: int) -> Settings:
     )
 
 
-def _one(plan: Plan, folder: Path, settings: Settings) -> tuple[Quality, Quality]:
+def _run(plan: Plan, folder: Path, settings: Settings) -> tuple[Quality, Quality]:
     """(validation, test) of one run, kept in a file of the folder."""
     path = folder / f"k{settings.num_rows}-lr{settings.learning_rate:g}-seed{settings.seed}.json"
     if not path.exists():
         data = Path(str(plan.run.data.train.path)).parent
         sizes = {name: table.num_embeddings for name, table in plan.run.tables.items()}
         qualities = train_plain(data, sizes, settings)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps([asdict(one) for one in qualities]))
-    validation, test = (Quality(**one) for one in json.loads(path.read_text()))
+        write_json(path, qualities)
+    validation, test = (Quality(**values) for values in json.loads(path.read_text()))
     return validation, test
 
 
@@ -94,7 +94,7 @@ def print_figures(plan: Plan, summaries: Sequence[Summary], plain: dict[int, lis
         report(f"gowalla, {name}{per_dimension}: test AUC", summary.auc.mean, against=against)
     for cap, qualities in plain.items():
         where = f"gowalla, {cap // dim} parameters a dimension"
-        peer = [one.auc for one in qualities]
+        peer = [quality.auc for quality in qualities]
         has_spread = len(peer) > 1  # one seed decides nothing
         spread = statistics.stdev(peer) if has_spread else 0.0
         ours = by_name[OURS, cap].auc

@@ -1,8 +1,8 @@
-"""All figures of the offline jobs: remapped data, reclustering a checkpoint, moving a live model."""
+"""All figures of the offline jobs: remapped data, reclustering a checkpoint, a live model that adopts a map."""
 
+from benchmarks.adopt import adopt_figures
 from benchmarks.nearest import nearest_figures
 from benchmarks.recluster_job import recluster_job_figures
-from benchmarks.refit import refit_figures
 from benchmarks.remap_job import remap_job_figures
 from benchmarks.remapped_logs import remapped_logs_figures
 from benchmarks.remapped_reading import remapped_reading_figures
@@ -13,4 +13,4 @@ if __name__ == "__main__":
     remap_job_figures()
     remapped_reading_figures()
     remapped_logs_figures()
-    refit_figures()
+    adopt_figures()

@@ -1,6 +1,6 @@
-"""The logs that are measured on: read, split, and written with dense IDs as Parquet.
+"""The logs for the benchmarks: they are read, split, and written with dense IDs as Parquet.
 
-The real ones are not the project's to ship: they are read from the folder in TORCHREC_CCE_DATA.
+The project may not ship the real logs: they are read from the folder in TORCHREC_CCE_DATA.
 """
 
 import json
@@ -31,7 +31,7 @@ _TABLES = "tables.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """One log."""
+    """A log, and how its splits are made."""
 
     about: str
     """The rows that are used, and the split."""
@@ -39,7 +39,7 @@ class Log:
     """(folder of the logs, folder to write to) → the numbering of the IDs in the three files of `SPLITS` it wrote."""
     dense: tuple[str, ...] = ()
     is_made: bool = False
-    """It needs no file."""
+    """Whether the log is made here and needs no file."""
 
     @property
     def is_there(self) -> bool:
@@ -60,7 +60,7 @@ class Log:
 
 
 def prepare_planted(_source: Path, folder: Path) -> DenseIDs:
-    """A made log whose clusters are known to exist: 160,000 rows to train, 20,000 to choose, 20,000 to test."""
+    """A made log with clusters: 160,000 rows to train on, 20,000 to choose by, and 20,000 to test on."""
     log = folder / "clicks.tsv"
     write_click_log(log, num_rows=200_000, seed=0)
     stretches = {"train": (0, 160_000), "validation": (160_000, 20_000), "test": (180_000, None)}
@@ -68,7 +68,7 @@ def prepare_planted(_source: Path, folder: Path) -> DenseIDs:
 
 
 def prepare_criteo(source: Path, folder: Path) -> DenseIDs:
-    """In time order: 56,000 rows to train, 8,000 to choose, the last 16,000 to test."""
+    """In time order, 56,000 rows to train on, 8,000 to choose by, and the last 16,000 to test on."""
     log = source / "criteo_80k" / "criteo_80k.tsv.gz"
     stretches = {"train": (0, 56_000), "validation": (56_000, 8_000), "test": (64_000, None)}
     return _write_criteo(log, folder, stretches)

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.figure import race, report
+from tests.support.kernel_references import reference_nearest
 from torchrec_cce.clustering.kmeans.kmeans import kmeans
-from torchrec_cce.clustering.kmeans.loops import nearest_plain
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.settings import Backend
 
@@ -51,10 +51,41 @@ def nearest_speed(width: int, num_rows: int) -> None:
     )
     report(f"{what}, ns a point", seconds["ours"] / BLOCK * 1e9, against=f"FAISS {seconds['FAISS'] / BLOCK * 1e9:.0f}")
     checked = points[:CHECKED]
-    codes, best = nearest(checked)[0], nearest_plain(checked, centroids)[1]
+    codes, best = nearest(checked)[0], reference_nearest(checked, centroids)[1]
     chosen = np.square(checked.astype(np.float64) - centroids[codes]).sum(axis=1)
     wrong = int(np.count_nonzero(chosen > best * (1 + 1e-6)))
     report(f"{what}, wrong of {CHECKED}", wrong, target="= 0", holds=wrong == 0, against="float64")
+
+
+def sums_speed(width: int = 4) -> None:
+    """With points that are sums of a row of each of two tables, the centroids being one of them."""
+    rng = np.random.default_rng(0)
+    for num_rows, least in ((4096, 0.95), (65536, 5.0)):
+        codewords = rng.normal(size=(2, num_rows, width)).astype(np.float32)
+        codes = rng.integers(0, num_rows, (2, BLOCK))
+        points, centroids = codewords[0, codes[0]] + codewords[1, codes[1]], codewords[0]
+        nearest, flat = NearestCentroid(centroids), faiss.IndexFlatL2(points.shape[1])
+        flat.add(centroids)
+        seconds = race({"ours": lambda: nearest(points), "faiss": lambda: flat.search(points, 1)}, rounds=5)  # noqa: B023
+        times = seconds["faiss"] / seconds["ours"]
+        report(
+            f"nearest centroid, k = {num_rows}, d = {points.shape[1]}: times as fast as FAISS",
+            times,
+            target=f"≥ {least}",
+            holds=times >= least,
+            against=f"IndexFlatL2, blocks of {BLOCK}, one thread: {1e9 * seconds['faiss'] / BLOCK:.0f} ns a point",
+        )
+        sample = points[:2000]
+        _, distances = reference_nearest(sample, centroids)
+        found = np.square(sample.astype(np.float64) - centroids[nearest(sample)[0]]).sum(axis=1)
+        wrong = int(np.count_nonzero(found > distances * (1 + 1e-6)))
+        report(
+            f"nearest centroid, k = {num_rows}, d = {points.shape[1]}: wrong ones",
+            wrong,
+            target="0",
+            holds=wrong == 0,
+            against="float64 by brute force, 2000 points; ties within float32 aside",
+        )
 
 
 def kmeans_speed(width: int, num_rows: int, num_points: int) -> None:
@@ -82,6 +113,7 @@ def kmeans_speed(width: int, num_rows: int, num_points: int) -> None:
 def nearest_figures() -> None:
     for width, num_rows in NEAREST:
         nearest_speed(width, num_rows)
+    sums_speed()
     for width, num_rows, num_points in KMEANS:
         kmeans_speed(width, num_rows, num_points)
 

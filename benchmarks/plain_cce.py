@@ -1,8 +1,8 @@
-"""The paper's method written down plainly, in a few lines of PyTorch and FAISS: what the package is compared with.
+"""A plain implementation of the paper's method in a few lines of PyTorch and FAISS, to compare the package with.
 
-Two embeddings, of a user and of an item, in a GMF; every table is `c` columns of a codebook and a helper, indexed by
-tensors of random numbers, and clustered as Algorithm 3 says. Nothing is shared with the package but the file that is
-read and the measure of quality.
+A GMF multiplies the embeddings of a user and of an item. Every table has `c` columns of a codebook and a helper, is
+indexed by tensors of random numbers, and is clustered as Algorithm 3 says. It shares nothing with the package but the
+files that both read and the measure of quality.
 """
 
 from dataclasses import dataclass
@@ -28,18 +28,18 @@ class PlainCCE(nn.Module):
         super().__init__()
         self.num_rows = num_rows
         bound = dim**-0.5
-        self.words = nn.Parameter(torch.empty(2, num_columns, num_rows, dim // num_columns).uniform_(-bound, bound))
+        self.codewords = nn.Parameter(torch.empty(2, num_columns, num_rows, dim // num_columns).uniform_(-bound, bound))
         self.register_buffer("pointers", torch.randint(num_rows, (2, num_columns, num_ids)))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """`[N, d]`."""
-        columns = torch.arange(self.words.shape[1])[:, None]
-        both = [self.words[p][columns, self.pointers[p][:, ids]] for p in range(2)]  # each [c, N, d/c]
+        columns = torch.arange(self.codewords.shape[1])[:, None]
+        both = [self.codewords[p][columns, self.pointers[p][:, ids]] for p in range(2)]  # each [c, N, d/c]
         return (both[0] + both[1]).transpose(0, 1).flatten(1)
 
     @torch.no_grad()
     def cluster(self, seed: int) -> None:
-        """New pointers, centroids, a fresh hash and a helper of zeros."""
+        """Learn new pointers and centroids, draw a new hash, and set the helper to zero."""
         _, num_columns, num_ids = self.pointers.shape
         everyone = self(torch.arange(num_ids)).view(num_ids, num_columns, -1)
         for j in range(num_columns):
@@ -53,15 +53,15 @@ class PlainCCE(nn.Module):
                 verbose=False,
             )
             kmeans.train(points)
-            self.words[0, j] = torch.from_numpy(kmeans.centroids)
+            self.codewords[0, j] = torch.from_numpy(kmeans.centroids)
             self.pointers[0, j] = torch.from_numpy(kmeans.index.search(points, 1)[1][:, 0])
-        self.words[1].zero_()
+        self.codewords[1].zero_()
         self.pointers[1] = torch.randint(self.num_rows, (num_columns, num_ids))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of one run; those of the harness's runs."""
+    """The settings of a run, which are those of the runs that it is compared with."""
 
     dim: int
     num_rows: int
@@ -72,7 +72,7 @@ class Settings:
     batch_size: int
     epochs: int
     clusterings: int
-    """After each of the first so many epochs."""
+    """The number of clusterings, one after each of the first epochs."""
     seed: int
 
 

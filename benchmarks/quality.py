@@ -1,6 +1,6 @@
 """Quality against size on a planted and three real logs: full tables, hashing trick, CE concat and CCE.
 
-The real logs are not the project's to ship: they are read from the folder in TORCHREC_CCE_DATA, and skipped without it.
+The project may not ship the real logs: they are read from the folder in TORCHREC_CCE_DATA, and skipped without it.
 Figures go to stdout, and for each log a report and a table to `runs/bench-quality/<log>`.
 """
 
@@ -29,12 +29,12 @@ COMPRESSED: tuple[Method, ...] = ("hashing_trick", "ce_concat", "cce")
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One log and how it is learned."""
+    """A log, and the settings of the runs on it."""
 
     name: str
     """Of the log."""
     sections: Mapping[str, Any]
-    """Those of a `RunConfig` but the data and the tables."""
+    """The sections of a `RunConfig` other than the data and the tables."""
     caps: tuple[int, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     learning_rates: Mapping[tuple[Method, ...], tuple[float, ...]]

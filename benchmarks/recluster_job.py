@@ -1,23 +1,20 @@
-"""Clustering 100 million IDs outside training: seconds of each stage, memory, workers; and the nearest centroid."""
+"""Clustering 100 million IDs outside training: seconds of each stage, memory, and the gain of a second worker."""
 
-import multiprocessing
 import tempfile
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-import faiss
 import numpy as np
 
-from benchmarks.figure import race, report
-from torchrec_cce.clustering.kmeans.loops import nearest_plain
-from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
+from benchmarks.figure import report
+from benchmarks.processes import fresh
 from torchrec_cce.clustering.settings import ReclusterConfig
-from torchrec_cce.jobs.recluster.cluster import StageTime, TableSource, cluster
+from torchrec_cce.jobs.recluster.cluster import TableSource, cluster
 from torchrec_cce.jobs.recluster.estimate import estimate
+from torchrec_cce.jobs.recluster.executor import StageTime
 from torchrec_cce.jobs.recluster.source import BundleMap
 from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance
@@ -26,7 +23,7 @@ from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.modules.parameter_store import TableRows
-from torchrec_cce.workers.engine import engine_of
+from torchrec_cce.workers import engine_of
 
 NUM_IDS, NUM_ROWS, NUM_COLUMNS, DIM = 100_000_000, 4096, 4, 16
 MEMORY = 2 << 30
@@ -36,7 +33,7 @@ BLOCK = 65536
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Of one job in a process of its own."""
+    """What was measured of one job."""
 
     seconds: float
     estimated: float
@@ -46,7 +43,7 @@ class Outcome:
 
 
 class PeakMemory:
-    """While entered, the most memory that was seen of the processes that this one has started, and theirs."""
+    """While entered, samples the memory of all descendants of this process, and keeps the most that was seen."""
 
     def __enter__(self) -> "PeakMemory":
         self.shared_out = self.private = 0
@@ -73,11 +70,11 @@ def descendants(pid: str) -> list[str]:
         ]
     except OSError:
         return []
-    return [*children, *(one for child in children for one in descendants(child))]
+    return [*children, *(grandchild for child in children for grandchild in descendants(child))]
 
 
 def memory_of(pid: str) -> tuple[int, int]:
-    """Bytes of a process: with its share of what it shares (PSS), and what no file backs."""
+    """The bytes of a process with its share of shared pages (PSS), and the bytes that no file backs."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has ended
@@ -153,19 +150,18 @@ def run_job(folder: str, num_workers: int) -> Outcome:
 
 def measured(folder: str, num_workers: int) -> tuple[Outcome, PeakMemory]:
     """In a process of its own, so that its memory is its own."""
-    context = multiprocessing.get_context("spawn")
-    with PeakMemory() as memory, ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(run_job, folder, num_workers).result(), memory
+    with PeakMemory() as memory:
+        return fresh(run_job, folder, num_workers), memory
 
 
-def job_figures() -> None:
+def recluster_job_figures() -> None:
     outcomes: dict[tuple[int, int], Outcome] = {}
     for num_ids in (NUM_IDS // 100, NUM_IDS // 10, NUM_IDS):
         with tempfile.TemporaryDirectory() as folder:
             make_maps(Path(folder) / "maps", num_ids)
             for num_workers in (1, 2) if num_ids == NUM_IDS else (2,):
                 outcomes[num_ids, num_workers], memory = measured(folder, num_workers)
-    one, two = outcomes[NUM_IDS, 1], outcomes[NUM_IDS, 2]
+    alone, shared = outcomes[NUM_IDS, 1], outcomes[NUM_IDS, 2]
     what = f"{NUM_IDS:,} IDs, k = {NUM_ROWS}, {NUM_COLUMNS} columns, d = {DIM}, {SETTINGS.num_iterations} iterations"
     report(
         "recluster job, GiB at its peak (PSS of all processes), 2 workers",
@@ -181,17 +177,17 @@ def job_figures() -> None:
         holds=memory.private <= MEMORY,
         against=what,
     )
-    for stage, spent in two.times.items():
+    for stage, spent in shared.times.items():
         report(f"recluster job, {stage}: seconds on 2 workers", spent.wall, against=f"CPU {spent.cpu:.1f} s; {what}")
-    report("recluster job, publishing: seconds", two.publishing, against=f"0.8 GB to a local folder; {what}")
+    report("recluster job, publishing: seconds", shared.publishing, against=f"0.8 GB to a local folder; {what}")
     report(
         "recluster job, seconds in all on 2 workers",
-        two.seconds,
-        against=f"estimated {two.estimated:.0f} s without the start of workers; {one.seconds:.0f} s on 1; {what}",
+        shared.seconds,
+        against=f"estimated {shared.estimated:.0f} s without the start of workers; {alone.seconds:.0f} s on 1; {what}",
     )
-    sped = one.seconds / two.seconds
+    sped = alone.seconds / shared.seconds
     report("recluster job, times as fast on 2 workers", sped, target="≥ 1.7", holds=sped >= 1.7, against=what)
-    more = sum(spent.cpu for spent in two.times.values()) / sum(spent.cpu for spent in one.times.values())
+    more = sum(spent.cpu for spent in shared.times.values()) / sum(spent.cpu for spent in alone.times.values())
     report(
         "recluster job, CPU seconds on 2 workers over those on 1",
         more,
@@ -199,7 +195,7 @@ def job_figures() -> None:
         holds=more <= 1.1,
         against=f"all stages; the time on the wall depends on what else the machine does; {what}",
     )
-    same = one.digest == two.digest
+    same = alone.digest == shared.digest
     report("recluster job, different maps made by 1 and 2 workers", not same, target="0", holds=same, against=what)
     per_id = {}
     for (num_ids, num_workers), outcome in outcomes.items():
@@ -213,42 +209,6 @@ def job_figures() -> None:
                 holds=per_id[num_ids] <= 1.2 * per_id[num_ids // 10] if num_ids // 10 in per_id else None,
                 against=f"{outcome.seconds:.0f} s in all; pairs are looked up beyond {NUM_ROWS**2:,} IDs",
             )
-
-
-def nearest_figures() -> None:
-    rng = np.random.default_rng(0)
-    for num_rows, least in ((NUM_ROWS, 0.95), (65536, 5.0)):
-        words = rng.normal(size=(2, num_rows, DIM // NUM_COLUMNS)).astype(np.float32)
-        codes = rng.integers(0, num_rows, (2, BLOCK))
-        points, centroids = words[0, codes[0]] + words[1, codes[1]], words[0]
-        nearest, flat = NearestCentroid(centroids), faiss.IndexFlatL2(points.shape[1])
-        flat.add(centroids)
-        faiss.omp_set_num_threads(1)
-        seconds = race({"ours": lambda: nearest(points), "faiss": lambda: flat.search(points, 1)}, rounds=5)  # noqa: B023
-        times = seconds["faiss"] / seconds["ours"]
-        report(
-            f"nearest centroid, k = {num_rows}, d = {points.shape[1]}: times as fast as FAISS",
-            times,
-            target=f"≥ {least}",
-            holds=times >= least,
-            against=f"IndexFlatL2, blocks of {BLOCK}, one thread: {1e9 * seconds['faiss'] / BLOCK:.0f} ns a point",
-        )
-        sample = points[:2000]
-        _, distances = nearest_plain(sample, centroids)
-        found = np.square(sample.astype(np.float64) - centroids[nearest(sample)[0]]).sum(axis=1)
-        wrong = int(np.count_nonzero(found > distances * (1 + 1e-6)))
-        report(
-            f"nearest centroid, k = {num_rows}, d = {points.shape[1]}: wrong ones",
-            wrong,
-            target="0",
-            holds=wrong == 0,
-            against="float64 by brute force, 2000 points; ties within float32 aside",
-        )
-
-
-def recluster_job_figures() -> None:
-    nearest_figures()
-    job_figures()
 
 
 if __name__ == "__main__":

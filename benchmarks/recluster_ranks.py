@@ -2,15 +2,15 @@
 
 import os
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import torch
 
 from benchmarks.figure import report
+from benchmarks.processes import Peak
 from tests.support.launch import on_ranks
-from tests.support.sharding_plans import split_by_rows
+from tests.support.sharded_models import split_by_rows
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
@@ -21,32 +21,6 @@ from torchrec_cce.training.parallel import process_group, shard
 NUM_TABLES, NUM_IDS, NUM_ROWS, DIM = 4, 10_000_000, 1024, 16
 FEW_IDS = 2_000_000
 SETTINGS = ReclusterConfig(num_threads=1, points_per_centroid=64, num_iterations=20)
-
-
-def private_bytes() -> int:
-    """Memory of this process that no file backs."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no RssAnon in /proc/self/status")
-
-
-class Peak:
-    """While entered, the most private memory that was seen, beyond that at the start."""
-
-    def __enter__(self) -> "Peak":
-        self._start, self.grown, self._over = private_bytes(), 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.01):
-            self.grown = max(self.grown, private_bytes() - self._start)
 
 
 def recluster_once(folder: str, num_ids: int) -> tuple[float, float, int, str]:
@@ -67,7 +41,7 @@ def recluster_once(folder: str, num_ids: int) -> tuple[float, float, int, str]:
         plan = split_by_rows(module, config, world_size=ranks.world_size)
         model, optimizer = shard(module, plan, config, ranks)
         wall, cpu = time.perf_counter(), time.process_time()
-        with Peak() as memory:
+        with Peak("RssAnon") as memory:
             recluster_sharded(model, optimizer, seed=0, settings=SETTINGS)
         seconds = time.perf_counter() - wall, time.process_time() - cpu
         (found,) = [m for m in model.module.modules() if isinstance(m, CCEEmbeddingBagCollection)]

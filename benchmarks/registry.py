@@ -5,11 +5,8 @@ import os
 import random
 import statistics
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figure import report
+from benchmarks.processes import Peak, fresh, mapping_bytes
 from tests.support.contention import begin, crowd, lost_updates
-from tests.support.flips import flipped
 from tests.support.forks import Fork, apart
-from tests.support.kills import Outcome, Target, damage, kill_publishers, strays
-from tests.support.recipe import Recipe
+from tests.support.kills import Outcome, kill_publishers
+from tests.support.registries import Recipe, Target, damage, flipped, strays
 from tests.support.s3_server import FLAKY, TIMEOUT_S, s3_server
 from torchrec_cce.errors import MapFileError
 from torchrec_cce.maps.pointer_map import PointerMap
@@ -172,7 +169,7 @@ def large_map(folder: Path) -> None:
     map_bytes = NUM_IDS * NUM_COLUMNS * 2
     what = f"map of {NUM_IDS:,} IDs, {NUM_COLUMNS} uint16 ({map_bytes / 1e6:.0f} MB)"
     for number, which in enumerate(("first version", "second version, compared with the first")):
-        cost = _fresh(_publish_map, folder, NUM_IDS, number)
+        cost = fresh(_publish_map, folder, NUM_IDS, number)
         report(
             f"{what}, publish, {which}: peak memory, times the map",
             cost["peak"] / map_bytes,
@@ -180,13 +177,13 @@ def large_map(folder: Path) -> None:
             holds=cost["peak"] < 1.3 * map_bytes,
             against=f"anonymous memory above that before the map was made, the map included; {cost['seconds']:.1f} s",
         )
-    first, again = (_fresh(_open_map, folder) for _ in range(2))
-    for name, one in (("first", first), ("verified before", again)):
+    first, again = (fresh(_open_map, folder) for _ in range(2))
+    for name, cost in (("first", first), ("verified before", again)):
         report(
             f"{what}, open, {name}: memory beyond the mapping, MB",
-            one["peak"] / 1e6,
+            cost["peak"] / 1e6,
             target="< 100",
-            holds=one["peak"] < 100e6,
+            holds=cost["peak"] < 100e6,
             against="peak of anonymous memory above that before, a fresh process",
         )
     report(f"{what}, first open, s", first["seconds"], against="reads all files once; page cache warm")
@@ -197,16 +194,16 @@ def large_map(folder: Path) -> None:
         holds=again["seconds"] < 1,
         against="a fresh process; no file is read",
     )
-    for name, rate in _fresh(_verify_map, folder).items():
+    for name, rate in fresh(_verify_map, folder).items():
         report(f"full verification by {name}, GB/s", rate, against=f"{what}, page cache warm, median of {ROUNDS}")
 
 
 def sharing(folder: Path) -> None:
-    _fresh(_publish_map, folder, SHARED_IDS, 0)
+    fresh(_publish_map, folder, SHARED_IDS, 0)
     map_bytes = SHARED_IDS * NUM_COLUMNS * 2
     sizes = apart(folder / "job", _map_twice, target=Target(url=str(folder / "registry"), cache=folder / "cache"))
-    total = sum(one["Pss"] for one in sizes)
-    each = ", ".join(f"{one['Rss'] / MIB:.0f} and {one['Pss'] / MIB:.0f}" for one in sizes)
+    total = sum(size["Pss"] for size in sizes)
+    each = ", ".join(f"{size['Rss'] / MIB:.0f} and {size['Pss'] / MIB:.0f}" for size in sizes)
     report(
         "1 GiB map in two processes, sum of PSS, times the map",
         total / map_bytes,
@@ -218,7 +215,7 @@ def sharing(folder: Path) -> None:
 
 def _publish_map(folder: Path, num_ids: int, seed: int) -> dict[str, float]:
     rng = np.random.default_rng(seed)
-    with _peak_memory() as cost:
+    with Peak("RssAnon", "RssShmem", every=0.002) as memory:
         hashed = PointerMap.hashed(num_ids=num_ids, num_columns=NUM_COLUMNS, num_rows=2**16, seed=0)
         pointers = rng.integers(0, 2**16, (num_ids, NUM_COLUMNS), dtype=np.uint16)
         table = TableSnapshot(
@@ -231,16 +228,16 @@ def _publish_map(folder: Path, num_ids: int, seed: int) -> dict[str, float]:
         started = time.perf_counter()
         _registry(folder).publish({"table": table})
         seconds = time.perf_counter() - started
-    return {**cost, "seconds": seconds}
+    return {"peak": memory.grown, "seconds": seconds}
 
 
 def _open_map(folder: Path) -> dict[str, float]:
-    with _peak_memory() as cost:
+    with Peak("RssAnon", "RssShmem", every=0.002) as memory:
         started = time.perf_counter()
         opened = _registry(folder).open()
         seconds = time.perf_counter() - started
         assert opened.tables["table"].pointer_map.num_ids == NUM_IDS
-    return {**cost, "seconds": seconds}
+    return {"peak": memory.grown, "seconds": seconds}
 
 
 def _verify_map(folder: Path) -> dict[str, float]:
@@ -272,52 +269,9 @@ def _look_up_every_page(target: Target, gate: Any, say: Callable[[object], None]
     for start in range(0, SHARED_IDS, 2**22):
         pointer_map.codes(np.arange(start, start + 2**22, 256))  # 2 KiB apart
     gate.wait()
-    sizes = _mapping(POINTERS)
+    sizes = mapping_bytes(POINTERS)
     gate.wait()
     say(sizes)
-
-
-def _mapping(name: str) -> dict[str, int]:
-    """Sizes in bytes of this process's mapping of a file, from /proc."""
-    sizes = {"Rss": 0, "Pss": 0}
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        key, *rest = line.split()
-        if not key.endswith(":"):
-            inside = bool(rest) and rest[-1].endswith(name)
-        elif inside and key[:-1] in sizes:
-            sizes[key[:-1]] += int(rest[0]) * 1024
-    return sizes
-
-
-@contextmanager
-def _peak_memory() -> Iterator[dict[str, float]]:
-    """The peak of this process's anonymous memory above that at the start, in bytes."""
-    cost: dict[str, float] = {"peak": 0.0}
-    before, done = _anonymous(), threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.002):
-            cost["peak"] = max(cost["peak"], _anonymous() - before)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    try:
-        yield cost
-    finally:
-        done.set()
-        sampler.join()
-
-
-def _anonymous() -> int:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return sum(int(status[name].split()[0]) for name in ("RssAnon", "RssShmem")) * 1024
-
-
-def _fresh(function: Callable[..., dict[str, float]], *args: Any) -> dict[str, float]:
-    """What a function returns in a new interpreter."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
 
 
 def _registry(folder: Path) -> Registry:

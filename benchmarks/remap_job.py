@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.figure import race, report
+from benchmarks.processes import memory_bytes
 from torchrec_cce.jobs.remap.features import remapped_format
 from torchrec_cce.jobs.remap.file import open_version
 from torchrec_cce.jobs.remap.input import InputFile
@@ -83,9 +84,9 @@ def _compare(folder: Path) -> None:
         size = (folder / f"remap.{compression}").stat().st_size / raw.stat().st_size
         report(f"size of the remapped file, {compression}, over the raw file (zstd)", size, against=against)
     ours = runs["remap", "zstd"]
-    share = statistics.median(one["find"] / one["cpu"] for one in ours)
-    of_plain = statistics.median(one["find"] for one in ours) / statistics.median(
-        one["cpu"] for one in runs["plain", "zstd"]
+    share = statistics.median(run["find"] / run["cpu"] for run in ours)
+    of_plain = statistics.median(run["find"] for run in ours) / statistics.median(
+        run["cpu"] for run in runs["plain", "zstd"]
     )
     report("share of lookups in the time of the remap, zstd", share, target="≤ 0.1", holds=share <= 0.1, against="CPU")
     report("lookups over the time of pyarrow read and write, zstd", of_plain, against="CPU time")
@@ -226,7 +227,7 @@ def _measure(registry: str, way: str, source: str, target: str, compression: str
     cpu, wall = time.process_time(), time.perf_counter()
     work(source, target, compression)
     found |= {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-    return found | {"rss": _peak_resident()}
+    return found | {"rss": memory_bytes("VmHWM")}  # `getrusage` would count the process that started this one
 
 
 def _job(registry: str, source: str, num_workers: int) -> float:
@@ -236,12 +237,6 @@ def _job(registry: str, source: str, num_workers: int) -> float:
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else Path(source).parent) as out:
         return remap(source, out, registry=registry, num_workers=num_workers).seconds
-
-
-def _peak_resident() -> float:
-    """In bytes. `getrusage` would count the process that started this one."""
-    (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM"))
-    return 1024.0 * int(line.split()[1])
 
 
 def _remapping(registry: str, source: str, found: dict[str, float]) -> Callable[[str, str, str], None]:
@@ -262,8 +257,8 @@ def _remapping(registry: str, source: str, found: dict[str, float]) -> Callable[
             found["find"] += time.process_time() - began
 
     FeatureMap.find = timed  # type: ignore[method-assign]
-    for one in remapper.format.features:
-        remapper.features_of(one)[0].find(np.zeros(1, np.int64))  # loads the kernels
+    for feature in remapper.format.features:
+        remapper.features_of(feature)[0].find(np.zeros(1, np.int64))  # loads the kernels
 
     def work(source: str, target: str, compression: str) -> None:
         codec = {"lz4": "lz4_raw"}.get(compression, compression)

@@ -8,12 +8,9 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import multiprocessing
-import re
 import statistics
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ import pyarrow.parquet as pq
 from torchrec import EmbeddingBagConfig
 
 from benchmarks.figure import report
+from benchmarks.processes import fresh, mapping_bytes, memory_bytes
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, Registry
 from torchrec_cce.data.batches import global_batches
 from torchrec_cce.data.parquet import read_parquet
@@ -79,7 +77,7 @@ def read(folder: Path, helper: HelperPolicy | None, use_helper: bool) -> dict[st
     """Read all batches once, after one reading that warms up; None is the raw log. CPU seconds, and MiB resident."""
     model = collection(use_helper=use_helper)
     Registry(folder / "registry").open().attach(model)
-    features = [feature for _, feature in model.remap.slots]
+    features = [feature for _, feature in model.remap.table_features]
     log = RemappedLog(model.remap, label="label", universes={"day": 7})
 
     def read_all() -> None:
@@ -95,18 +93,9 @@ def read(folder: Path, helper: HelperPolicy | None, use_helper: bool) -> dict[st
     began, cpu = time.perf_counter(), time.process_time()
     read_all()
     seconds = {"wall": time.perf_counter() - began, "cpu": time.process_time() - cpu}
-    return {**seconds, "map": mapped_mib("Rss"), "mapped": mapped_mib("Size"), "resident": resident_mib()}
-
-
-def mapped_mib(field: str) -> float:
-    """MiB of the mapped pointer files."""
-    blocks = re.findall(r"(?m)^.*\.pointers\.arrow\n(?:\w+: .*\n)+", Path("/proc/self/smaps").read_text())
-    return sum(int(kib) for block in blocks for kib in re.findall(rf"(?m)^{field}: +(\d+) kB", block)) / 1024
-
-
-def resident_mib() -> float:
-    """MiB of this process."""
-    return int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
+    sizes = mapping_bytes(".pointers.arrow")
+    mebibytes = {"map": sizes["Rss"], "mapped": sizes["Size"], "resident": memory_bytes("VmRSS")}
+    return {**seconds, **{what: size / 2**20 for what, size in mebibytes.items()}}
 
 
 def remapped_reading_figures() -> None:
@@ -120,20 +109,17 @@ def remapped_reading_figures() -> None:
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            pool.submit(prepare, folder).result()
+        fresh(prepare, folder)
         for _ in range(ROUNDS):
             for kind, (helper, use_helper) in kinds.items():
-                with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                    found[kind].append(pool.submit(read, folder, helper, use_helper).result())
+                found[kind].append(fresh(read, folder, helper, use_helper))
         sizes = {
             each: sum(f.stat().st_size for f in (folder / each).glob("*.parquet"))
             for each in ("raw", "store", "keep-raw", "drop")
         }
 
     def median(kind: str, what: str) -> float:
-        return statistics.median(one[what] for one in found[kind])
+        return statistics.median(reading[what] for reading in found[kind])
 
     log = f"{ROWS:,} rows, {FEATURES} features of a map of {NUM_IDS:,} IDs, {NUM_COLUMNS} × uint16, batches of {BATCH}"
     for kind, other in (("store", "raw"), ("keep-raw", "raw"), ("drop", "raw, no helper")):

@@ -64,15 +64,15 @@ def main() -> None:
     for world_size in WORLD_SIZES:
         for method in COMPARED:
             try:
-                one = plan(method, world_size)
+                summary = plan(method, world_size)
             except ConfigError as error:
                 print(f"| {world_size} | {method} | {error} | | | | | |")
                 continue
-            kinds = [table.sharding_type for table in one.tables]
+            kinds = [table.sharding_type for table in summary.tables]
             counts = [kinds.count("data_parallel"), kinds.count("table_wise")]
-            sizes = (one.device_bytes, one.host_bytes, one.all_to_all_bytes, one.all_reduce_bytes)
+            sizes = (summary.device_bytes, summary.host_bytes, summary.all_to_all_bytes, summary.all_reduce_bytes)
             cells = [str(world_size), method, f"{counts[0]}, {counts[1]}, {len(kinds) - sum(counts)}"]
-            cells += [*(decimal(size) if size else "–" for size in sizes), f"{one.milliseconds:.2f}"]
+            cells += [*(decimal(size) if size else "–" for size in sizes), f"{summary.milliseconds:.2f}"]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

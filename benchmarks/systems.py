@@ -1,8 +1,8 @@
 """Every method on a real log, or a whole plan: `python -m benchmarks.systems PLAN --out FOLDER`.
 
-A plan of `benchmarks/plans` says what is run on the log that it is named after; the log is prepared here. Figures go to
-stdout. Without a plan, all methods of `criteo_80k`, and those of the curve on Gowalla, run at one cap, from one seed
-and at one learning rate each.
+A plan of `benchmarks/plans` says what runs on the log that it is named after; the log is prepared here. Figures go to
+stdout. Without a plan, all methods of `criteo_80k` and those of the curve on Gowalla run, each at one cap, one seed and
+one learning rate.
 """
 
 import argparse

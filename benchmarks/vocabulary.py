@@ -63,11 +63,11 @@ def lookup_figures(keys: npt.NDArray[np.int64], rng: np.random.Generator) -> Non
     torch.ops.fbgemm.pruned_hashmap_insert(torch.from_numpy(keys), rows, num_keys, table, size)
     asked, num_asked = torch.from_numpy(queries), torch.tensor([0, BATCH])
     candidates: dict[str, Callable[[], object]] = {
-        "ours": lambda: vocabulary.rows(queries, out),
+        "ours": lambda: vocabulary.positions(queries, out),
         "FBGEMM": lambda: torch.ops.fbgemm.pruned_hashmap_lookup(asked, num_asked, table, size),
         "pandas": lambda: index.get_indexer(queries),
     }
-    expected = vocabulary.rows(queries)
+    expected = vocabulary.positions(queries)
     for name, candidate in candidates.items():
         assert np.array_equal(np.asarray(candidate()).reshape(-1), expected), name
     seconds = race(candidates)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.documents import ROOT, blocks
 from tests.support.launch import TIMEOUT, Job, on_ranks, wait_for_all
-from tests.test_docs import ROOT, blocks
 
 EXAMPLES = ROOT / "examples"
 README = "examples/README.md"

@@ -2,7 +2,6 @@
 remapped and trained on.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +90,6 @@ def test_clustered_published_and_met_by_the_ids_of_tomorrow(
     unseen = {f"t_{n}": int((~np.isin(ids[n], built[n].vocabulary.keys())).sum()) for n in FEATURES}
     assert serving.unseen_ids() == unseen
     assert all(0.02 * ROWS < count < ROWS for count in unseen.values()), "a log in time order has new IDs every day"
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other on a busy machine take ten times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run_config(

@@ -1,4 +1,4 @@
-"""`torchrec-cce bench` as a user runs it; what is interrupted and killed is in tests/harness/test_kills.py."""
+"""`torchrec-cce bench` as a user runs it; what is interrupted and killed is in tests/experiments/test_kills.py."""
 
 from pathlib import Path
 

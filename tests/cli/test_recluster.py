@@ -24,11 +24,6 @@ from torchrec_cce.training.versions import snapshot_of_run
 LOOSE = ("--max-churn", "1", "--min-learned", "0", "--max-objective-ratio", "2")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nights.train_a_run(tmp_path_factory.mktemp("trained"))
-
-
 @pytest.fixture
 def night(trained: Path, tmp_path: Path) -> Night:
     return Night(tmp_path, trained)

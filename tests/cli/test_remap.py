@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.remap.test_job import NAMES, Place, contents
 from tests.support.launch import Finished, command
+from tests.support.remap_folders import NAMES, Place, contents
 from torchrec_cce.maps.registry import Registry
 
 

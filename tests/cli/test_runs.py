@@ -21,11 +21,6 @@ SCRIPT = Path(sys.executable).with_name("torchrec-cce")
 METHODS = ["full", "hashing_trick", "ce_concat", "cce"]
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
-
-
 def run(folder: Path, *arguments: str | Path) -> Finished:
     return command(folder / "process", *arguments).wait()
 

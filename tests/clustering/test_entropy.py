@@ -1,3 +1,5 @@
+"""The entropies of pointers, and what they would be of random ones."""
+
 import math
 from itertools import combinations
 

@@ -25,7 +25,7 @@ def rebuilt(found: Quantized) -> npt.NDArray[np.float32]:
     n, c, t = found.pointers.shape
     return np.stack(
         [
-            np.concatenate([sum(found.words[j, p, found.pointers[i, j, p]] for p in range(t)) for j in range(c)])
+            np.concatenate([sum(found.codewords[j, p, found.pointers[i, j, p]] for p in range(t)) for j in range(c)])
             for i in range(n)
         ]
     )
@@ -48,7 +48,7 @@ def test_every_pointer_names_the_nearest_word_to_what_is_left(
     left = embeddings.astype(np.float64).reshape(n, num_columns, -1)
     for p in range(num_terms):
         for j in range(num_columns):
-            words, codes = found.words[j, p].astype(np.float64), found.pointers[:, j, p]
+            words, codes = found.codewords[j, p].astype(np.float64), found.pointers[:, j, p]
             distances = np.square(left[:, j, None] - words).sum(axis=2)
             used = np.unique(codes)
             chosen = distances[np.arange(n), codes]
@@ -70,7 +70,7 @@ def test_few_distinct_embeddings_are_kept_exactly() -> None:
     embeddings = np.repeat(points(5), 7, axis=0)
     found = quantize(embeddings, num_columns=2, num_terms=1, num_rows=9, seed=0, settings=SETTINGS)
     assert np.array_equal(rebuilt(found), embeddings)
-    assert not found.words[:, :, 5:].any()
+    assert not found.codewords[:, :, 5:].any()
 
 
 def test_circular_clustering_collapses() -> None:
@@ -86,7 +86,7 @@ def test_circular_clustering_collapses() -> None:
     assert of_circular[1] < 2 * of_circular[0] - 0.3
     assert of_circular[3] < of_plain[3] - 0.8
     means = np.stack([embeddings[circular.pointers[:, 0, 0] == code, :2].mean(axis=0) for code in range(16)])
-    np.testing.assert_allclose(circular.words[0, 0], means, atol=1e-5)
+    np.testing.assert_allclose(circular.codewords[0, 0], means, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
+"""Clustering a table in this process: against plain definitions, whatever the chunks, threads and shares of work."""
+
 import dataclasses
 import threading
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.kernel_references import reference_nearest
 from torchrec_cce.clustering import column as column_module
-from torchrec_cce.clustering import sample as frequencies_module
 from torchrec_cce.clustering.column import PAIR, sum_errors
 from torchrec_cce.clustering.entropy import pointer_entropies
-from torchrec_cce.clustering.fixed_point import FixedPoint
+from torchrec_cce.clustering.executor import InProcess
 from torchrec_cce.clustering.kmeans.kmeans import kmeans
-from torchrec_cce.clustering.kmeans.loops import nearest_plain
-from torchrec_cce.clustering.recluster import Reclustered, recluster_table
-from torchrec_cce.clustering.sample import Frequencies, training_sample
+from torchrec_cce.clustering.recluster import Reclustered, recluster_tables
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import TableClustering
 from torchrec_cce.errors import ClusteringError, ConfigError
@@ -59,7 +58,7 @@ class Table:
         return self.weights[column, 0, codes[0]] + self.weights[column, 1, codes[1]]
 
     def recluster(self, **options: Any) -> Reclustered:
-        return recluster_table(self.clustering(**options))
+        return cluster(self.clustering(**options))
 
     def clustering(
         self, *, seed: int = 0, frequencies: Any = None, dtype: Any = np.uint16, **config: Any
@@ -78,7 +77,11 @@ class Table:
 
 
 def recluster(**arguments: Any) -> Reclustered:
-    return recluster_table(TableClustering(**arguments))
+    return cluster(TableClustering(**arguments))
+
+
+def cluster(table: TableClustering) -> Reclustered:
+    return recluster_tables(InProcess({"t": table}))["t"]
 
 
 def assert_same(left: Reclustered, right: Reclustered) -> None:
@@ -117,7 +120,7 @@ def test_against_plain_definitions(n: int, helper_init: str, weighted: bool) -> 
     for column in range(3):
         old, (codebook, helper) = table.embeddings(column), done.weights[column]
         pointers = done.pointers[:, column].astype(np.int64)
-        _, best = nearest_plain(old, codebook)
+        _, best = reference_nearest(old, codebook)
         chosen = np.square(old.astype(np.float64) - codebook[pointers]).sum(axis=1)
         used = max(1, min(k, len(np.unique(old, axis=0))))
         assert pointers.max() < used
@@ -317,7 +320,7 @@ def test_ids_that_were_never_seen_do_not_train(points_per_centroid: int) -> None
     seen = table.codes[0, 0] < 4
     done = table.recluster(frequencies=seen * 3, points_per_centroid=points_per_centroid)
     assert done.weights[0, 0].max() < 50
-    expected, _ = nearest_plain(table.embeddings(0), done.weights[0, 0])
+    expected, _ = reference_nearest(table.embeddings(0), done.weights[0, 0])
     np.testing.assert_array_equal(done.pointers[:, 0], expected)
     assert done.objective < 10  # unseen IDs are 100 away and weigh nothing
     assert table.recluster(points_per_centroid=points_per_centroid).weights[0, 0].max() > 50
@@ -392,7 +395,7 @@ def test_far_from_the_origin() -> None:
         chosen = done.pointers[:, column]
         assert (
             np.square(old.astype(np.float64) - codebook[chosen]).sum(axis=1)
-            <= nearest_plain(old, codebook)[1] * (1 + 1e-6)
+            <= reference_nearest(old, codebook)[1] * (1 + 1e-6)
         ).all()
         residuals = old.astype(np.float64) - codebook[chosen]
         np.testing.assert_allclose(helper, members_mean(residuals, far.helper_codes[column], 30), atol=2e-4)
@@ -520,66 +523,6 @@ def test_config_refuses_another_helper() -> None:
         ReclusterConfig(helper_init="mean")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="backend='torch' is not one of"):
         ReclusterConfig(backend="torch")  # type: ignore[arg-type]
-
-
-@settings(deadline=None, max_examples=50)
-@given(seed=st.integers(0, 2**32), num_ids=st.integers(1, 10**12), max_ids=st.integers(1, 500))
-def test_sample_without_frequencies_is_distinct_and_spread(seed: int, num_ids: int, max_ids: int) -> None:
-    if num_ids > max_ids:
-        ids, weights = training_sample(num_ids, max_ids, frequencies=None, seed=seed)
-        assert len(ids) == max_ids
-        assert (np.diff(ids) > 0).all()
-        np.testing.assert_array_equal(ids * max_ids // num_ids - np.arange(max_ids) <= 1, True)
-    else:
-        ids, weights = training_sample(num_ids, max_ids, frequencies=None, seed=seed)
-        np.testing.assert_array_equal(ids, np.arange(num_ids))
-    assert ids[0] >= 0
-    assert ids[-1] < num_ids
-    np.testing.assert_array_equal(weights, 1)
-
-
-@settings(deadline=None, max_examples=50)
-@given(seed=st.integers(0, 2**32), num_ids=st.integers(1, 300), max_ids=st.integers(1, 300))
-def test_sample_is_proportional_to_frequency(seed: int, num_ids: int, max_ids: int) -> None:
-    frequencies = np.random.default_rng(seed).integers(0, 5, num_ids).astype(np.float64)
-    frequencies[-1] = 1
-    ids, weights = training_sample(num_ids, max_ids, frequencies=Frequencies(frequencies, num_ids), seed=seed)
-    assert len(ids) <= max_ids
-    assert (np.diff(ids) > 0).all()
-    assert (frequencies[ids] > 0).all()
-    if np.count_nonzero(frequencies) <= max_ids:
-        np.testing.assert_array_equal(weights, frequencies[ids])
-    else:
-        assert weights.sum() == max_ids
-        # One draw in each range: a count is never two away from its expectation.
-        assert (np.abs(weights - frequencies[ids] / frequencies.sum() * max_ids) < 2).all()
-
-
-@settings(deadline=None, max_examples=50)
-@given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50), seed=st.integers(0, 2**32))
-def test_fixed_point_sums_are_exact_to_31_bits_in_any_order(values: list[float], seed: int) -> None:
-    terms = np.array(values, np.float32)
-    largest = float(np.abs(terms).max())
-    unit = FixedPoint(1e9 * largest)  # room for a billion of them
-    encoded = unit.encode(terms)
-    total = encoded.sum()
-    assert np.random.default_rng(seed).permutation(encoded).sum() == total
-    error = abs(float(unit.decode(total)) - float(terms.astype(np.float64).sum()))
-    assert error <= len(terms) * (largest * 2.0**-32 + largest * 2.0**-50)
-
-
-@pytest.mark.parametrize("largest", [0.0, 1e-44, 1.0, 3e38])
-def test_fixed_point_does_not_overflow_at_its_bound(largest: float) -> None:
-    count = 10**9
-    unit = FixedPoint(count * largest)
-    one = int(unit.encode(np.array(largest)))
-    assert one * count + count // 2 < 2**63
-    assert float(unit.decode(np.array(one * count))) == pytest.approx(largest * count, rel=1e-9)
-
-
-def test_fixed_point_refuses_sums_that_are_not_finite() -> None:
-    with pytest.raises(ClusteringError, match="may reach inf"):
-        FixedPoint(float("inf"))
 
 
 @settings(deadline=None, max_examples=40)
@@ -718,18 +661,3 @@ def test_a_clustering_of_what_is_clustered_changes_few_pointers() -> None:
     table.weights[:, 1] *= 0.01
     table.codes[:, 0] = rng.integers(0, 16, (3, 4000))
     assert table.recluster(num_iterations=50, seed=3).share_changed < 0.35
-
-
-def test_frequencies_of_many_chunks_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    counts = rng.integers(0, 3, 1000)
-    counts[:130], counts[-200:] = 0, 0
-    np.save(tmp_path / "counts.npy", counts)
-    mapped = np.load(tmp_path / "counts.npy", mmap_mode="r")
-    monkeypatch.setattr(frequencies_module, "_CHUNK", 64)
-    frequencies = Frequencies(mapped, 1000)
-    assert (frequencies.total, frequencies.num_seen) == (counts.sum(), np.count_nonzero(counts))
-    shares = np.sort(np.append(rng.random(5000), [0.0, np.nextafter(1, 0), 1.0]))
-    expected = np.searchsorted(np.cumsum(counts), np.minimum(shares * counts.sum(), counts.sum() - 1e-9), side="right")
-    np.testing.assert_array_equal(frequencies.at(shares), expected)
-    np.testing.assert_array_equal(frequencies.seen()[0], np.flatnonzero(counts))

@@ -91,7 +91,7 @@ def raw_log(seed: int = 0, num_rows: int = NUM_ROWS, *, ids: np.ndarray | None =
 
 def kjt(model: CCEEmbeddingBagCollection, raw: pa.Table) -> KeyedJaggedTensor:
     """The raw log as the model takes it."""
-    features = list(dict.fromkeys(feature for _, feature in model.remap.slots))
+    features = list(dict.fromkeys(feature for _, feature in model.remap.table_features))
     columns = {f: to_column(raw.column(COLUMNS.get(f, f)).combine_chunks()) for f in features}
     rows = Rows(labels=np.zeros(len(raw), np.float32), dense=np.zeros((len(raw), 0), np.float32), ids=columns)
     return to_batch(rows, features).sparse_features

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from tests.experiments.test_report import PNG, Page
+from tests.support.documents import PNG, Page
 from tests.support.experiment_results import failed, results, row, write_metrics
 from torchrec_cce.errors import MissingExtraError
 from torchrec_cce.experiments.chart import Chart

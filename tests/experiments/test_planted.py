@@ -14,6 +14,8 @@ from torchrec_cce.experiments.planted_log import write_click_log
 SEEDS = (0, 1, 2)
 CAP = 4000
 PLANTED = ("C3", "C4", "C12", "C16", "C21")
+# The runs of all tests take a minute, and several on a busy machine.
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

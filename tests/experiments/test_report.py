@@ -1,57 +1,17 @@
 """The report's files hold what the outcomes say."""
 
-import base64
-import io
 import json
 import math
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from tests.support.documents import PNG, Page
 from tests.support.outcomes import SIZES, outcome
+from torchrec_cce.cli.bench import print_outcomes
 from torchrec_cce.experiments.outcome import Outcome
-from torchrec_cce.experiments.report import COLUMNS, TABLE_WIDTH, to_markdown, to_table, write_report
-
-PNG = b"\x89PNG\r\n\x1a\n"
-VOID = {"meta", "img", "br", "link"}
-
-
-class Page(HTMLParser):
-    """Cells, pictures and text of a page whose every element is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.rows: list[list[str]] = []
-        self.images: list[bytes] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("th", "td"):
-            self.rows[-1].append("")
-        if tag == "img":
-            source = dict(attrs)["src"] or ""
-            head, _, data = source.partition(",")
-            assert head == "data:image/png;base64", "a page that needs other files is not one"
-            self.images.append(base64.b64decode(data))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.open and self.open[-1] in ("th", "td"):
-            self.rows[-1][-1] += data
+from torchrec_cce.experiments.report import COLUMNS, NOTE, to_markdown, write_report
 
 
 @pytest.fixture
@@ -97,7 +57,7 @@ def test_json_with_null_for_what_is_no_number(outcomes: list[Outcome], tmp_path:
     assert values["outcomes"][-1]["bce"] is None
 
 
-def test_nothing_is_cut_in_a_terminal(tmp_path: Path) -> None:
+def test_nothing_is_cut_in_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = replace(
         SIZES,
         full_parameters=10**10,
@@ -109,9 +69,9 @@ def test_nothing_is_cut_in_a_terminal(tmp_path: Path) -> None:
     large = [
         outcome(tmp_path, "rq_hash_embeddings", max_parameters=64_000, seed=s, auc=0.7 + s, sizes=sizes) for s in (0, 1)
     ]
-    console = Console(width=TABLE_WIDTH, record=True, file=io.StringIO())
-    console.print(to_table(large))
-    text = console.export_text()
+    print_outcomes(large)
+    text = capsys.readouterr().out.removesuffix(f"{NOTE}\n")
+    assert max(map(len, text.splitlines())) <= 150
     assert "…" not in text
     assert "1,000,000,000" in text
 
@@ -123,10 +83,9 @@ def test_pointers_beside_the_tables_are_pointers(tmp_path: Path) -> None:
     assert len(Page((tmp_path / "report.html").read_text()).images) == 3
 
 
-def test_terminal_and_document(outcomes: list[Outcome]) -> None:
-    console = Console(width=TABLE_WIDTH, record=True, file=io.StringIO())
-    console.print(to_table(outcomes))
-    text = console.export_text()
+def test_terminal_and_document(outcomes: list[Outcome], capsys: pytest.CaptureFixture[str]) -> None:
+    print_outcomes(outcomes)
+    text = capsys.readouterr().out
     for method in ("full", "hashing_trick", "ce_concat", "cce"):
         assert sum(line.split()[:1] == [method] for line in text.splitlines()) == 1
     lines = to_markdown(outcomes).splitlines()

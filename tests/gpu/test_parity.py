@@ -4,15 +4,13 @@ import pytest
 import torch
 
 from tests.support.distributed_cases import FORMS, MIXTURES, TABLES, UNIFORM, Case
-from tests.support.parity import Outcome, assert_equal, compare
+from tests.support.parity import CUDA_TOLERANCE, Outcome, assert_equal, compare
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is false: no CUDA device"),
 ]
 
-TOLERANCE = 1e-5
-"""Ten times that of the CPU: the kernels add in another order."""
 CASES = {
     **UNIFORM,
     **MIXTURES,
@@ -31,4 +29,4 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Outcom
 
 @pytest.mark.parametrize("name", CASES)
 def test_cuda_ranks(name: str, outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
-    assert_equal(outcomes[name], CASES[name], tolerance=TOLERANCE)
+    assert_equal(outcomes[name], CASES[name], tolerance=CUDA_TOLERANCE)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu.test_parity import TOLERANCE
+from tests.support.parity import CUDA_TOLERANCE
 from tests.support.pipelines import assert_all_ways_were_taken, assert_same, in_every_way
 
 pytestmark = [
@@ -18,4 +18,4 @@ def test_pipelined_training_is_unpipelined_training(tmp_path: Path) -> None:
     trained = in_every_way(tmp_path, world_size=min(2, torch.cuda.device_count()), device_type="cuda")
     assert_all_ways_were_taken(trained)
     for way in trained[0]:
-        assert_same(way, trained, tolerance=TOLERANCE)
+        assert_same(way, trained, tolerance=CUDA_TOLERANCE)

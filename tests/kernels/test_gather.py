@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec_cce.kernels.gather import _AHEAD, gather_rows, gather_words, reference_gather
-from torchrec_cce.kernels.packed import as_words
+from tests.support.kernel_references import reference_gather
+from torchrec_cce.kernels.gather import _AHEAD, gather_rows, gather_words
+from torchrec_cce.kernels.packed import as_packed
 
 Unsigned = npt.NDArray[np.unsignedinteger]
 
@@ -69,7 +70,7 @@ def test_gathered_words_are_the_gathered_pointers(
 ) -> None:
     pointers = random_array((num_ids, num_columns), dtype, seed, shift=shift, writeable=writeable)
     ids = np.random.default_rng(seed).integers(0, num_ids, count)
-    words = as_words(pointers)
+    words = as_packed(pointers)
     out = np.empty((count, *words.shape[1:]), words.dtype)
     assert (gather_words if words.ndim == 1 else gather_rows)(words, ids, out) == -1
     np.testing.assert_array_equal(out.view(dtype).reshape(count, num_columns), pointers[ids])
@@ -116,7 +117,7 @@ def test_a_bad_id_at_any_position(bad_id: int, position: int) -> None:
 @given(dtype=pointer_dtypes, num_ids=st.integers(0, 20), num_columns=st.integers(1, 32), seed=st.integers(0, 2**32))
 def test_words_are_a_view_of_the_pointers(dtype: type, num_ids: int, num_columns: int, seed: int) -> None:
     pointers = random_array((num_ids, num_columns), dtype, seed)
-    words = as_words(pointers)
+    words = as_packed(pointers)
     row_bytes = num_columns * pointers.itemsize
     width = next(size for size in (8, 4, 2, 1) if row_bytes % size == 0)
     assert words.itemsize == width
@@ -128,7 +129,7 @@ def test_words_are_a_view_of_the_pointers(dtype: type, num_ids: int, num_columns
 
 
 def test_column_0_is_in_the_lowest_bits() -> None:
-    assert as_words(np.array([[1, 2, 3, 4]], np.uint16)).tolist() == [0x0004_0003_0002_0001]
+    assert as_packed(np.array([[1, 2, 3, 4]], np.uint16)).tolist() == [0x0004_0003_0002_0001]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_column_0_is_in_the_lowest_bits() -> None:
 )
 def test_words_are_no_wider_than_the_alignment_of_the_buffer(shift: int, dtype: type, shape: tuple[int, ...]) -> None:
     pointers = random_array((9, 4), np.uint16, 0, shift=shift)
-    words = as_words(pointers)
+    words = as_packed(pointers)
     assert words.dtype == dtype
     assert words.shape == shape
     assert np.shares_memory(words, pointers)
@@ -147,7 +148,7 @@ def test_a_read_only_file(tmp_path: Path) -> None:
     pointers = random_array((100, 4), np.uint16, 0)
     pointers.tofile(tmp_path / "pointers")
     mapped = np.memmap(tmp_path / "pointers", np.uint16, "r", shape=(100, 4))
-    words = as_words(np.asarray(mapped))
+    words = as_packed(np.asarray(mapped))
     assert words.dtype == np.uint64
     assert not words.flags.writeable
     out = np.empty(200, np.uint64)

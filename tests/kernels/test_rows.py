@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.kernel_references import reference_coded_rows, reference_partly_clustered_rows, reference_rows
 from torchrec_cce.hashing import UniversalHash
 from torchrec_cce.kernels.rows import (
     clustered_rows,
@@ -13,9 +14,6 @@ from torchrec_cce.kernels.rows import (
     helper_rows,
     identity_rows,
     partly_clustered_rows,
-    reference_coded_rows,
-    reference_partly_clustered_rows,
-    reference_rows,
 )
 
 sizes = st.tuples(st.integers(1, 300), st.integers(0, 90), st.integers(1, 8), st.integers(1, 70_000))
@@ -75,19 +73,19 @@ def test_partly_clustered_rows_equal_the_reference(sizes: tuple[int, int, int, i
     num_rows = min(num_rows, np.iinfo(dtype).max + 1)
     rng = np.random.default_rng(seed)
     ids = rng.integers(-(2**63), 2**63 - 1, count)
-    map_rows = rng.integers(-1, map_size, count)
+    positions = rng.integers(-1, map_size, count)
     pointers = rng.integers(0, num_rows, (map_size, num_columns)).astype(dtype)
     codebook, helper = (UniversalHash.from_seed(seed + i, num_columns=num_columns, num_rows=num_rows) for i in (0, 1))
     functions = (codebook.multipliers, codebook.offsets, helper.multipliers, helper.offsets)
     out = np.full((num_columns, count, 2), -7)
-    partly_clustered_rows(ids, map_rows, pointers, *functions, num_rows, out)
-    np.testing.assert_array_equal(out, reference_partly_clustered_rows(ids, map_rows, pointers, codebook, helper))
+    partly_clustered_rows(ids, positions, pointers, *functions, num_rows, out)
+    np.testing.assert_array_equal(out, reference_partly_clustered_rows(ids, positions, pointers, codebook, helper))
     without_helper = np.full((num_columns, count, 1), -7)
-    partly_clustered_rows(ids, map_rows, pointers, *functions, num_rows, without_helper)
+    partly_clustered_rows(ids, positions, pointers, *functions, num_rows, without_helper)
     np.testing.assert_array_equal(without_helper, out[:, :, :1])
-    wild = np.where(map_rows < 0, map_size + 3, map_rows)
+    wild = np.where(positions < 0, map_size + 3, positions)
     partly_clustered_rows(ids, wild, pointers, *functions, num_rows, out)
-    np.testing.assert_array_equal(out, reference_partly_clustered_rows(ids, map_rows, pointers, codebook, helper))
+    np.testing.assert_array_equal(out, reference_partly_clustered_rows(ids, positions, pointers, codebook, helper))
 
 
 @pytest.mark.parametrize("bad_id", [-1, 100, 2**63 - 1, -(2**63)])

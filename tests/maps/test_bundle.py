@@ -127,7 +127,7 @@ def test_golden_version_of_format_2() -> None:
         assert back[name].pointer_map.version == 3
     known = back["t/ключ"].pointer_map
     ids = np.array([-1, 5, 10**12, 77])
-    assert known.rows(ids).tolist() == [1, 3, 5, -1]
+    assert known.positions(ids).tolist() == [1, 3, 5, -1]
 
 
 def test_the_format_has_not_changed(tmp_path: Path) -> None:

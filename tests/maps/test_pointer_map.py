@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.plain_embedding import cce_codes
+from tests.support.method_references import cce_codes
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, Unseen
 from torchrec_cce.maps.vocabulary import Vocabulary
@@ -94,12 +94,12 @@ def test_copies_share_and_pickles_keep_a_map() -> None:
     assert pickle.loads(pickle.dumps(one)).digest == one.digest
 
 
-def test_unknown_raw_ids_have_no_row() -> None:
+def test_unknown_raw_ids_have_no_position() -> None:
     ids = np.array([-1, 0, 999, 1000, 2**62])
-    assert hashed().rows(ids).tolist() == [-1, 0, 999, -1, -1]
+    assert hashed().positions(ids).tolist() == [-1, 0, 999, -1, -1]
     keyed = hashed().with_vocabulary(Vocabulary.build(np.array([2**62, -1])))
     assert (keyed.num_ids, keyed.unseen) == (2, "hash")
-    assert keyed.rows(ids).tolist() == [1, -1, -1, -1, 0]
+    assert keyed.positions(ids).tolist() == [1, -1, -1, -1, 0]
     assert keyed.raw_ids(np.array([1, 0])).tolist() == [-1, 2**62]
     assert keyed.first_id == 2**62
     assert keyed.nbytes == keyed.vocabulary.nbytes
@@ -111,7 +111,7 @@ def test_unknown_raw_ids_have_no_row() -> None:
     clusterings=st.integers(0, 2),
 )
 def test_a_grown_vocabulary_changes_no_embedding(old: set[int], new: set[int], clusterings: int) -> None:
-    """What an ID looked up before, as a row or as one that was unseen, it looks up after."""
+    """What an ID looked up before, known or unseen, it looks up after."""
     before = hashed().with_vocabulary(Vocabulary.build(np.array(sorted(old))))
     rng = np.random.default_rng(0)
     for _ in range(clusterings):
@@ -143,7 +143,7 @@ def test_codes_of_any_id(unseen: Unseen, is_clustered: bool) -> None:
     assert one.resolve(ids).unseen.tolist() == [False, True, False, True, False, True]
     assert one.resolve(np.array(keys)).unseen is None
     nothing = 0 if unseen == "first_row" else -1
-    assert one.resolve(ids).rows.tolist() == [3, nothing, 0, nothing, 1, nothing]
+    assert one.resolve(ids).positions.tolist() == [3, nothing, 0, nothing, 1, nothing]
     assert one.codes_of_any(np.array([], np.int64)).shape == (4, 2, 0)
 
 
@@ -154,7 +154,7 @@ def test_what_does_not_fit_together() -> None:
     with pytest.raises(ConfigError, match="unseen='ignore' is not one of error, hash, first_row"):
         PointerMap.hashed(num_ids=4, num_columns=4, num_rows=50, seed=0, unseen="ignore")  # type: ignore[arg-type]
     nothing = Vocabulary.build(np.zeros(0, np.int64))
-    with pytest.raises(ConfigError, match="at least one row"):
+    with pytest.raises(ConfigError, match="at least one raw ID"):
         hashed().with_vocabulary(nothing, unseen="first_row")
 
 
@@ -179,7 +179,5 @@ def test_gather_gives_the_pointers_of_raw_ids(num_columns: int, dtype: type) -> 
         assert one.gather(ids, out=np.zeros_like(words)).tobytes() == words.tobytes()
         with pytest.raises(ConfigError, match="out is float64"):
             one.gather(ids, out=np.zeros(300))
-        with pytest.raises(
-            InvalidIDError, match=r"raw ID 10000000 \(position 7 of 9\) is not among the 500 of the map"
-        ):
+        with pytest.raises(InvalidIDError, match=r"raw ID 10000000 \(index 7 of 9\) is not among the 500 of the map"):
             one.gather(np.array([*ids[:7], 10**7, -(10**9)]))

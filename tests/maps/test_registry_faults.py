@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 from tests.support.contention import begin, crowd, lost_updates, open_at_once
-from tests.support.flips import flip, flipped
 from tests.support.forks import apart
-from tests.support.kills import NUM_IDS, Target, damage, kill_publishers, strays
-from tests.support.recipe import Recipe, content
+from tests.support.kills import NUM_IDS, kill_publishers
+from tests.support.registries import Recipe, Target, content, damage, flip, flipped, strays
 from tests.support.s3_server import FLAKY, Faults, S3Server, s3_server
 from torchrec_cce.errors import MapFileError, RegistryError
-from torchrec_cce.maps.local_copy import LocalCopies
 from torchrec_cce.maps.registry import MapVersion, Registry
+from torchrec_cce.maps.version_files import VersionFiles
 
 SMALL = Recipe(seed=1, num_ids=100)
 KINDS = ("0000.pointers", "0001.pointers", "0001.weights", "0001.slots", "0001.frequencies")
@@ -121,13 +120,13 @@ def test_a_version_that_is_collected_while_it_is_opened(disk: Target, monkeypatc
     registry = disk.open()
     publish(registry)
     publish(registry, SMALL.derived(2))
-    bring = LocalCopies.bring
+    bring = VersionFiles.bring
 
     def bring_too_late(*args: Any, **arguments: Any) -> Path:
         disk.open().gc(keep_last=1)
         return bring(*args, **arguments)
 
-    monkeypatch.setattr(LocalCopies, "bring", bring_too_late)
+    monkeypatch.setattr(VersionFiles, "bring", bring_too_late)
     with pytest.raises(RegistryError, match=r"version 1 .* was collected while it was opened"):
         registry.open(1)
 
@@ -230,14 +229,14 @@ def test_a_damaged_object_is_refused(s3: Target, kind: str) -> None:
     registry = s3.open()
     publish(registry)
     name = f"{registry.state().versions[0].folder}/{kind}.arrow"
-    good = registry._storage.read(name)
-    registry._storage.delete(name)
-    registry._storage.create(name, flip(good, random.Random(kind)))
+    good = registry._store.read(name)
+    registry._store.delete(name)
+    registry._store.create(name, flip(good, random.Random(kind)))
     with pytest.raises(MapFileError, match=rf"{kind}\.arrow: its SHA-256 is"):
         registry.open()
     assert [kind in str(error) for error in registry.verify()] == [True]
-    registry._storage.delete(name)
-    registry._storage.create(name, good)
+    registry._store.delete(name)
+    registry._store.create(name, good)
     assert_whole(registry.open())
 
 

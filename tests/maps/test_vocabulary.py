@@ -1,4 +1,4 @@
-"""Vocabularies: every key, every row, the same bytes however they were built, and keys that were chosen to collide."""
+"""Vocabularies: every key, every position, the same bytes however they were built, and keys chosen to collide."""
 
 import copy
 import pickle
@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.kernel_references import reference_slots
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
-from torchrec_cce.kernels.vocabulary import reference_slots, unmix
+from torchrec_cce.kernels.hash_table import unmix
 from torchrec_cce.maps.vocabulary import Vocabulary
 
 EXTREMES = [-(2**63), -(2**63) + 1, -1, 0, 1, 2**63 - 1]
@@ -40,9 +41,9 @@ def crowd(size: int, attempt: int) -> np.ndarray:
 )
 def test_rows_equal_a_dict(keys: list[int], others: list[int], num_threads: int) -> None:
     vocabulary = Vocabulary.build(np.array(keys, np.int64), num_threads=num_threads)
-    rows = {key: row for row, key in enumerate(keys)}
+    positions = {key: position for position, key in enumerate(keys)}
     queries = [*others, *keys, *EXTREMES, *keys]
-    assert vocabulary.rows(np.array(queries, np.int64)).tolist() == [rows.get(key, -1) for key in queries]
+    assert vocabulary.positions(np.array(queries, np.int64)).tolist() == [positions.get(key, -1) for key in queries]
     assert vocabulary.keys().tolist() == keys
     assert list(map(tuple, vocabulary.slots_view.tolist())) == reference_slots(
         keys, vocabulary.num_buckets, vocabulary.seed
@@ -56,9 +57,9 @@ def test_many_keys_make_the_same_bytes_with_any_number_of_threads() -> None:
         other = Vocabulary.build(keys, num_threads=num_threads)
         assert other.slots_view.tobytes() == one.slots_view.tobytes()
     assert list(map(tuple, one.slots_view.tolist())) == reference_slots(keys.tolist(), one.num_buckets, one.seed)
-    np.testing.assert_array_equal(one.rows(keys), np.arange(len(keys)))
+    np.testing.assert_array_equal(one.positions(keys), np.arange(len(keys)))
     np.testing.assert_array_equal(one.keys(), keys)
-    assert (one.rows(random_keys(10_000, seed=1)) == -1).all()
+    assert (one.positions(random_keys(10_000, seed=1)) == -1).all()
     assert one.nbytes / len(keys) < 27
     assert one.slots_view.ctypes.data % 64 == 0
 
@@ -88,23 +89,23 @@ def test_unsigned_and_strided_keys() -> None:
     unsigned = np.array([2**64 - 1, 2**63, 5, 0], np.uint64)
     vocabulary = Vocabulary.build(unsigned)
     assert vocabulary.keys().tolist() == [-1, -(2**63), 5, 0]
-    assert vocabulary.rows(unsigned).tolist() == [0, 1, 2, 3]
-    assert vocabulary.rows(np.array([-1, 9, 5, 9, 4], np.int64)[::2]).tolist() == [0, 2, -1]
+    assert vocabulary.positions(unsigned).tolist() == [0, 1, 2, 3]
+    assert vocabulary.positions(np.array([-1, 9, 5, 9, 4], np.int64)[::2]).tolist() == [0, 2, -1]
     assert Vocabulary.build(np.repeat(unsigned, 2)[::2]).digest == vocabulary.digest
 
 
 def test_rows_into_a_given_array() -> None:
     vocabulary = Vocabulary.build(np.arange(100))
     out = np.full(50, -7)
-    assert vocabulary.rows(np.arange(50) + 75, out) is out
+    assert vocabulary.positions(np.arange(50) + 75, out) is out
     assert out.tolist() == [*range(75, 100), *[-1] * 25]
     keys = np.arange(50)
     for wrong in (np.empty(49, np.int64), np.empty(50, np.int32), keys):
         with pytest.raises(ConfigError, match=r"must be int64 \[50\] and not overlap keys"):
-            vocabulary.rows(keys, wrong)
+            vocabulary.positions(keys, wrong)
     for foreign in (np.zeros(3), np.zeros(3, np.int32), np.zeros((3, 1), np.int64)):
         with pytest.raises(ConfigError, match=r"must be int64 or uint64 \[N\]"):
-            vocabulary.rows(foreign)
+            vocabulary.positions(foreign)
         with pytest.raises(ConfigError, match=r"must be int64 or uint64 \[N\]"):
             Vocabulary.build(foreign)
 
@@ -112,14 +113,14 @@ def test_rows_into_a_given_array() -> None:
 def test_an_empty_vocabulary_has_seen_nothing() -> None:
     empty = Vocabulary.build(np.empty(0, np.int64))
     assert (empty.num_ids, empty.keys().tolist(), empty.nbytes) == (0, [], 64)
-    assert empty.rows(np.array(EXTREMES)).tolist() == [-1] * len(EXTREMES)
-    assert empty.rows(np.empty(0, np.int64)).tolist() == []
+    assert empty.positions(np.array(EXTREMES)).tolist() == [-1] * len(EXTREMES)
+    assert empty.positions(np.empty(0, np.int64)).tolist() == []
 
 
 @pytest.mark.parametrize("copies", [2, 2000])
 def test_a_key_given_twice_is_named(copies: int) -> None:
     keys = np.concatenate([np.arange(1000), np.full(copies - 1, 77)])
-    with pytest.raises(ConfigError, match="key 77 is given for the rows 77 and 1000"):
+    with pytest.raises(ConfigError, match="key 77 is given for the positions 77 and 1000"):
         Vocabulary.build(keys)
     with pytest.raises(ConfigError, match="num_threads=0"):
         Vocabulary.build(keys, num_threads=0)
@@ -130,7 +131,7 @@ def test_keys_that_collide_under_the_first_seeds_get_another() -> None:
     keys = np.concatenate([crowd(513, 0), random_keys(1000)])
     vocabulary = Vocabulary.build(keys)
     assert vocabulary.seed == derive_seed("vocabulary", 1)
-    np.testing.assert_array_equal(vocabulary.rows(keys), np.arange(len(keys)))
+    np.testing.assert_array_equal(vocabulary.positions(keys), np.arange(len(keys)))
     both = Vocabulary.build(np.concatenate([crowd(100_000, 0), crowd(600, 1)]))
     assert both.seed == derive_seed("vocabulary", 2)
 
@@ -152,7 +153,7 @@ def test_a_slice_of_a_larger_arrow_array_is_read_in_place() -> None:
     )
     assert sliced.digest == whole.digest
     assert sliced.nbytes == whole.nbytes
-    assert sliced.rows(GOLDEN_KEYS).tolist() == list(range(6))
+    assert sliced.positions(GOLDEN_KEYS).tolist() == list(range(6))
     assert sliced.keys().tolist() == GOLDEN_KEYS.tolist()
 
 
@@ -165,7 +166,7 @@ def test_a_memory_mapped_file_is_not_copied(tmp_path: Path) -> None:
     allocated = pa.total_allocated_bytes()
     slots = pa.ipc.open_file(pa.memory_map(str(tmp_path / "v.arrow"))).get_batch(0).column(0)
     mapped = Vocabulary(slots=slots, **vocabulary.header())
-    np.testing.assert_array_equal(mapped.rows(keys), np.arange(len(keys)))
+    np.testing.assert_array_equal(mapped.positions(keys), np.arange(len(keys)))
     assert mapped.digest == vocabulary.digest
     assert pa.total_allocated_bytes() - allocated < 4096
 
@@ -189,7 +190,7 @@ def test_slots_that_cannot_be_a_table_are_refused() -> None:
     refused("num_buckets=0", num_buckets=0)
     refused(f"num_buckets={size // 4 + 1}", num_buckets=size // 4 + 1)
     refused("seed=-1", seed=-1)
-    refused("last slot has row 3", pa.array([*good.slots.to_pylist()[:-1], [0, 3]], pa.list_(pa.int64(), 2)))
+    refused("last slot has position 3", pa.array([*good.slots.to_pylist()[:-1], [0, 3]], pa.list_(pa.int64(), 2)))
 
 
 def test_damaged_slots_give_no_keys() -> None:
@@ -199,14 +200,14 @@ def test_damaged_slots_give_no_keys() -> None:
     for slots, num_ids in ((good.slots, 5), (good.slots, 7), (pa.array(flat.reshape(-1)), 6)):
         lists = slots if slots is good.slots else pa.FixedSizeListArray.from_arrays(slots, type=good.slots.type)
         damaged = Vocabulary(slots=lists, num_ids=num_ids, num_buckets=good.num_buckets, seed=good.seed)
-        with pytest.raises(ConfigError, match=rf"do not hold the rows 0\.\.{num_ids - 1};"):
+        with pytest.raises(ConfigError, match=rf"do not hold the positions 0\.\.{num_ids - 1};"):
             damaged.keys()
 
 
 def test_copies_share_and_pickles_hold_the_slots_once() -> None:
     one = Vocabulary.build(random_keys(50_000))
     assert copy.deepcopy(one) is one
-    assert one.rows(np.array([1])).tolist() == [-1]
+    assert one.positions(np.array([1])).tolist() == [-1]
     pickled = pickle.dumps(one)
     assert len(pickled) < 1.1 * one.nbytes
     assert pickle.loads(pickled).digest == one.digest

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torchrec import EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from tests.modules.test_embedding_bag import METHOD_SHAPES, random_features
-from tests.modules.test_embedding_bag import cce as pooled_cce
-from tests.support import plain_embedding as plain
+from tests.support import method_references as references
+from tests.support.module_cases import METHOD_SHAPES, random_features
+from tests.support.module_cases import cce as pooled_cce
 from torchrec_cce import (
     CCEEmbeddingBagCollection,
     CCEEmbeddingCollection,
@@ -60,8 +60,8 @@ def assert_same(one: dict[str, JaggedTensor], other: dict[str, JaggedTensor]) ->
 
 
 def assert_equals_reference(collection: CCEEmbeddingCollection, features: KeyedJaggedTensor) -> None:
-    weights = plain.leaf_weights(collection)
-    expected = plain.sequences(collection, weights, features)
+    weights = references.leaf_weights(collection)
+    expected = references.sequences(collection, weights, features)
     got = collection(features)
     assert list(got) == list(expected)
     total, expected_total = torch.zeros(()), torch.zeros(())

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrec import KeyedJaggedTensor
 
-from tests.modules.test_embedding_bag import assert_equals_reference, cce, full, random_features
+from tests.support.module_cases import assert_equals_reference, cce, full, random_features
 from torchrec_cce import CCEEmbeddingBagCollection, PointerMap, Registry, Vocabulary
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import Unseen
@@ -192,7 +192,7 @@ def test_a_version_of_another_model_is_refused_and_nothing_changes(tmp_path: Pat
     registry.publish({**tables, "t_item": larger.snapshot()["t_item"]})
     for version, message in (
         (1, r"the maps are of tables \['t_user'\], the module has \['t_item', 't_user'\]"),
-        (2, r"'t_item' has embedding_dim=8; the map, version 2, .* comes with words for 16"),
+        (2, r"'t_item' has embedding_dim=8; the map, version 2, .* comes with codewords for 16"),
         (3, r"'t_item' has 50 IDs, .* the map, version 3, .* is of 51 IDs"),
     ):
         with pytest.raises(MapMismatchError, match=message):

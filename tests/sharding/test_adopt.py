@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrec import KeyedJaggedTensor
 
-from tests.sharding.test_recluster import TABLES, Table, assert_same_bits, tables_of
 from tests.support import runs
 from tests.support.launch import on_ranks
-from tests.support.sharding_plans import split_by_rows
+from tests.support.sharded_models import TABLES, Table, assert_same_bits, split_by_rows, tables_of
 from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.errors import CCEError
@@ -28,7 +27,7 @@ from torchrec_cce.methods.cce import CCEScheme
 from torchrec_cce.modules.collection import snapshot_of
 from torchrec_cce.modules.parameter_store import TableRows
 from torchrec_cce.modules.recluster import TableReport
-from torchrec_cce.sharding.adopt import refit_sharded
+from torchrec_cce.sharding.adopt import adopt_sharded
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.sharding.tables import tables_of as sharded_tables
@@ -61,7 +60,7 @@ def as_they_are(_model: Any, _optimizer: Any, tables: Tables) -> Tables:
     return tables
 
 
-def refit_on_a_rank(
+def adopt_on_a_rank(
     config: RunConfig,
     old_maps: dict[str, PointerMap],
     old_rows: dict[str, TableRows],
@@ -81,7 +80,7 @@ def refit_on_a_rank(
                 table.store.write(old_rows[table.config.name])
         tables = prepare(model, optimizer, tables)
         before = tables_of(model, optimizer)
-        reports = refit_sharded(model, optimizer, tables, frequencies=frequencies, settings=settings)
+        reports = adopt_sharded(model, optimizer, tables, frequencies=frequencies, settings=settings)
         return Moved(before, tables_of(model, optimizer), reports, tables)
 
 
@@ -95,11 +94,6 @@ def trained(config: RunConfig, ranks: Ranks) -> tuple[Any, Any]:
         model(batch.part)[: batch.rows].square().sum().backward()
         optimizer.step()
     return model, optimizer
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
 
 
 def config_of(log: Path, **changes: Any) -> RunConfig:
@@ -128,7 +122,7 @@ def moved(
         settings or ReclusterConfig(),
         prepare or as_they_are,
     )
-    finished = on_ranks(folder, world_size, refit_on_a_rank, config, *arguments)
+    finished = on_ranks(folder, world_size, adopt_on_a_rank, config, *arguments)
     for rank in finished:
         assert rank.code == 0, rank.stderr
     return [rank.value for rank in finished]
@@ -177,7 +171,7 @@ def embeddings(config: RunConfig, name: str, table: Table, ids: npt.NDArray[np.i
     return collection(features).values().detach().numpy()  # type: ignore[no-any-return]
 
 
-def assert_refitted(
+def assert_adopted(
     config: RunConfig, name: str, found: Moved, to: TableSnapshot, frequencies: Frequencies, helper_init: HelperInit
 ) -> None:
     """By definition, with numpy."""
@@ -278,7 +272,7 @@ def test_any_ranks_and_chunks_give_the_bits_that_the_definition_gives(
         )
     for name in TABLES:
         assert all(state.any() for state in ranks[0].before[name].states.values()), "a state of zeros proves nothing"
-        assert_refitted(config, name, ranks[0], tables[name], frequencies, helper_init)
+        assert_adopted(config, name, ranks[0], tables[name], frequencies, helper_init)
         for found in ranks[1:]:
             assert_same_bits(found.before[name], ranks[0].before[name])
             assert_same_bits(found.after[name], ranks[0].after[name])
@@ -370,7 +364,7 @@ def refused_on_a_rank(config: RunConfig, tables: Tables) -> list[str]:
             to = prepare(model, optimizer, tables)
             before = tables_of(model, optimizer)
             try:
-                refit_sharded(model, optimizer, to, frequencies=frequencies)
+                adopt_sharded(model, optimizer, to, frequencies=frequencies)
             except CCEError as error:
                 errors.append(f"{type(error).__name__}: {error}")
             after = tables_of(model, optimizer)

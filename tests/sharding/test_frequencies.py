@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from benchmarks.recluster_ranks import Peak
+from benchmarks.processes import Peak
 from tests.support.launch import on_ranks
 from torchrec_cce import CCEEmbeddingBagConfig, PointerMap
 from torchrec_cce.clustering.sample import Frequencies
@@ -188,7 +188,7 @@ def grown_on_a_rank(folder: str, num_ids: int, most_kept: int) -> int:
     os.environ["TORCHREC_CCE_CACHE"] = folder
     rng = np.random.default_rng(int(os.environ["RANK"]))
     config: dict[str, Any] = {"embedding_dim": 4, "num_rows": 2, "num_columns": 1, "feature_names": ["f"]}
-    with process_group(), Peak() as memory:
+    with process_group(), Peak("RssAnon") as memory:
         remap = Remap([CCEEmbeddingBagConfig(name="t", num_embeddings=num_ids, **config)], is_weighted=False)
         before = {"t": remap.pointer_map("t")}
         counts = ShardedFrequencies({"t": num_ids}, most_kept=most_kept)

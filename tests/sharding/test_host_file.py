@@ -9,8 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from tests.support.launch import on_ranks
-from torchrec_cce.sharding import host_file
-from torchrec_cce.sharding.host_file import HostFile, file_copy
+from torchrec_cce.sharding.host_file import HostFile
 from torchrec_cce.training.parallel import process_group
 
 
@@ -44,15 +43,3 @@ def test_the_ranks_of_a_host_share_its_rows(tmp_path: Path, world_size: int, hos
         first = np.concatenate([np.full((bounds[r][1] - bounds[r][0], 2), r + 1) for r in here])
         for times, found in enumerate(seen, start=1):
             np.testing.assert_array_equal(found, times * first)
-
-
-@pytest.mark.parametrize("length", [0, 1, 10, 11])
-def test_a_copy_is_of_its_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
-    monkeypatch.setenv("TORCHREC_CCE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(host_file, "_CHUNK_ROWS", 5)
-    array = np.arange(1, length + 1)
-    copy = file_copy(array)
-    array[:] = 0
-    np.testing.assert_array_equal(copy, np.arange(1, length + 1))
-    assert copy.dtype == np.int64
-    assert not list(tmp_path.glob("cache/live/*"))

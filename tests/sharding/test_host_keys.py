@@ -40,9 +40,9 @@ def share_on_a_rank() -> tuple[str, bool, str]:
         if dist.get_rank() == 1:
             _ = one.raw_ids(np.arange(3))  # as a rank that has published
         share_keys([one, PointerMap.hashed(num_ids=3, num_columns=1, num_rows=2, seed=0)])
-        shared = one.vocabulary.key_of_row
+        shared = one.vocabulary.key_of_position
         share_keys([one])
-        right = np.array_equal(one.raw_ids(np.arange(len(KEYS))), KEYS) and one.vocabulary.key_of_row is shared
+        right = np.array_equal(one.raw_ids(np.arange(len(KEYS))), KEYS) and one.vocabulary.key_of_position is shared
         try:
             share_keys([replace(one, vocabulary=replace(one.vocabulary, num_ids=len(KEYS) - 1), num_ids=len(KEYS) - 1)])
         except ConfigError as error:
@@ -57,4 +57,4 @@ def test_one_copy_a_host(tmp_path: Path) -> None:
         inode, right, message = rank.value
         assert inode == ranks[0].value[0] != "0"
         assert right
-        assert "the slots do not hold the rows 0..5998" in message
+        assert "the slots do not hold the positions 0..5998" in message

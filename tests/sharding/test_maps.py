@@ -10,75 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec import KeyedJaggedTensor
-from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.sharding_plan import construct_module_sharding_plan, data_parallel, row_wise
-from torchrec.distributed.types import ShardingPlan
-from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from tests.support.launch import on_ranks
+from tests.support.sharded_models import Both, sharded
 from torchrec_cce import (
-    CCEEmbeddingBagCollection,
-    CCEEmbeddingBagConfig,
-    CCEEmbeddingCollection,
-    CCEEmbeddingConfig,
     Registry,
 )
 from torchrec_cce.errors import MapMismatchError
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.sharders import CCEEmbeddingBagCollectionSharder, CCEEmbeddingCollectionSharder
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.training.parallel import process_group
-
-SIZES = {"embedding_dim": 16, "num_rows": 30}
-
-
-class Both(nn.Module):
-    """A pooled and an unpooled collection, with wide and narrow columns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.bags = CCEEmbeddingBagCollection(
-            tables=[
-                CCEEmbeddingBagConfig(name="user", num_embeddings=900, **SIZES),
-                CCEEmbeddingBagConfig(name="item", num_embeddings=700, num_columns=8, **SIZES),
-            ]
-        )
-        self.sequences = CCEEmbeddingCollection(
-            tables=[
-                CCEEmbeddingConfig(name="word", num_embeddings=800, **SIZES),
-                CCEEmbeddingConfig(name="token", num_embeddings=500, num_columns=8, **SIZES),
-            ]
-        )
-
-
-def sharded(model: Both) -> tuple[DistributedModelParallel, Any]:
-    """Wide columns by rows and fused with SGD, narrow ones replicated."""
-    sharders = [CCEEmbeddingBagCollectionSharder(), CCEEmbeddingCollectionSharder()]
-    inner = {"bags.ebc": (model.bags.ebc, sharders[0])}
-    inner |= {f"sequences.ecs.{width}": (each, sharders[1]) for width, each in model.sequences.ecs.items()}
-    plans, fused = {}, []
-    for path, (module, sharder) in inner.items():
-        configs = module.embedding_bag_configs() if "bags" in path else module.embedding_configs()
-        wide = {table.name: table.embedding_dim % 4 == 0 for table in configs}
-        named = dict(module.named_parameters())
-        fused += [p for name, p in named.items() if wide[name.split(".")[-2]]]
-        plans[path] = construct_module_sharding_plan(
-            module,
-            {name: row_wise() if each else data_parallel() for name, each in wide.items()},
-            sharder=sharder,
-            local_size=dist.get_world_size(),
-            world_size=dist.get_world_size(),
-            device_type="cpu",
-        )
-    apply_optimizer_in_backward(torch.optim.SGD, fused, {"lr": 0.1})
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    parallel = DistributedModelParallel(
-        model, device=torch.device("cpu"), plan=ShardingPlan(plan=plans), sharders=sharders
-    )
-    parallel.load_state_dict(weights)
-    return parallel, parallel.fused_optimizer
 
 
 def batch() -> KeyedJaggedTensor:

@@ -3,69 +3,35 @@
 import errno
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import runs
 from tests.support.launch import on_ranks
-from tests.support.sharding_plans import split_by_rows
-from torchrec_cce import CCEEmbeddingBagCollection, PointerMap
+from tests.support.sharded_models import TABLES, Table, assert_same_bits, split_by_rows, tables_of
+from torchrec_cce import CCEEmbeddingBagCollection
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import CCEError
 from torchrec_cce.maps.vocabulary import Vocabulary
-from torchrec_cce.sharding.recluster import _balanced, recluster_sharded
+from torchrec_cce.sharding.executor import _balanced
+from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import collections_of
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense, read_batches
 from torchrec_cce.training.model import build_model
 from torchrec_cce.training.parallel import process_group, shard
 
-Array = npt.NDArray[np.float32]
-TABLES = ("C1", "C2")
 SETTINGS = ReclusterConfig(helper_init="residual", num_iterations=20)
-
-
-class Table(NamedTuple):
-    """A physical table as one rank sees it, put together from the shards of all."""
-
-    weights: Array
-    states: dict[str, Array]
-    pointer_map: PointerMap
-
-
-def whole(value: Any) -> Array:
-    """A sharded or replicated tensor."""
-    if not hasattr(value, "local_shards"):
-        return value.detach().numpy().copy()
-    mine = [(s.metadata.shard_offsets[0], s.tensor.detach().numpy().copy()) for s in value.local_shards()]
-    parts: list[list[tuple[int, Array]]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
-    return np.concatenate([part for _, part in sorted((p for each in parts for p in each), key=lambda pair: pair[0])])
 
 
 def no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def tables_of(model: Any, optimizer: Any) -> dict[str, Table]:
-    ((path, collection),) = collections_of(model).items()
-    weights, states = model.state_dict(), optimizer.state_dict()["state"]
-    tables = {}
-    for name in TABLES:
-        key = f"{path}.ebc.embedding_bags.{name}.weight"
-        names: list[list[str]] = [[]] * dist.get_world_size()
-        dist.all_gather_object(names, sorted(states.get(key, {})))
-        merged = {n: whole(states[key][n]) for n in names[0] if hasattr(states[key][n], "size")}
-        rowwise = {n: state for n, state in merged.items() if state.ndim}
-        tables[name] = Table(whole(weights[key]), rowwise, collection.pointer_map(name))
-    return tables
 
 
 def recluster_on_a_rank(
@@ -116,11 +82,6 @@ def recluster_on_a_rank(
         return before, tables_of(model, optimizer), message
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
-
-
 def run(
     folder: Path,
     log: Path,
@@ -145,15 +106,6 @@ def run(
         assert rank.code == 0, rank.stderr
     assert not [path for path in folder.rglob("live/*") if path.is_file()], "no file outlives the clustering"
     return config, frequencies, [rank.value for rank in finished]
-
-
-def assert_same_bits(one: Table, other: Table) -> None:
-    assert one.weights.tobytes() == other.weights.tobytes()
-    assert one.states.keys() == other.states.keys()
-    for name, state in one.states.items():
-        assert state.tobytes() == other.states[name].tobytes(), name
-    assert one.pointer_map.digest == other.pointer_map.digest
-    assert one.pointer_map.generation == other.pointer_map.generation
 
 
 @pytest.mark.parametrize(
@@ -226,7 +178,7 @@ def test_a_full_disk_on_one_host_changes_nothing_on_any(log: Path, tmp_path: Pat
 
 @given(costs=st.lists(st.integers(1, 100), max_size=30), num_workers=st.integers(1, 5))
 def test_columns_are_balanced_by_cost(costs: list[int], num_workers: int) -> None:
-    columns = [(i // 4, i % 4) for i in range(len(costs))]
+    columns = [(f"t{i // 4:03}", i % 4) for i in range(len(costs))]
     shares = _balanced(columns, costs, num_workers)
     assert sorted(column for share in shares for column in share) == columns
     loads = [sum(costs[columns.index(column)] for column in share) for share in shares]

@@ -1,4 +1,4 @@
-"""Many publishers and readers at once on one registry, and whether an update was lost or a read was torn."""
+"""Many publishers and readers on one registry at the same time: no update may be lost, and no read torn."""
 
 import multiprocessing
 import random
@@ -9,10 +9,8 @@ from itertools import count
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from tests.support.chain import broken_links
 from tests.support.forks import Fork, warm_up
-from tests.support.kills import Target
-from tests.support.recipe import Recipe, content
+from tests.support.registries import Recipe, Target, broken_links, content
 from torchrec_cce.errors import MapFileError, PublishConflictError, RegistryError
 from torchrec_cce.maps.registry import MapVersion, Registry
 
@@ -28,7 +26,7 @@ class Tally:
     published: dict[int, Recipe] = field(default_factory=dict)
     """Version → what the process was told it had published."""
     uncertain: set[Recipe] = field(default_factory=set)
-    """What may have been published: the store failed."""
+    """What may or may not have been published, because the store failed."""
     conflicts: int = 0
     other_steps: int = 0
     """Rollbacks, pins, unpins and collections."""
@@ -36,7 +34,7 @@ class Tally:
     refused: int = 0
     """Opens that ended with an error of the store, or because the version was collected meanwhile."""
     torn: list[str] = field(default_factory=list)
-    """Opens that gave something else than what a publisher meant."""
+    """Opens that gave something that no publisher had meant."""
 
     def add(self, other: "Tally") -> None:
         twice = self.published.keys() & other.published.keys()
@@ -56,26 +54,26 @@ def begin(target: Target) -> None:
 
 
 def crowd(target: Target, *, publishers: int, readers: int, seconds: float, seed: int) -> Tally:
-    """Let them all at a registry for so many seconds. To be run by `tests.support.forks.apart`."""
+    """Let publishers and readers use a registry for so many seconds. To be run by `tests.support.forks.apart`."""
     warm_up()
     deadline = time.time() + seconds
     roles = [_publish] * publishers + [_read] * readers
     forks = [Fork(role, target, seed + number, deadline) for number, role in enumerate(roles)]
     total = Tally(published={1: _FIRST})
     for number, fork in enumerate(forks):
-        one = fork.heard(seconds + 60)
-        if one is None:
+        tally = fork.heard(seconds + 60)
+        if tally is None:
             total.torn.append(f"process {number} ended early")
         else:
-            total.add(one)
+            total.add(tally)
     return total
 
 
 def lost_updates(registry: Registry, tally: Tally) -> list[str]:
-    """Where a registry's history is not what its publishers did, one after the other."""
+    """The places where a registry's history differs from what its publishers did, one after the other."""
     history = registry.history()
     lost = broken_links(history)
-    recorded = {one.subject: one for one in history if one.action == "publish"}
+    recorded = {record.subject: record for record in history if record.action == "publish"}
     lost += [f"version {version} is not in the history" for version in tally.published.keys() - recorded.keys()]
     unclaimed = len(recorded.keys() - tally.published.keys())
     if unclaimed > len(tally.uncertain):
@@ -89,7 +87,7 @@ def lost_updates(registry: Registry, tally: Tally) -> list[str]:
 
 
 def open_at_once(target: Target, *, processes: int) -> list[tuple[set[str], float, float]]:
-    """For each process: the map files it has mapped (device and inode), when it began to open and when it was done.
+    """For each process: the map files that it has mapped (device and inode), and when its open began and ended.
 
     To be run by `tests.support.forks.apart`.
     """

@@ -1,4 +1,4 @@
-"""Small models with tables of every kind, how their tables are placed, and batches for them."""
+"""Small models with tables of every kind, the placement of their tables, and batches for them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,7 +154,7 @@ OTHER_METHODS = {
 
 
 def global_batches(case: Case, steps: int = STEPS) -> list[Batch]:
-    """Bags of 0 to 3 IDs. In batch 3 the last feature is empty in the second half, in batch 4 all features are."""
+    """Batches of bags of 0 to 3 IDs. In the second half of batch 3 the last feature is empty; of batch 4, all are."""
     rng = np.random.default_rng(0)
     return [_global_batch(case, rng, empty=0 if step == 4 else -1 if step == 3 else None) for step in range(steps)]
 

@@ -1,4 +1,4 @@
-"""Results files of experiments that never were."""
+"""Made-up results files of experiments."""
 
 import json
 import math

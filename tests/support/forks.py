@@ -1,6 +1,7 @@
-"""Processes that can start work at once: forks of one that has imported everything and has its kernels loaded.
+"""Processes that start work at once: forks of a parent that has imported everything and has loaded its kernels.
 
-That one must not have used a registry, for the threads of obstore do not survive a fork: `apart` starts it.
+`apart` starts the parent. It must not have used a registry before, because the threads of obstore do not survive a
+fork.
 """
 
 import multiprocessing
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.support.launch import TIMEOUT, Job
-from tests.support.recipe import Recipe
-from torchrec_cce.maps.churn import churn
+from tests.support.registries import Recipe
+from torchrec_cce.maps.snapshot import churn
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ def apart(folder: Path, function: Callable[..., T], *, timeout: float = TIMEOUT,
 
 
 class Fork:
-    """A process that runs `function(*args, say)`: what it gives to `say` can be `heard` here."""
+    """A process that runs `function(*args, say)`; its parent hears what the function says."""
 
     def __init__(self, function: Callable[..., None], *args: Any) -> None:
         context = multiprocessing.get_context("fork")
@@ -39,7 +40,7 @@ class Fork:
         theirs.close()
 
     def heard(self, timeout: float = TIMEOUT) -> Any:
-        """The next thing that it says; None if it ended instead."""
+        """What the process says next, or None if it ends first."""
         assert self._ours.poll(timeout), f"not a word within {timeout} s"
         try:
             return self._ours.recv()
@@ -54,6 +55,6 @@ class Fork:
 
 def warm_up() -> None:
     """Load the kernels that publishing and comparing tables need; takes most of a second."""
-    one, other = (Recipe(seed=seed, num_ids=1).tables() for seed in (0, 1))
-    for name in one:
-        churn(one[name].pointer_map, other[name].pointer_map)
+    before, after = (Recipe(seed=seed, num_ids=1).tables() for seed in (0, 1))
+    for name in before:
+        churn(before[name], after[name])

@@ -5,14 +5,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
-from tests.support.chain import broken_links
 from tests.support.forks import Fork, warm_up
-from tests.support.recipe import Recipe, content
+from tests.support.registries import Recipe, Target, content
 from torchrec_cce.errors import MapFileError, RegistryError
-from torchrec_cce.maps.manifest import MANIFEST
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 
@@ -20,33 +16,21 @@ NUM_IDS = 600_000
 """The large file has 9.6 MB, so that an object store gets it in several parts."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A registry that any process can open."""
-
-    url: str
-    cache: Path
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def open(self) -> Registry:
-        return Registry(self.url, cache=self.cache, **self.options)
-
-
 @dataclass(kw_only=True)
 class Outcome:
-    """What a series of kills led to."""
+    """The results of a series of kills."""
 
     seconds: float = 0.0
-    """Median of the publishes that were measured and not killed, one in ten."""
+    """The median duration of the publishes that were measured and not killed, which were one in ten."""
     kills: int = 0
     inside: int = 0
     """Kills that came before `publish` had returned."""
     through: int = 0
     """Versions that became current although their publisher was killed before it knew."""
     refused: int = 0
-    """Errors of a store that fails, met by publishers and readers."""
+    """Errors of a failing store that publishers and readers met."""
     torn: list[str] = field(default_factory=list)
-    """What a reader saw and should not have."""
+    """Descriptions of what a reader saw and should not have seen."""
     current: int = 0
     recipe: Recipe
     """Of the current version."""
@@ -83,28 +67,8 @@ def kill_publishers(target: Target, *, kills: int, seed: int) -> Outcome:
     return outcome
 
 
-def damage(registry: Registry) -> list[str]:
-    """What is wrong with a registry once all is over, all of it read."""
-    opened = registry.open(verify="all")
-    wrong = [] if content(opened.tables) == content(Recipe.noted_in(opened.manifest).tables()) else ["other content"]
-    return [*wrong, *broken_links(registry.history()), *map(str, registry.verify())]
-
-
-def strays(registry: Registry, root: Path | None) -> set[str]:
-    """What is in a registry, a folder or (`root=None`) a store, and is neither a record nor a file of a version."""
-    if root is None:
-        there = {one.name for folder in ("versions", "log") for one in registry._storage.objects(folder)}
-    else:
-        there = {path.relative_to(root).as_posix() for path in root.rglob("*")}
-    known = {"versions", "log", *(f"log/{one.sequence:020d}.json" for one in registry.history())}
-    for entry in registry.state().versions:
-        names = [file.name for file in registry.manifest(entry.version).files()]
-        known |= {entry.folder, *(f"{entry.folder}/{name}" for name in [MANIFEST, *names])}
-    return there - known
-
-
 def _successor(recipe: Recipe, token: int) -> Recipe:
-    """Of other columns: to compare the pointers would take most of a publish, and most kills would hit just that."""
+    """A recipe with another number of columns: else a publish would mostly compare pointers, and be killed there."""
     return replace(recipe.derived(token), num_columns=17 - recipe.num_columns)
 
 
@@ -137,7 +101,7 @@ def _publish(target: Target, tables: dict[str, TableSnapshot], note: str, say: C
 
 
 def _read(target: Target, outcome: Outcome, allowed: dict[int, Recipe] | None) -> None:
-    """Open the current version in a new process, and note which it is and whether it is one that is `allowed`."""
+    """Open the current version in a new process, note its number, and note it as torn unless it is `allowed`."""
     reader = Fork(_open, target)
     while isinstance(heard := reader.heard(), RegistryError):
         outcome.refused += 1
@@ -152,7 +116,7 @@ def _read(target: Target, outcome: Outcome, allowed: dict[int, Recipe] | None) -
 
 
 def _open(target: Target, say: Callable[[object], None]) -> None:
-    """Say each error of the store, then version, recipe and whether it holds what the recipe makes."""
+    """Say each error of the store; then say the version, its recipe, and whether its tables are those of the recipe."""
     registry, opened = target.open(), None
     while opened is None:
         opened = _try_to_open(registry, say)

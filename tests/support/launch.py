@@ -1,4 +1,4 @@
-"""Real processes for tests, forked from one that has imported our packages, so that none waits seconds for imports."""
+"""Real processes for tests, forked from a server that has imported our packages: none waits seconds for imports."""
 
 import functools
 import multiprocessing
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,15 +20,15 @@ from unittest import mock
 TIMEOUT = 120.0
 """Seconds that a process may take; nothing here hangs longer."""
 _PRELOADED = [
-    *(f"torchrec_cce.{name}" for name in ("cli.main", "harness.demo", "training.placement", "training.publish")),
+    *(f"torchrec_cce.{name}" for name in ("cli.main", "experiments.demo", "training.placement", "training.versions")),
     *("torch.distributed.optim", "torch.utils.tensorboard"),
 ]
-"""What commands import when they run."""
+"""The modules that commands import when they run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What a process left."""
+    """The result of a process that has ended."""
 
     code: int
     """Exit status; `-n` after signal n."""
@@ -74,9 +75,9 @@ class Job:
             time.sleep(0.005)
 
 
-def command(folder: Path, *arguments: str | Path, **environment: str) -> Job:
-    """`torchrec-cce ARGUMENTS`."""
-    return Job(folder, _main, [str(argument) for argument in arguments], **environment)
+def command(folder: Path, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> Job:
+    """`torchrec-cce ARGUMENTS`, run in `cwd` if it is given."""
+    return Job(folder, _main, [str(argument) for argument in arguments], cwd, **environment)
 
 
 def on_ranks(folder: Path, world_size: int, function: Callable[..., Any], *args: Any) -> list[Finished]:
@@ -93,7 +94,7 @@ def on_ranks(folder: Path, world_size: int, function: Callable[..., Any], *args:
 
 
 def wait_for_all(jobs: Sequence[Job]) -> list[Finished]:
-    """What all of them left; if one does not end, none is left running."""
+    """The results of all jobs. If one does not end in time, all of them are killed."""
     try:
         return [job.wait() for job in jobs]
     finally:
@@ -101,8 +102,17 @@ def wait_for_all(jobs: Sequence[Job]) -> list[Finished]:
             job.process.kill()
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, other than one that has ended and was not waited for."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 @functools.cache
 def _context() -> multiprocessing.context.ForkServerContext:
+    assert all(map(find_spec, _PRELOADED)), "the fork server would silently pass over a module that is not there"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     # One thread each: several processes share the machine, and sums have the same order in all of them.
@@ -120,8 +130,10 @@ def _work(folder: Path, environment: dict[str, str], function: Callable[..., Any
     (folder / "value").write_bytes(pickle.dumps(value))
 
 
-def _main(arguments: list[str]) -> None:
+def _main(arguments: list[str], cwd: Path | None) -> None:
     from torchrec_cce.cli.main import main
 
+    if cwd is not None:
+        os.chdir(cwd)
     sys.argv = ["torchrec-cce", *arguments]
     main()

@@ -1,15 +1,17 @@
-"""Every method from its definition, one raw ID at a time: what a table must return for it."""
+"""Plain PyTorch references of all methods and modules, from the definitions: one raw ID and one codeword at a time."""
 
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, PoolingType
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from tests.support import plain_embedding as plain
-from torchrec_cce import CCEEmbeddingBagCollection
+from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingCollection
 from torchrec_cce.hashing import UniversalHash, derive_seed, term_hash
-from torchrec_cce.methods.compositional import CompositionalEmbeddingBagConfig
+from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.methods.cce import CCEConfig
+from torchrec_cce.methods.compositional import CompositionalConfig, CompositionalEmbeddingBagConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 from torchrec_cce.methods.deep_hash import DeepHashEmbeddingBagConfig
 from torchrec_cce.methods.low_rank import LowRankEmbeddingBagConfig
@@ -20,6 +22,7 @@ from torchrec_cce.methods.quotient_remainder import (
 from torchrec_cce.methods.robe import RobeEmbeddingBagConfig
 from torchrec_cce.methods.sketch import SketchEmbeddingBagConfig
 from torchrec_cce.methods.tensor_train import TensorTrainEmbeddingBagConfig
+from torchrec_cce.modules.collection import CCECollection
 
 Parameters = Mapping[str, torch.Tensor]
 
@@ -32,7 +35,7 @@ def parameters_of(collection: CCEEmbeddingBagCollection, table: BaseEmbeddingCon
 
 
 def embedding(
-    collection: CCEEmbeddingBagCollection, table: BaseEmbeddingConfig, parameters: Parameters, raw_id: int
+    collection: CCECollection, table: BaseEmbeddingConfig, parameters: Parameters, raw_id: int
 ) -> torch.Tensor:
     """[d]."""
     if isinstance(table, QuotientRemainderEmbeddingBagConfig):
@@ -42,7 +45,9 @@ def embedding(
     if type(table) in _COMPUTED:
         pointers = getattr(collection.computed.tables[table.name], "pointers", None)
         return _COMPUTED[type(table)](table, parameters, raw_id, pointers)
-    return plain.embedding(collection, table, parameters["weight"], raw_id)
+    if isinstance(table, CompositionalConfig):
+        return _compositional(collection, table, parameters["weight"], raw_id)
+    return parameters["weight"][raw_id]
 
 
 def pooled(
@@ -57,10 +62,86 @@ def pooled(
     for b, bag in enumerate(bags):
         total = torch.zeros(table.embedding_dim)
         for i, raw_id in enumerate(bag):
-            word = embedding(collection, table, parameters, raw_id)
-            total = total + (word if weights is None else word * weights[b][i])
+            vector = embedding(collection, table, parameters, raw_id)
+            total = total + (vector if weights is None else vector * weights[b][i])
         rows.append(total / len(bag) if bag and table.pooling == PoolingType.MEAN else total)
     return torch.stack(rows)
+
+
+def forward(collection: CCEEmbeddingBagCollection, weights: Parameters, features: KeyedJaggedTensor) -> torch.Tensor:
+    """[B, Σ d]: what the collection must return for fixed-stride features. `weights`: table → its physical table."""
+    inputs = features.to_dict()
+    columns = []
+    for table in collection.embedding_bag_configs():
+        for feature in table.feature_names:
+            bags = [bag.tolist() for bag in inputs[feature].to_dense()]
+            sample_weights = inputs[feature].to_dense_weights() if collection.is_weighted() else None
+            columns.append(pooled(collection, table, {"weight": weights[table.name]}, bags, sample_weights))
+    return torch.cat(columns, dim=1)
+
+
+def sequences(
+    collection: CCEEmbeddingCollection, weights: dict[str, torch.Tensor], features: KeyedJaggedTensor
+) -> dict[str, torch.Tensor]:
+    """Output → [N, d]: what the unpooled collection must return."""
+    inputs = features.to_dict()
+    outputs = {}
+    for table, names in zip(collection.embedding_configs(), collection.embedding_names_by_table(), strict=True):
+        for name, feature in zip(names, table.feature_names, strict=True):
+            ids = inputs[feature].values().tolist()
+            rows = [embedding(collection, table, {"weight": weights[table.name]}, raw_id) for raw_id in ids]
+            outputs[name] = torch.stack(rows) if rows else torch.zeros(0, table.embedding_dim)
+    return outputs
+
+
+def leaf_weights(collection: CCECollection) -> dict[str, torch.Tensor]:
+    """Copies of the physical tables that collect gradients of their own."""
+    unpooled = isinstance(collection, CCEEmbeddingCollection)
+    configs = collection.embedding_configs() if unpooled else collection.embedding_bag_configs()
+    return {
+        config.name: collection.get_parameter(collection.weight_name(config.name)).detach().clone().requires_grad_()
+        for config in configs
+    }
+
+
+def _codes_of(collection: CCECollection, config: CompositionalConfig, raw_id: int) -> list[list[int]]:
+    """[c][t] codes of one ID, from the definitions."""
+    ids = torch.tensor([raw_id]).numpy()
+    if isinstance(config, CCEConfig):
+        return [terms[: config.num_words] for terms in cce_codes(collection.pointer_map(config.name), raw_id)]
+    seed = derive_seed(config.seed, config.name)
+    terms = [
+        term_hash(seed, p, num_columns=config.num_columns, num_rows=config.num_rows).numpy(ids)[0]
+        for p in range(config.num_terms)
+    ]
+    return [[int(term[j]) for term in terms] for j in range(config.num_columns)]
+
+
+def cce_codes(pointer_map: PointerMap, raw_id: int) -> list[list[int]]:
+    """[c][2] codes of one ID by its map; of one that the map does not know, by the map's policy."""
+    known = (
+        list(range(pointer_map.num_ids)) if pointer_map.vocabulary is None else pointer_map.vocabulary.keys().tolist()
+    )
+    position = known.index(raw_id) if raw_id in known else None
+    if position is None and pointer_map.unseen == "first_row":
+        raw_id, position = known[0], 0
+    assert position is not None or pointer_map.unseen == "hash", "an error is due"
+    ids = torch.tensor([raw_id]).numpy()
+    codebook = pointer_map.codebook_hash.numpy(ids)[0].tolist()
+    if position is not None and pointer_map.stored is not None:
+        codebook = pointer_map.stored[position].as_py()
+    return [list(pair) for pair in zip(codebook, pointer_map.helper_hash.numpy(ids)[0].tolist(), strict=True)]
+
+
+def _compositional(
+    collection: CCECollection, table: CompositionalConfig, weight: torch.Tensor, raw_id: int
+) -> torch.Tensor:
+    """The concatenation over columns of the sum over terms."""
+    k, t = table.num_rows, table.num_terms
+    columns = _codes_of(collection, table, raw_id)
+    return torch.cat(
+        [sum(weight[(t * j + p) * k + code] for p, code in enumerate(terms)) for j, terms in enumerate(columns)]
+    )
 
 
 def _seed(table: BaseEmbeddingConfig) -> int:
@@ -108,13 +189,13 @@ def _sketch(
             if p < table.num_stored_terms:
                 code = int(pointers[raw_id, j, p])
             first = j * k if table.shares_words else (j * t + p) * k
-            word = parameters["words"][first + code]
+            codeword = parameters["words"][first + code]
             if rows and table.shares_weights:
-                word = word * parameters["weights"][_hash(table, "weights", p, rows, raw_id), 0]
+                codeword = codeword * parameters["weights"][_hash(table, "weights", p, rows, raw_id), 0]
             elif rows:
                 row = raw_id if rows >= table.num_embeddings else _hash(table, "weights", 0, rows, raw_id)
-                word = word * parameters["weights"][row, p]
-            column = column + word
+                codeword = codeword * parameters["weights"][row, p]
+            column = column + codeword
         columns.append(column)
     return torch.cat(columns)
 

@@ -1,11 +1,10 @@
-"""Small runs in the middle of their training, registries that hold their maps, and jobs that cluster them."""
+"""Small runs that were stopped in training, registries with their maps, and jobs that cluster them overnight."""
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -19,44 +18,18 @@ from tests.support import runs
 from torchrec_cce.jobs.recluster import job as job_module
 from torchrec_cce.jobs.recluster.job import Reclustered, recluster
 from torchrec_cce.jobs.recluster.request import ReclusterJob
+from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.versions import snapshot_of_run
+from torchrec_cce.workers.inline import InlineEngine
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 STOPPED = 12
-"""Batches after which a run was stopped: between its two clusterings."""
-
-
-class Kept(NamedTuple):
-    """A value that is shared with nobody."""
-
-    value: Any
-
-    def get(self) -> Any:
-        return self.value
-
-
-class InlineEngine:
-    """No workers: tests of what is around them need not wait for processes to start."""
-
-    num_workers = 1
-
-    def share(self, value: Any) -> Kept:
-        return Kept(value)
-
-    def run(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int = 1
-    ) -> Iterator[tuple[Task, Result]]:
-        assert threads == 1
-        return ((task, function(task)) for task in tasks)
-
-    def __enter__(self) -> "InlineEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+"""The batch after which a run was stopped, between its two clusterings."""
+EASY = Thresholds(
+    min_h1=0, min_h2_gain=0, min_learned=0, max_churn=1, max_objective_ratio=100, max_error=1, max_unseen=1
+)
+"""Thresholds that every clustering passes."""
 
 
 def train_a_run(folder: Path, **changes: Any) -> Path:
@@ -85,16 +58,16 @@ class Night:
         )
 
     def recluster(self, **changes: Any) -> Reclustered:
-        """By an engine without processes."""
-        with mock.patch.object(job_module, "engine_of", return_value=InlineEngine()):
+        """Run the job by an engine without processes."""
+        with mock.patch.object(job_module, "engine_of", return_value=InlineEngine(1)):
             return recluster(replace(self.job, **changes))
 
     @property
     def versions(self) -> list[int]:
-        return [one.version for one in self.registry.state().versions]
+        return [entry.version for entry in self.registry.state().versions]
 
     def assert_untouched(self) -> None:
-        """Nothing was published, and nothing lies around."""
+        """Assert that nothing was published, and that no other file was left."""
         assert self.registry.state().sequence == 1
         assert self.versions == [1]
         there = {path.name for path in self.folder.iterdir()}
@@ -106,14 +79,14 @@ def newest(run: Path) -> Path:
 
 
 def frequencies(folder: Path) -> dict[str, npt.NDArray[np.int64]]:
-    """What a checkpoint has counted."""
+    """Table → the frequencies that a checkpoint has counted."""
     (path,) = (folder / "maps").iterdir()
     tables = checkpoint.read_maps(folder, path.name)
     return {name: np.array(each) for name, table in tables.items() if (each := table.frequencies) is not None}
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All of a distributed checkpoint."""
+    """Name → tensor, for all tensors of a distributed checkpoint."""
     entries = FileSystemReader(folder).read_metadata().state_dict_metadata
     whole = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -124,20 +97,20 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return whole
 
 
-def assert_same_tensors(one: Path, other: Path) -> None:
-    mine, theirs = tensors(one), tensors(other)
+def assert_same_tensors(first: Path, second: Path) -> None:
+    mine, theirs = tensors(first), tensors(second)
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]), name
 
 
 def is_of_table(key: str) -> bool:
-    """Whether a tensor is what a clustering changes."""
+    """Whether a clustering changes the tensor of this name."""
     return ".embedding_bags.C1." in key or ".embedding_bags.C2." in key or key.endswith("remap._extra_state")
 
 
 def counts(folder: Path, sizes: dict[str, int], dtype: Any = np.int64) -> Path:
-    """An archive of frequencies."""
+    """Write an archive of random frequencies, of tables of these `sizes`."""
     rng = np.random.default_rng(3)
     path = folder / "counts.npz"
     np.savez(path, **{name: rng.integers(0, 5, n).astype(dtype) for name, n in sizes.items()})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Outcomes of runs that never were."""
+"""Made-up outcomes of runs."""
 
 import json
 from pathlib import Path

@@ -33,6 +33,8 @@ from torchrec_cce.sharding.sharders import CCEEmbeddingBagCollectionSharder
 
 Array = npt.NDArray[np.float32]
 
+CUDA_TOLERANCE = 1e-5
+"""Ten times that of the CPU: the kernels add in another order."""
 COLLECTION = "model.sparse_arch.embedding_bag_collection"
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {"lr": 5.0}),
@@ -42,7 +44,7 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a model came to; the same on every rank."""
+    """What was measured of a model after its training; the same on every rank."""
 
     losses: list[float]
     """Mean over the global batch, step by step."""
@@ -72,7 +74,7 @@ class Outcome:
 def compare(
     folder: Path, cases: Mapping[str, Case], *, world_size: int, local_size: int, device_type: str = "cpu"
 ) -> dict[str, tuple[Outcome, Outcome]]:
-    """Case → what one process comes to, and what `world_size` ranks do, all cases in the same processes."""
+    """Case → the outcomes on one process and on `world_size` ranks; all cases run in the same processes."""
     alone = Job(folder / "alone", on_one_process, list(cases.values()))
     finished = on_ranks(folder, world_size, on_a_rank, list(cases.values()), device_type, local_size)
     reference = alone.wait()
@@ -82,7 +84,7 @@ def compare(
 
 
 def assert_equal(pair: tuple[Outcome, Outcome], case: Case, *, tolerance: float) -> None:
-    """That both came to the same, on the placement asked for."""
+    """Assert that both outcomes are the same, and that the tables lay where they should."""
     alone, spread = pair
     assert spread.placement == case.placement
     assert spread.fused == {table for table, way in case.placement.items() if way != "data_parallel"}
@@ -96,7 +98,7 @@ def assert_equal(pair: tuple[Outcome, Outcome], case: Case, *, tolerance: float)
 
 
 def build_model(case: Case, device: torch.device) -> DLRMTrain:
-    """The same weights and maps in every process; the CCE tables are clustered already."""
+    """A model with the same weights and maps in every process, whose CCE tables were clustered once."""
     torch.manual_seed(0)
     collection = CCEEmbeddingBagCollection(tables=case.tables(), is_weighted=case.pooling == "weighted", device=device)
     collection.recluster(seed=0)
@@ -111,7 +113,7 @@ def build_model(case: Case, device: torch.device) -> DLRMTrain:
 
 
 def on_one_process(cases: Sequence[Case]) -> list[Outcome]:
-    """Unsharded, with PyTorch's own embedding bags and optimizers, and a fixed batch size."""
+    """Train unsharded, with PyTorch's own embedding bags and optimizers, and a fixed batch size."""
     return [_on_one_process(case) for case in cases]
 
 
@@ -143,7 +145,7 @@ def _on_one_process(case: Case) -> Outcome:
 
 
 def on_a_rank(cases: Sequence[Case], device_type: str, local_size: int) -> list[Outcome]:
-    """Every case on the ranks that the environment describes, `local_size` of them on one host."""
+    """Train every case on the ranks that the environment describes, `local_size` of them on one host."""
     rank, device = int(os.environ["RANK"]), join(device_type, local_size)
     outcomes = []
     for case in cases:

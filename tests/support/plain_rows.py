@@ -1,4 +1,4 @@
-"""What the tests of this folder share: rows made at random, and rows compared."""
+"""Rows of data that are made at random, cut into chunks, joined and compared."""
 
 from collections.abc import Sequence
 

@@ -51,20 +51,22 @@ def make_map(
     )
 
 
-def known_ids(one: PointerMap) -> list[int]:
-    return (np.arange(one.num_ids) if one.vocabulary is None else one.vocabulary.keys()).tolist()
+def known_ids(pointer_map: PointerMap) -> list[int]:
+    return (
+        np.arange(pointer_map.num_ids) if pointer_map.vocabulary is None else pointer_map.vocabulary.keys()
+    ).tolist()
 
 
 def make_feature(
-    one: PointerMap, *, layout: Layout = "words", helper: HelperPolicy = "store", column: str = "user"
+    pointer_map: PointerMap, *, layout: Layout = "words", helper: HelperPolicy = "store", column: str = "user"
 ) -> RemappedFeature:
     return remapped_feature(
         column,
         table=f"t_{column}",
         column=column,
-        map_digest=one.digest,
-        num_columns=one.num_columns,
-        num_rows=one.num_rows,
+        map_digest=pointer_map.digest,
+        num_columns=pointer_map.num_columns,
+        num_rows=pointer_map.num_rows,
         layout=layout,
         helper=helper,
     )
@@ -72,16 +74,16 @@ def make_feature(
 
 def make_remapper(maps: dict[str, PointerMap], *, layout: Layout = "words", helper: HelperPolicy = "store") -> Remapper:
     """Column → its map."""
-    features = {c: make_feature(one, layout=layout, helper=helper, column=c) for c, one in maps.items()}
+    features = {c: make_feature(pointer_map, layout=layout, helper=helper, column=c) for c, pointer_map in maps.items()}
     remapped = RemappedFormat(version=1, manifest_sha256="b" * 64, layout=layout, helper=helper, features=features)
-    return Remapper(format=remapped, maps={f"t_{column}": one for column, one in maps.items()})
+    return Remapper(format=remapped, maps={f"t_{column}": pointer_map for column, pointer_map in maps.items()})
 
 
-def make_snapshot(one: PointerMap, *features: str) -> TableSnapshot:
-    c, k = one.num_columns, one.num_rows
+def make_snapshot(pointer_map: PointerMap, *features: str) -> TableSnapshot:
+    c, k = pointer_map.num_columns, pointer_map.num_rows
     return TableSnapshot(
-        pointer_map=one,
-        num_embeddings=one.num_ids,
+        pointer_map=pointer_map,
+        num_embeddings=pointer_map.num_ids,
         embedding_dim=c,
         feature_names=features,
         pooling="sum",
@@ -89,27 +91,29 @@ def make_snapshot(one: PointerMap, *features: str) -> TableSnapshot:
     )
 
 
-def plain_codes(one: PointerMap, raw: int) -> tuple[list[int], list[int]]:
-    """Codebook and helper codes of one raw ID, by the map's policy."""
-    ids = known_ids(one)
+def plain_codes(pointer_map: PointerMap, raw: int) -> tuple[list[int], list[int]]:
+    """The codebook codes and the helper codes of one raw ID, by the map's policy for unseen IDs."""
+    ids = known_ids(pointer_map)
     raw = (raw + 2**63) % 2**64 - 2**63
-    if raw not in ids and one.unseen == "error":
+    if raw not in ids and pointer_map.unseen == "error":
         raise KeyError(raw)
-    if raw not in ids and one.unseen == "first_row":
+    if raw not in ids and pointer_map.unseen == "first_row":
         raw = ids[0]
     key = np.array([raw], np.int64)
-    codebook = one.codebook_hash.numpy(key)[0].tolist()
-    if one.stored is not None and raw in ids:
-        codebook = one.stored[ids.index(raw)].as_py()
-    return codebook, one.helper_hash.numpy(key)[0].tolist()
+    codebook = pointer_map.codebook_hash.numpy(key)[0].tolist()
+    if pointer_map.stored is not None and raw in ids:
+        codebook = pointer_map.stored[ids.index(raw)].as_py()
+    return codebook, pointer_map.helper_hash.numpy(key)[0].tolist()
 
 
-def plain_columns(values: list[Any], one: PointerMap, feature: RemappedFeature, layout: Layout) -> list[list[Any]]:
+def plain_columns(
+    values: list[Any], pointer_map: PointerMap, feature: RemappedFeature, layout: Layout
+) -> list[list[Any]]:
     """The new columns of raw `values` (IDs, lists of them, None) as Python values, pointers before helpers."""
     bits = 8 * feature.dtype.itemsize
 
     def item(raw: int, part: int, word: int) -> Any:
-        codes = plain_codes(one, raw)[part]
+        codes = plain_codes(pointer_map, raw)[part]
         if layout == "lists":
             return codes
         return sum(code << (bits * j) for j, code in enumerate(codes)) >> (64 * word) & (2**64 - 1)
@@ -137,7 +141,7 @@ def maps(draw: st.DrawFn) -> PointerMap:
 
 
 @st.composite
-def columns(draw: st.DrawFn, one: PointerMap, *, lists: bool = True) -> pa.Array:
+def columns(draw: st.DrawFn, pointer_map: PointerMap, *, lists: bool = True) -> pa.Array:
     """A raw column of any type with IDs that the map takes; at times a slice of a longer one."""
     kind = draw(
         st.sampled_from([pa.int64(), pa.uint64(), pa.int32(), pa.uint32(), pa.int16(), pa.uint8()]), label="type"
@@ -147,9 +151,9 @@ def columns(draw: st.DrawFn, one: PointerMap, *, lists: bool = True) -> pa.Array
         if str(kind)[0] == "u"
         else (-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1)
     )
-    known = [raw % 2**64 if str(kind) == "uint64" else raw for raw in known_ids(one)]
+    known = [raw % 2**64 if str(kind) == "uint64" else raw for raw in known_ids(pointer_map)]
     ids = st.sampled_from([raw for raw in known if low <= raw <= high])
-    if one.unseen != "error":
+    if pointer_map.unseen != "error":
         ids |= st.integers(low, high)
     cells: st.SearchStrategy[Any] = ids
     if lists and draw(st.booleans(), label="lists"):

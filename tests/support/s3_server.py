@@ -1,4 +1,4 @@
-"""A real S3 server on this machine that fails on demand: moto's, in a process of its own, behind faults.
+"""An S3 server on this machine that fails on demand: moto's server in a process of its own, behind injected faults.
 
 `python -m tests.support.s3_server` serves until its standard input ends; the lines `stop` and `start` on it close and
 reopen the port, with all objects kept.
@@ -23,7 +23,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 TIMEOUT_S = 1.0
-"""After which the clients with `S3Server.options` give a request up."""
+"""Seconds after which clients with `S3Server.options` give a request up."""
 
 _BUCKET = "bucket"
 _FAULTS = "/-faults"
@@ -36,17 +36,17 @@ class Faults:
     """What goes wrong with a request, each with a probability; at most one of them does."""
 
     refused: float = 0.0
-    """503, and it has not been carried out."""
+    """The answer is 503, and the request is not carried out."""
     unanswered: float = 0.0
-    """500, though it has been carried out."""
+    """The answer is 500, although the request is carried out."""
     stalled_before: float = 0.0
-    """It is carried out after the client has given up."""
+    """The request is carried out after the client has given up."""
     stalled_after: float = 0.0
-    """It is carried out at once, but the answer comes after the client has given up."""
+    """The request is carried out at once, but the answer comes after the client has given up."""
     only: str = ""
     """A regular expression that `METHOD path` must match."""
     times: int | None = None
-    """So many faults, then none."""
+    """The number of faults after which there are none."""
     seed: int = 0
 
 
@@ -54,7 +54,7 @@ FLAKY = Faults(refused=0.05, unanswered=0.05, stalled_before=0.0025, stalled_aft
 
 
 class S3Server:
-    """The tests' side of the server process."""
+    """The server, as tests control it from their process."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -93,15 +93,15 @@ class S3Server:
         return f"s3://{_BUCKET}/{prefix}"
 
     def fail(self, faults: Faults) -> None:
-        """From now on; what was stalled before is over when this returns."""
+        """Fail like this from now on. Requests that were stalled before are over when this returns."""
         self._call("POST", _FAULTS, json.dumps(asdict(faults)).encode())
 
     def recover(self) -> None:
-        """No more faults."""
+        """Stop failing."""
         self.fail(Faults())
 
     def requests(self) -> Counter[str]:
-        """How often each `METHOD path` was asked for, faults included."""
+        """`METHOD path` → the number of requests, failed ones included."""
         return Counter(json.loads(self._call("GET", _REQUESTS)))
 
     def stop(self) -> None:
@@ -109,7 +109,7 @@ class S3Server:
         self._tell("stop")
 
     def start(self) -> None:
-        """Be back after `stop`, on the same port with the same objects."""
+        """Accept connections again after `stop`, on the same port and with the same objects."""
         self._tell("start")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Small tables to publish, made from a seed."""
+"""Small tables to publish, each made from a seed."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ NUM_COLUMNS, NUM_ROWS, DIM = 4, 50, 16
 
 
 def pointer_map(seed: int = 0, *, num_ids: int = 1000, generation: int = 1, **changes: Any) -> PointerMap:
-    """Clustered `generation` times to random pointers."""
-    one = PointerMap.hashed(num_ids=num_ids, num_columns=NUM_COLUMNS, num_rows=NUM_ROWS, seed=7, **changes)
+    """A map that was clustered `generation` times, to random pointers."""
+    made = PointerMap.hashed(num_ids=num_ids, num_columns=NUM_COLUMNS, num_rows=NUM_ROWS, seed=7, **changes)
     rng = np.random.default_rng(seed)
     for _ in range(generation):
         pointers = rng.integers(0, NUM_ROWS, (num_ids, NUM_COLUMNS)).astype(np.uint8)
-        one = one.clustered(pointers, one.next_helper_hash(seed))
-    return one
+        made = made.clustered(pointers, made.next_helper_hash(seed))
+    return made
 
 
 def snapshot(seed: int = 0, *, of: PointerMap | None = None, **changes: Any) -> TableSnapshot:
-    """A table of `num_rows=50` words in 4 columns, `embedding_dim=16`."""
+    """A table with `num_rows=50` in 4 columns, `embedding_dim=16`."""
     of = pointer_map(seed) if of is None else of
     rng = np.random.default_rng(seed)
     values: dict[str, Any] = {
@@ -50,16 +50,16 @@ def tables(seed: int = 0) -> dict[str, TableSnapshot]:
     }
 
 
-def assert_same(one: TableSnapshot, other: TableSnapshot) -> None:
-    assert one.pointer_map.digest == other.pointer_map.digest
-    assert one.pointer_map.generation == other.pointer_map.generation
+def assert_same(first: TableSnapshot, second: TableSnapshot) -> None:
+    assert first.pointer_map.digest == second.pointer_map.digest
+    assert first.pointer_map.generation == second.pointer_map.generation
     for name in ("num_embeddings", "embedding_dim", "pooling", "entropies", "objective"):
-        assert getattr(one, name) == getattr(other, name)
-    assert tuple(one.feature_names) == tuple(other.feature_names)
+        assert getattr(first, name) == getattr(second, name)
+    assert tuple(first.feature_names) == tuple(second.feature_names)
     for name in ("weights", "frequencies"):
-        mine, theirs = getattr(one, name), getattr(other, name)
+        mine, theirs = getattr(first, name), getattr(second, name)
         assert (mine is None) == (theirs is None)
         if mine is not None:
             np.testing.assert_array_equal(mine, theirs)
-    rows = np.arange(one.pointer_map.num_ids)
-    np.testing.assert_array_equal(one.pointer_map.codes(rows), other.pointer_map.codes(rows))
+    rows = np.arange(first.pointer_map.num_ids)
+    np.testing.assert_array_equal(first.pointer_map.codes(rows), second.pointer_map.codes(rows))

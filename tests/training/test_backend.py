@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import runs
-from tests.training.test_resume import train
+from tests.support.runs import train
 from torchrec_cce.clustering import column
 from torchrec_cce.clustering.kmeans.kmeans import kmeans
 from torchrec_cce.clustering.settings import Backend

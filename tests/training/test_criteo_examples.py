@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support import runs
-from tests.test_docs import ROOT
+from tests.support.documents import ROOT
 from torchrec_cce import CCEEmbeddingBagConfig
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
 from torchrec_cce.experiments.planted_log import write_click_log

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.launch import on_ranks
-from tests.support.runs import criteo_config, metrics, result, write_criteo_log
+from tests.support.runs import criteo_config, metrics, result
 from torchrec_cce.clustering.quantize import quantize
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
@@ -20,11 +20,6 @@ from torchrec_cce.training.loop import evaluate, train
 from torchrec_cce.training.metrics import quality
 
 CAP = 3200
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +61,7 @@ def test_product_quantization_after_training(log: Path, source: Path, tmp_path: 
                 seed=derive_seed(chosen.seed, name, "derive"),
                 settings=chosen.recluster.settings(),
             )
-            columns = [found.words[j, 0][found.pointers[:, j, 0]] for j in range(4)]
+            columns = [found.codewords[j, 0][found.pointers[:, j, 0]] for j in range(4)]
             assert found.pointers.shape == (n, 4, 1)
             weight.copy_(torch.from_numpy(np.concatenate(columns, axis=1)))
         batches = read_batches(full, full.data.test, remap=collection.remap, rank=0, world_size=1)

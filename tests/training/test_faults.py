@@ -1,13 +1,9 @@
 """Ranks killed by SIGKILL under torchrun: training restarts from its checkpoint and ends as if nothing happened."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +11,9 @@ import pytest
 
 from tests.support import runs
 from tests.support.launch import Job
-from tests.training.test_ranks import assert_equal_metrics
-from torchrec_cce.maps.bundle import read_folder
+from tests.support.runs import assert_equal_metrics, maps_of
+from tests.support.torchrun import torchrun
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.training import loop
 from torchrec_cce.training.config import RunConfig
 
@@ -47,71 +42,6 @@ def reclustering(_: Path, pids: list[int]) -> bool:
     return False
 
 
-class Torchrun:
-    """A run on two ranks that torchrun restarts whenever one of them dies."""
-
-    def __init__(self, folder: Path, config: RunConfig, *, max_restarts: int) -> None:
-        self.folder = folder
-        toml = runs.write_toml(folder / "run.toml", config)
-        arguments = ["--standalone", "--nproc_per_node", "2", "--max-restarts", str(max_restarts)]
-        arguments += ["--monitor-interval", "0.05", "-m", "torchrec_cce.training", str(toml)]
-        arguments += ["--run-dir", str(folder / "run"), "--restartable", "--quiet"]
-        environment = {**os.environ, "TORCHREC_CCE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-        with (folder / "output").open("w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *arguments],
-                stdout=output,
-                stderr=output,
-                env=environment,
-            )
-
-    def ranks(self) -> list[int]:
-        """Pids of the ranks that run now."""
-        try:
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        except FileNotFoundError:
-            return []
-        return [int(pid) for pid in children]
-
-    def wait_for(self, condition: Callable[[], bool], timeout: float = 120) -> bool:
-        """Whether it came true before the run ended."""
-        deadline = time.monotonic() + timeout
-        while not condition():
-            assert time.monotonic() < deadline, (self.folder / "output").read_text()[-3000:]
-            if self.process.poll() is not None:
-                return False
-            time.sleep(0.0005)
-        return True
-
-    def kill_a_rank(self, choose: random.Random) -> None:
-        pids = self.ranks()
-        if pids:
-            with suppress(ProcessLookupError):
-                os.kill(choose.choice(pids), signal.SIGKILL)
-            # Torchrun ends the other one and starts two new ones.
-            self.wait_for(lambda: len(self.ranks()) == 2 and not set(self.ranks()) & set(pids))
-
-    def measured(self) -> int:
-        """Bytes of metrics; a restart takes back what is after its checkpoint."""
-        with suppress(FileNotFoundError):
-            return (self.folder / "run" / "metrics.jsonl").stat().st_size
-        return 0
-
-
-@contextmanager
-def torchrun(folder: Path, config: RunConfig, *, max_restarts: int) -> Iterator[Torchrun]:
-    run = Torchrun(folder, config, max_restarts=max_restarts)
-    try:
-        yield run
-        assert run.process.wait(timeout=300) == 0, (folder / "output").read_text()[-3000:]
-    finally:
-        for pid in run.ranks():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        run.process.kill()  # which does nothing to one that has ended
-        run.process.wait()
-
-
 def assert_undisturbed(folder: Path, expected: Path) -> None:
     """The metrics of a run that nobody killed, and a checkpoint and a registry whose parts belong together."""
     kinds = {"train", "validation", "test", "recluster"}
@@ -133,12 +63,6 @@ def assert_undisturbed(folder: Path, expected: Path) -> None:
     assert not list((folder / "run" / "checkpoints").glob(".step-*"))
 
 
-def maps_of(run_dir: Path) -> dict[str, TableSnapshot]:
-    (maps,) = runs.checkpoints(run_dir)[-1].glob("maps/*")
-    _, tables = read_folder(maps)
-    return tables
-
-
 def config_of(folder: Path, log: Path, **training: int) -> RunConfig:
     return runs.criteo_config(
         log,
@@ -146,11 +70,6 @@ def config_of(folder: Path, log: Path, **training: int) -> RunConfig:
         training={"batch_size": runs.BATCH_SIZE, "evaluate_every": 50, "checkpoint_every": 10, **training},
         recluster={"ct": 3, "cf": 8, "weigh_by_frequency": True},
     )
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
 
 
 def undisturbed(folder: Path, config: RunConfig) -> Path:

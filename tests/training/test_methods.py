@@ -7,17 +7,12 @@ import numpy as np
 import pytest
 
 from tests.support.launch import on_ranks
-from tests.support.runs import criteo_config, metrics, write_criteo_log
+from tests.support.runs import criteo_config, metrics
 from torchrec_cce.methods.sizing import METHODS, Method
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.loop import evaluate, train
 
 CAP = 3200
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
 
 
 def config(log: Path, method: Method, **changes: Any) -> RunConfig:

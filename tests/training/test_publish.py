@@ -8,15 +8,10 @@ import pytest
 
 from tests.support import runs
 from tests.support.launch import command
-from tests.training.test_ranks import train_on
+from tests.support.runs import train_on
 from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training.versions import snapshot_of_run
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
 
 
 def published(records: list[dict[str, Any]]) -> list[tuple[int, int]]:

@@ -12,103 +12,22 @@ import torch
 
 from tests.support import runs
 from tests.support.launch import Job, on_ranks
-from tests.support.remapped_files import write_remapped
-from tests.training.test_ranks import train_on, train_until
-from tests.training.test_resume import assert_same_run, train
-from torchrec_cce import CCEEmbeddingBagCollection, Registry, Vocabulary
+from tests.support.remapped_files import (
+    COLUMNS,
+    KEYS,
+    NUM_ROWS,
+    TABLES,
+    World,
+    remapped_config,
+    write_remapped,
+)
+from tests.support.runs import assert_same_run, train, train_on, train_until
+from torchrec_cce import CCEEmbeddingBagCollection, Registry
 from torchrec_cce.data.remapped_format import HelperPolicy
 from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError, RegistryError
 from torchrec_cce.training import loop
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.versions import snapshot_of_run
-
-NUM_ROWS = 1200
-KEYS = np.random.default_rng(8).integers(-(2**63), 2**63 - 1, 900)
-"""Users: arbitrary 64-bit IDs, of which the vocabulary knows the first 800."""
-COLUMNS = {"item": "items", "seen": "seen_items"}
-TABLES = {
-    "t_item": {"num_embeddings": 1200, "features": ["item", "seen"], "pooling": "mean"},
-    "t_user": {"num_embeddings": 1000, "features": ["user"]},
-    "day": 7,
-}
-
-
-def write_raw_log(path: Path) -> pa.Table:
-    """Lists with empty and null bags, a column with nulls, 64-bit IDs, and one that is no CCE table's."""
-    rng = np.random.default_rng(1)
-
-    def bags() -> pa.Array:
-        lists = [rng.integers(0, 1200, rng.integers(0, 5)).tolist() for _ in range(NUM_ROWS)]
-        return pa.array([None if rng.random() < 0.1 else bag for bag in lists], pa.list_(pa.int64()))
-
-    users = rng.integers(0, 900, NUM_ROWS)
-    table = pa.table(
-        {
-            "label": (rng.random(NUM_ROWS) < 0.2 + 0.6 * (users % 7 < 3)).astype(np.int64),
-            "age": rng.random(NUM_ROWS),
-            "items": bags(),
-            "user": pa.array(KEYS[users], mask=rng.random(NUM_ROWS) < 0.1),
-            "seen_items": bags(),
-            "day": rng.integers(0, 20, NUM_ROWS).astype(np.int8),
-        }
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=500)
-    return table
-
-
-def config(data: Path, registry: Path, /, *, format: str = "parquet", **changes: Any) -> RunConfig:
-    values: dict[str, Any] = {
-        "data": {
-            "format": format,
-            "label": "label",
-            "dense": ["age"],
-            "columns": COLUMNS,
-            "train": {"path": str(data), "max_rows": 901},
-            "validation": {"path": str(data), "skip_rows": 901, "max_rows": 150},
-            "test": {"path": str(data), "skip_rows": 1051},
-        },
-        "tables": TABLES,
-        "embedding": {"max_parameters": runs.MAX_PARAMETERS},
-        "model": {"bottom": [16], "top": [16]},
-        "registry": {"url": str(registry), "start": "current"},
-        "training": {"batch_size": 65, "evaluate_every": 4, "epochs": 2},
-    }
-    return runs._changed(values, changes)
-
-
-class World:
-    """A log, a registry with two versions, and the log remapped with the second of them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.raw = folder / "raw.parquet"
-        self.log = write_raw_log(self.raw)
-        self.url = folder / "registry"
-        torch.manual_seed(5)
-        self.collection = CCEEmbeddingBagCollection(tables=config(self.raw, self.url).table_configs())
-        start = self.collection.pointer_map("t_user")
-        vocabulary = Vocabulary.build(KEYS[:800])
-        self.collection.attach_pointer_map("t_user", start.with_vocabulary(vocabulary, unseen="hash"))
-        self.registry = Registry(self.url, cache=folder / "cache")
-        for seed in range(2):
-            reports = self.collection.recluster(seed=seed)
-            with torch.no_grad():  # words that a clustering left, and helper words that training would have
-                for parameter in self.collection.parameters():
-                    parameter.add_(0.01 * torch.randn_like(parameter))
-            self.registry.publish(self.collection.snapshot(reports))
-        for name, table in self.registry.open(2).tables.items():
-            self.collection.attach_pointer_map(name, table.pointer_map)
-
-    def remapped(self, helper: HelperPolicy, **options: Any) -> Path:
-        """The folder of three files that the log became."""
-        folder = self.folder / f"remapped-{helper}"
-        for i, suffix in enumerate(("parquet", "arrow", "parquet")):
-            path = folder / f"part-{i}.{suffix}"
-            if not path.exists():
-                part = self.log.slice(400 * i, 400)
-                write_remapped(path, part, self.collection, helper=helper, columns=COLUMNS, version=2, **options)
-        return folder
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +43,8 @@ def test_metrics_and_weights_are_those_of_the_raw_log(
     """Uninterrupted, and interrupted in the middle."""
     monkeypatch.setattr(loop, "_LOG_EVERY", 1)
     changes = {"embedding": {"use_helper": helper != "drop"}, "optimizer": {"embedding": optimizer}}
-    train(config(world.raw, world.url, **changes), tmp_path / "raw")
-    on_pointers = config(world.remapped(helper), world.url, format="remapped", **changes)
+    train(remapped_config(world.raw, world.url, **changes), tmp_path / "raw")
+    on_pointers = remapped_config(world.remapped(helper), world.url, format="remapped", **changes)
     train(on_pointers, tmp_path / "whole")
     assert_same_run(tmp_path / "raw", tmp_path / "whole")
     steps = sum(record["kind"] == "train" for record in runs.metrics(tmp_path / "whole"))
@@ -142,8 +61,8 @@ def test_metrics_and_weights_are_those_of_the_raw_log(
 def test_two_ranks(world: World, tmp_path: Path) -> None:
     """Bit by bit what two ranks make of the raw log; interrupted and resumed, too."""
     once = {"training": {"epochs": 1}}
-    raw = train_on(2, tmp_path / "raw", config(world.raw, world.url, **once))
-    on_pointers = config(world.remapped("store"), world.url, format="remapped", **once)
+    raw = train_on(2, tmp_path / "raw", remapped_config(world.raw, world.url, **once))
+    on_pointers = remapped_config(world.remapped("store"), world.url, format="remapped", **once)
     assert train_on(2, tmp_path / "whole", on_pointers) == raw
     folder = tmp_path / "parts"
     for rank in on_ranks(folder, 2, train_until, on_pointers, folder / "run", 11):
@@ -158,7 +77,7 @@ def test_a_run_starts_from_the_version(world: World, tmp_path: Path) -> None:
     for use_helper in (True, False):
         run = tmp_path / str(use_helper)
         frozen = {"embedding_learning_rate": 1e-30}
-        train(config(world.raw, world.url, embedding={"use_helper": use_helper}, optimizer=frozen), run)
+        train(remapped_config(world.raw, world.url, embedding={"use_helper": use_helper}, optimizer=frozen), run)
         tables = snapshot_of_run(run).tables
         assert tables.keys() == opened.tables.keys()
         for name, table in tables.items():
@@ -175,7 +94,7 @@ def test_what_was_current_at_the_start_is_kept(world: World, tmp_path: Path, mon
     registry = Registry(tmp_path / "registry", cache=tmp_path / "cache")
     opened = world.registry.open(2).tables
     registry.publish(opened)
-    one = config(world.raw, tmp_path / "registry")
+    one = remapped_config(world.raw, tmp_path / "registry")
     monkeypatch.setattr(loop._Run, "to_the_end", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         loop.train(one, tmp_path / "run", start="either", show_progress=False)
@@ -183,7 +102,7 @@ def test_what_was_current_at_the_start_is_kept(world: World, tmp_path: Path, mon
     registry.publish(world.registry.open(1).tables)
     loop.train(one, tmp_path / "run", start="either", show_progress=False)
     found = runs.result(tmp_path / "run")
-    train(config(world.raw, world.url), tmp_path / "expected")
+    train(remapped_config(world.raw, world.url), tmp_path / "expected")
     assert found == runs.result(tmp_path / "expected")
     train(one, tmp_path / "another")
     assert runs.result(tmp_path / "another") != found, "a new run starts from what is current now"
@@ -191,7 +110,7 @@ def test_what_was_current_at_the_start_is_kept(world: World, tmp_path: Path, mon
 
 def test_clustering_on_with_a_vocabulary(world: World, tmp_path: Path) -> None:
     """Frequencies are of the map's rows, and unknown IDs are in no row."""
-    one = config(
+    one = remapped_config(
         world.raw,
         tmp_path / "registry",
         registry={"start": 1},
@@ -236,7 +155,7 @@ def test_no_page_of_a_map_is_read(world: World, tmp_path: Path) -> None:
     raw = raw.set_column(raw.schema.get_field_index("user"), "user", pa.array(users))
     pq.write_table(raw, tmp_path / "raw.parquet")
     changes = {"tables": tables, "training": {"batch_size": 65, "evaluate_every": 4}}
-    one = config(tmp_path / "raw.parquet", tmp_path / "registry", **changes)
+    one = remapped_config(tmp_path / "raw.parquet", tmp_path / "registry", **changes)
     one = runs._changed(one.as_dict(), {"embedding": {"max_parameters": 2**15}})
     collection = CCEEmbeddingBagCollection(tables=one.table_configs())
     start = collection.pointer_map("t_user")
@@ -246,7 +165,7 @@ def test_no_page_of_a_map_is_read(world: World, tmp_path: Path) -> None:
     del pointers
     write_remapped(tmp_path / "remapped" / "log.parquet", raw, collection)
     on_pointers = runs._changed(
-        config(tmp_path / "remapped", tmp_path / "registry", format="remapped", **changes).as_dict(),
+        remapped_config(tmp_path / "remapped", tmp_path / "registry", format="remapped", **changes).as_dict(),
         {"embedding": {"max_parameters": 2**15}},
     )
     found = Job(tmp_path / "remapped-job", rss_of_maps, on_pointers, tmp_path / "run").wait().value
@@ -278,13 +197,13 @@ def test_no_page_of_a_map_is_read(world: World, tmp_path: Path) -> None:
 )
 def test_configurations_that_cannot_work(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        config(tmp_path, tmp_path, format="remapped", **changes)
+        remapped_config(tmp_path, tmp_path, format="remapped", **changes)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_every_split_is_looked_at_before_the_first_batch(world: World, tmp_path: Path, split: str) -> None:
     good = world.remapped("store")
-    other = CCEEmbeddingBagCollection(tables=config(world.raw, world.url).table_configs())
+    other = CCEEmbeddingBagCollection(tables=remapped_config(world.raw, world.url).table_configs())
     for name, table in world.registry.open(1).tables.items():
         other.attach_pointer_map(name, table.pointer_map)
     stale = write_remapped(tmp_path / "stale" / "1.parquet", world.log, other, columns=COLUMNS, version=1)
@@ -301,14 +220,16 @@ def test_every_split_is_looked_at_before_the_first_batch(world: World, tmp_path:
     for number, (path, error, message) in enumerate(cases):
         run_dir = tmp_path / str(number)
         with pytest.raises(error, match=message):
-            train(config(good, world.url, format="remapped", data={split: {"path": str(path)}}), run_dir)
+            train(remapped_config(good, world.url, format="remapped", data={split: {"path": str(path)}}), run_dir)
         assert not (run_dir / "metrics.jsonl").exists() or not runs.metrics(run_dir)
 
 
 def test_a_version_that_cannot_be_the_start(world: World, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"there is no version 7; there are 1, 2"):
-        train(config(world.raw, world.url, registry={"start": 7}), tmp_path / "7")
+        train(remapped_config(world.raw, world.url, registry={"start": 7}), tmp_path / "7")
     with pytest.raises(RegistryError, match=r"there is no such folder"):
-        train(config(world.raw, tmp_path / "empty"), tmp_path / "empty-run")
+        train(remapped_config(world.raw, tmp_path / "empty"), tmp_path / "empty-run")
     with pytest.raises(MapMismatchError, match=r"maps are of tables \['t_item', 't_user'\], the model has \['t_item'"):
-        train(config(world.raw, world.url, tables={"t_item": TABLES["t_item"], "user": 900}), tmp_path / "other")
+        train(
+            remapped_config(world.raw, world.url, tables={"t_item": TABLES["t_item"], "user": 900}), tmp_path / "other"
+        )

@@ -11,15 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from tests.support import runs
 from tests.support.launch import Finished, Job, command
+from tests.support.runs import assert_same_run, maps_folder, maps_of, stop_after, train
 from torchrec_cce.errors import CCEError, ConfigError, MapFileError, MapMismatchError
-from torchrec_cce.maps.bundle import read_folder, write_folder
+from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
@@ -29,57 +28,6 @@ from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import read_run_config
 
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd", "adam", "adamw")
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
-
-
-def train(config: RunConfig, run_dir: Path, *, resume: bool = False) -> loop.RunResult:
-    return loop.train(config, run_dir, start="resume" if resume else "new", show_progress=False)
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int | None) -> None:
-    """As if somebody pressed Ctrl-C after so many batches; None for nobody."""
-    batches = itertools.count(1)
-    stops = (lambda _: False) if step is None else (lambda _: next(batches) >= step)
-    monkeypatch.setattr(loop.StopRequest, "on_any_rank", stops)
-
-
-def weights(run_dir: Path) -> dict[str, Any]:
-    """Every tensor of the newest checkpoint: weights, optimizer state, map digests."""
-    file = run_dir / "all.pt"
-    dcp_to_torch_save(runs.checkpoints(run_dir)[-1], file)
-    flat: dict[str, Any] = {}
-
-    def visit(path: str, value: Any) -> None:
-        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-            if isinstance(child, dict | list):
-                visit(f"{path}/{key}", child)
-            else:
-                flat[f"{path}/{key}"] = child
-
-    visit("", torch.load(file, weights_only=False))
-    return flat
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert runs.metrics(one) == runs.metrics(other)
-    assert runs.result(one) == runs.result(other)
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, theirs[name]), name
-        else:
-            assert value == theirs[name], name
-    tables = [maps(run_dir) for run_dir in (one, other)]
-    assert tables[0].keys() == tables[1].keys()
-    assert len(tables[0]) == 2
-    for name, table in tables[0].items():
-        assert table.pointer_map.digest == tables[1][name].pointer_map.digest
-        np.testing.assert_array_equal(table.frequencies, tables[1][name].frequencies)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -194,14 +142,14 @@ def test_frequencies_are_of_the_moment_of_a_checkpoint(
 def test_a_full_disk_when_frequencies_are_copied(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = {"batch_size": runs.BATCH_SIZE, "checkpoint_every": 7, "checkpoint_in_background": True}
     config = runs.criteo_config(log, training=training, recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True})
-    copy, calls = checkpoint_writer.file_copy, itertools.count(1)
+    copy, calls = checkpoint_writer.scratch_copy, itertools.count(1)
 
     def full(array: Any) -> Any:
         if next(calls) == 4:
             raise OSError(28, "No space left on device")
         return copy(array)
 
-    monkeypatch.setattr(checkpoint_writer, "file_copy", full)
+    monkeypatch.setattr(checkpoint_writer, "scratch_copy", full)
     with pytest.raises(OSError, match="No space left"):
         train(config, tmp_path / "run")
     (left,) = (tmp_path / "run" / "checkpoints").iterdir()
@@ -361,16 +309,6 @@ def trained(log: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder / "0", folder / "1"
 
 
-def maps_folder(run_dir: Path) -> Path:
-    (folder,) = runs.checkpoints(run_dir)[-1].glob("maps/*")
-    return folder
-
-
-def maps(run_dir: Path) -> dict[str, TableSnapshot]:
-    _, tables = read_folder(maps_folder(run_dir))
-    return tables
-
-
 def replace_maps(run_dir: Path, tables: dict[str, TableSnapshot]) -> None:
     folder = maps_folder(run_dir)
     shutil.rmtree(folder)
@@ -394,8 +332,8 @@ def error_of(run_dir: Path) -> CCEError:
 
 def test_the_map_of_another_run(trained: tuple[Path, Path], tmp_path: Path) -> None:
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
-    own, others = (maps(one)["C1"].pointer_map for one in trained)
-    replace_maps(run_dir, maps(trained[1]))
+    own, others = (maps_of(one)["C1"].pointer_map for one in trained)
+    replace_maps(run_dir, maps_of(trained[1]))
     error = error_of(run_dir)
     assert isinstance(error, MapMismatchError)
     assert "'C1'" in str(error)
@@ -405,7 +343,7 @@ def test_the_map_of_another_run(trained: tuple[Path, Path], tmp_path: Path) -> N
 
 def test_the_map_of_another_table(trained: tuple[Path, Path], tmp_path: Path) -> None:
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
-    own = maps(trained[0])
+    own = maps_of(trained[0])
     replace_maps(run_dir, {"C1": own["C2"], "C2": own["C1"]})
     error = error_of(run_dir)
     assert isinstance(error, MapMismatchError)

@@ -10,10 +10,8 @@ import pytest
 
 from tests.support import runs
 from tests.support.launch import on_ranks
-from tests.training.test_ranks import assert_equal_metrics, train_on
-from tests.training.test_remapped import World
-from tests.training.test_remapped import config as remapped_config
-from tests.training.test_resume import assert_same_run, stop_after, train
+from tests.support.remapped_files import World, remapped_config
+from tests.support.runs import assert_equal_metrics, assert_same_run, stop_after, train, train_on
 from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.training import loop
 from torchrec_cce.training.config import RunConfig, parse_config

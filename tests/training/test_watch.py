@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from tests.sharding import test_maps
 from tests.support import pipelines, runs
 from tests.support.launch import TIMEOUT, Job, on_ranks
-from tests.training.test_faults import torchrun
-from tests.training.test_resume import assert_same_run, stop_after
+from tests.support.runs import assert_same_run, stop_after
+from tests.support.sharded_models import Both, sharded
+from tests.support.torchrun import torchrun
 from torchrec_cce import CCEEmbeddingBagCollection
 from torchrec_cce.data.criteo import read_criteo
 from torchrec_cce.errors import CCEError, MapFileError, RegistryError
@@ -37,17 +37,12 @@ from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.sharding import frequencies, watch
 from torchrec_cce.sharding.pipeline import drain
 from torchrec_cce.sharding.tables import collections_of
-from torchrec_cce.sharding.watch import Moved, VersionWatcher
+from torchrec_cce.sharding.watch import Adoption, VersionWatcher
 from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.parallel import process_group
 
 Digests = dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_criteo_log(tmp_path_factory.mktemp("log") / "log.tsv")
 
 
 def watching(log: Path, folder: Path, *, watch_every: int = 1, **changes: Any) -> RunConfig:
@@ -104,14 +99,14 @@ def publish_while_they_train(config: RunConfig, folder: Path) -> None:
         step()
 
 
-def train_until(config: RunConfig, folder: Path, answers: int) -> tuple[Digests, list[Moved]]:
+def train_until(config: RunConfig, folder: Path, answers: int) -> tuple[Digests, list[Adoption]]:
     """To the batch after which the watcher has answered so often. Returns the maps of this rank, and the answers."""
     os.environ["TORCHREC_CCE_CACHE"] = str(folder / "cache")
-    follow, start = VersionWatcher.follow, loop._Run.__init__
-    found: list[Moved] = []
+    follow, start = VersionWatcher.adopt_current, loop._Run.__init__
+    found: list[Adoption] = []
     started: list[loop._Run] = []
 
-    def noted(*arguments: Any, **options: Any) -> Moved | None:
+    def noted(*arguments: Any, **options: Any) -> Adoption | None:
         answer = follow(*arguments, **options)
         found.extend([] if answer is None else [answer])
         return answer
@@ -120,7 +115,7 @@ def train_until(config: RunConfig, folder: Path, answers: int) -> tuple[Digests,
         start(run, *arguments)
         started.append(run)
 
-    VersionWatcher.follow = noted  # type: ignore[method-assign]
+    VersionWatcher.adopt_current = noted  # type: ignore[method-assign]
     loop._Run.__init__ = kept  # type: ignore[method-assign]
     loop.StopRequest.on_any_rank = lambda _: len(found) >= answers  # type: ignore[method-assign]
     loop.train(config, folder / "run", show_progress=False)
@@ -244,11 +239,11 @@ def test_a_look_from_before_a_publication_is_forgotten(tmp_path: Path, monkeypat
     nothing: Any = None
     with process_group():
         watcher = VersionWatcher(Registry(tmp_path / "registry"), version=1)
-        watcher.follow(nothing, nothing)
+        watcher.adopt_current(nothing, nothing)
         watcher.published(2)
         begun[0][1].set_result(watch._Look(1, is_own=False))
         for _ in range(3):
-            watcher.follow(nothing, nothing)
+            watcher.adopt_current(nothing, nothing)
         assert [function for function, _ in begun] == [watcher._see] * 2, "two looks, and nothing is opened"
 
 
@@ -368,7 +363,7 @@ class Troubled(Registry):
 def follow_in_trouble(folder: Path, name: str) -> tuple[list[tuple[int, str | None]], int, bool]:
     """What the watcher of this rank answered, how often it was asked, and whether the model is at the version."""
     with process_group() as ranks:
-        model, optimizer = test_maps.sharded(test_maps.Both())
+        model, optimizer = sharded(Both())
         registry = Troubled(folder / "registry", cache=folder / "cache")
         registry.trouble, registry.silence = [], []
         full = OSError(errno.ENOSPC, "No space left on device")
@@ -386,7 +381,7 @@ def follow_in_trouble(folder: Path, name: str) -> tuple[list[tuple[int, str | No
         asked = 0
         with VersionWatcher(registry) as watcher:
             while not (answers and answers[-1].error is None) and asked < 100:
-                answer = watcher.follow(model, optimizer)
+                answer = watcher.adopt_current(model, optimizer)
                 answers.extend([] if answer is None else [answer])
                 asked += 1
                 time.sleep(0.02)
@@ -410,7 +405,7 @@ def follow_in_trouble(folder: Path, name: str) -> tuple[list[tuple[int, str | No
 def test_in_trouble(
     tmp_path: Path, name: str, expected: list[tuple[int, str | None]], moves: bool, warnings: str
 ) -> None:
-    model = test_maps.Both()
+    model = Both()
     reports = {**model.bags.recluster(seed=1), **model.sequences.recluster(seed=1)}
     tables = {**model.bags.snapshot(reports), **model.sequences.snapshot(reports)}
     Registry(tmp_path / "registry", cache=tmp_path / "cache").publish(tables)
@@ -448,7 +443,7 @@ def move_in_the_middle(way: str, folder: Path) -> pipelines.Trained:
             progress(4)
         moved = None
         while moved is None:
-            moved = watcher.follow(trainer.model, trainer.optimizer, before=drained)
+            moved = watcher.adopt_current(trainer.model, trainer.optimizer, before=drained)
         assert moved.error is None
         if way == "plain":
             trainer.plainly(batches[6:])

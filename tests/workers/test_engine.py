@@ -6,16 +6,18 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.support.launch import Job
+from tests.support.launch import Job, is_running
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError
-from torchrec_cce.workers.counters import TICK_S, Counters
-from torchrec_cce.workers.engine import Engine, EngineName, Shared, engine_of
+from torchrec_cce.workers import EngineName, engine_of
+from torchrec_cce.workers.engine import TICK_S, Counters, Engine, Shared
+from torchrec_cce.workers.inline import InlineEngine
 from torchrec_cce.workers.local import LocalEngine
 
 
@@ -49,6 +51,25 @@ def test_tasks_are_taken_as_workers_come_free(engine: Engine) -> None:
 
     for done, _ in enumerate(engine.run(square, tasks())):
         assert len(taken) <= done + engine.num_workers
+
+
+def run_in_a_chain(engine: Engine) -> list[tuple[int, int]]:
+    """Four tasks, each known only when the one before has ended."""
+    known, done = [1], []
+
+    def tasks() -> Iterator[int | None]:
+        while True:
+            yield known.pop() if known else None
+
+    for task, result in engine.run(square, tasks()):
+        done.append((task, result))
+        if task < 4:
+            known.append(task + 1)
+    return done
+
+
+def test_tasks_may_depend_on_results(engine: Engine) -> None:
+    assert run_in_a_chain(engine) == run_in_a_chain(InlineEngine()) == [(1, 1), (2, 4), (3, 9), (4, 16)]
 
 
 def looked_at(shared: Shared[dict[str, Any]]) -> tuple[float, bool, list[str], int]:
@@ -129,6 +150,13 @@ def test_a_worker_that_vanishes_is_an_error_that_names_its_task(name: EngineName
     assert re.search(r"vanished.*\b5\b.*nothing was chang", job.wait().value)
 
 
+def test_what_becomes_of_a_task_whose_worker_vanished_is_for_the_caller_to_say(engine: Engine) -> None:
+    """The others go on, with as many workers as before."""
+    found = dict(engine.run(killed, range(20), lost=lambda number: -number))
+    assert found == {number: -5 if number == 5 else number for number in range(20)}
+    assert list(engine.run(square, [7])) == [(7, 49)]
+
+
 def fail_while_others_end(number: int) -> int:
     time.sleep(0.004 if number != 3 else 0)
     return fail_at_three(number)
@@ -161,11 +189,48 @@ def test_a_worker_that_vanishes_in_the_middle_of_an_answer() -> None:
         assert isinstance(engine, LocalEngine)
         answers = engine.run(die_while_answering, [0, 1])
         assert next(answers) == (0, b"")
-        while all(process.is_alive() for process in engine._context.started):
+        while all(worker.process.is_alive() for worker in engine._started):
             time.sleep(0.01)
         with pytest.raises(JobError, match=r"vanished .* while it worked on: 1;"):
             next(answers)
         assert list(engine.run(square, [7])) == [(7, 49)]
+
+
+def test_a_worker_that_vanishes_while_it_has_no_task_is_replaced() -> None:
+    with LocalEngine(1) as engine:
+        assert list(engine.run(square, [7])) == [(7, 49)]
+        (worker,) = engine._started
+        worker.process.kill()
+        worker.process.join()
+        assert list(engine.run(square, [8])) == [(8, 64)]
+
+
+def note_terminations(folder: Path, until: int) -> None:
+    """A task that ends at the SIGTERM of this number."""
+    received = []
+    signal.signal(signal.SIGTERM, lambda *_: received.append((folder / f"{len(received) + 1}").touch()))
+    (folder / "begun").touch()
+    while len(received) < until:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    (folder / "ended").touch()
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("until", [1, 2])
+def test_a_task_that_is_not_wanted_any_more_may_have_time_to_stop(
+    tmp_path: Path, until: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is asked once, and killed if it does not listen."""
+
+    def interrupt() -> None:
+        if (tmp_path / "begun").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), LocalEngine(1, stopping_s=60 if until == 1 else 2) as engine:
+        list(engine.run(partial(note_terminations, tmp_path), [until], tick=interrupt))
+    assert {path.name for path in tmp_path.iterdir()} == {"begun", "1", *(["ended"] if until == 1 else [])}
+    assert capfd.readouterr().err == ""
 
 
 def refuse_connections(_: int) -> None:
@@ -216,11 +281,3 @@ def test_nothing_is_left_of_a_job_that_is_killed_or_interrupted(tmp_path: Path, 
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not [path for path in cache.rglob("*") if path.is_file()]
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, other than one that has ended and was not waited for."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False

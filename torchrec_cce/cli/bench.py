@@ -1,14 +1,13 @@
 """`torchrec-cce bench PLAN.toml`: methods × caps × seeds on one log, and what each came to."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from torchrec_cce.cli.table import print_table
 from torchrec_cce.training.command import one_line_errors, say
 from torchrec_cce.training.quiet import quiet_libraries
 
@@ -55,8 +54,9 @@ def bench(
 
 def print_outcomes(outcomes: "Sequence[Outcome]") -> None:
     """The table of a comparison."""
-    from torchrec_cce.experiments.report import TABLE_WIDTH, to_table
+    from torchrec_cce.experiments.outcome import summarise
+    from torchrec_cce.experiments.report import COLUMNS, NOTE, cells
 
-    # A pipe has no width, and a table that is cut to 80 columns tells a program nothing.
-    width = max(shutil.get_terminal_size().columns, TABLE_WIDTH)
-    Console(width=width, highlight=False).print(to_table(outcomes))
+    headers = [column.replace(" ", "\n") for column in COLUMNS]
+    print_table(headers, [cells(summary) for summary in summarise(outcomes)], numbers=True)
+    typer.echo(NOTE)

@@ -1,17 +1,15 @@
 """`torchrec-cce plan RUN.toml`: what TorchRec's planner makes of a run's tables, before there are any machines."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
+from torchrec_cce.cli.table import print_table
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.training.command import one_line_errors
 from torchrec_cce.training.quiet import quiet_libraries
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 _COLUMNS = ("table", "method", "placement", "device", "host", "all-to-all", "all-reduce", "ms")
-_WIDTH = 120
 _NOTE = (
     "Estimates of TorchRec's planner. device, host: bytes on the fullest GPU and host, a batch and maps included; "
     "all-to-all, all-reduce: bytes that a rank sends in a step; ms: lookup, update and communication of a step."
@@ -117,22 +114,20 @@ def _planned(
 
 
 def _print(run: "RunConfig", plans: "dict[Method, PlanSummary | str]") -> None:
-    printed = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
+    rows: list[tuple[str, ...]] = []
     made = {method: plan for method, plan in plans.items() if not isinstance(plan, str)}
     for name in run.tables:
         for method, plan in made.items():
             one = next((table for table in plan.tables if table.table.rpartition(".")[2] == name), None)
             if one is None:
-                printed.add_row(name, method, _COMPUTED)
+                rows.append((name, method, _COMPUTED))
             else:
-                printed.add_row(
-                    name, method, f"{one.sharding_type}, {one.compute_kernel}, on {one.num_ranks}", *_figures(one)
-                )
+                placement = f"{one.sharding_type}, {one.compute_kernel}, on {one.num_ranks}"
+                rows.append((name, method, placement, *_figures(one)))
     for method, plan in made.items():
         if len(plan.tables) == len(run.tables):
-            printed.add_row("all", method, "", *_figures(plan))
-    # A pipe has no width, and a table that is cut to 80 columns tells a program nothing.
-    Console(width=max(shutil.get_terminal_size().columns, _WIDTH), highlight=False).print(printed)
+            rows.append(("all", method, "", *_figures(plan)))
+    print_table(_COLUMNS, rows)
     for method, reason in plans.items():
         if isinstance(reason, str):
             typer.echo(f"{method}: {reason}")

@@ -15,7 +15,7 @@ from torchrec_cce.cli.maps import RegistryURL
 from torchrec_cce.data.remapped_format import HelperPolicy, Layout
 from torchrec_cce.jobs.remap.output import Compression, FileFormat
 from torchrec_cce.training.command import one_line_errors
-from torchrec_cce.workers.engine import EngineName
+from torchrec_cce.workers import EngineName
 
 if TYPE_CHECKING:
     from torchrec_cce.jobs.remap.job import RemapProgress

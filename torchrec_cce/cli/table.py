@@ -1,18 +1,24 @@
 """Tables on the standard output, for people and pipes."""
 
-import sys
+import shutil
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-_PIPE_WIDTH = 200
+_LEAST_WIDTH = 200
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print one row a line."""
-    table = Table(*headers, box=None, pad_edge=False, header_style="bold")
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> None:
+    """Print one row a line.
+
+    Args:
+        numbers: align all columns but the first to the right.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="right" if numbers and place else "left")
     for row in rows:
         table.add_row(*row)
-    # A pipe has no width, and a table that is cut to 80 columns tells a program nothing.
-    Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+    # A narrow terminal wraps lines by itself, and a pipe has no width: in both, cells that were cut would tell nothing.
+    Console(highlight=False, width=max(shutil.get_terminal_size().columns, _LEAST_WIDTH)).print(table)

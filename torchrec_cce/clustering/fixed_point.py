@@ -1,10 +1,10 @@
-"""Sums over IDs that are the same bits in any order: of integers, whose addition is associative, as floats' is not."""
+"""Sums over IDs with the same bits in any order: they are sums of integers, whose addition is associative."""
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.kmeans.loops import add_rows
 from torchrec_cce.errors import ClusteringError
+from torchrec_cce.jit import jit
 
 
 class FixedPoint:
@@ -29,7 +29,7 @@ class FixedPoint:
         return np.rint(np.ldexp(values.astype(np.float64), self._exponent)).astype(np.int64)
 
     def decode(self, sums: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """What `sums` (any shape) stand for."""
+        """The numbers that `sums` (any shape) stand for."""
         return np.ldexp(sums.astype(np.float64), -self._exponent)
 
 
@@ -38,8 +38,8 @@ class TableSum:
 
     def __init__(self, tables: npt.NDArray[np.float32], num_ids: int) -> None:
         """`tables: [t, k, s]` float32, finite; at most `num_ids` members in all."""
-        # Two digits a number. One would do for the large rows, but an optimizer state that is a billionth of the
-        # largest must not become zero: the step is divided by its root.
+        # Each number becomes two integers, a coarse and a fine one. The coarse one would do for large rows, but an
+        # optimizer state that is a billionth of the largest must not become zero: the step is divided by its root.
         self._coarse = FixedPoint(num_ids * _largest_sum(tables))
         coarse = self._coarse.encode(tables)
         rest = tables - self._coarse.decode(coarse)
@@ -48,7 +48,7 @@ class TableSum:
         self.totals = np.zeros(self._tables.shape[1:], np.int64)
 
     def add(self, targets: npt.NDArray[np.int64], *codes: npt.NDArray[np.int64]) -> None:
-        """`targets: [N]` gain the rows `codes`, one [N] for each table."""
+        """Add row `codes[i]` of each table to the total of `targets[i]`; there is one `codes: [N]` for each table."""
         for table, rows in zip(self._tables, codes, strict=True):
             add_rows(self.totals, targets, table, rows)
 
@@ -62,3 +62,17 @@ class TableSum:
 def _largest_sum(tables: npt.NDArray[np.floating]) -> float:
     """The largest absolute value that a sum of one entry of each of `tables: [t, k, s]` can have."""
     return float(np.abs(tables).max(axis=(1, 2), initial=0).sum(dtype=np.float64))
+
+
+@jit
+def add_rows(
+    totals: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    table: npt.NDArray[np.int64],
+    codes: npt.NDArray[np.int64],
+) -> None:
+    """`totals[targets[i]] += table[codes[i]]` for every i; totals: [k, s], table: [k', s], all indices inside."""
+    for i in range(targets.shape[0]):
+        target, code = targets[i], codes[i]
+        for dim in range(totals.shape[1]):
+            totals[target, dim] += table[code, dim]

@@ -1,4 +1,4 @@
-"""Product and residual quantization: pointers and words learned from the embeddings of all IDs of a trained table."""
+"""Product and residual quantization: pointers and codewords learned from all embeddings of a trained table."""
 
 from dataclasses import dataclass
 
@@ -17,11 +17,11 @@ _IDS_AT_A_TIME = 65536
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quantized:
-    """What an embedding is made of: in each column, the sum of the words that its pointers name."""
+    """What an embedding is made of: in each column, the sum of the codewords that its pointers name."""
 
     pointers: npt.NDArray[np.int64]
     """[n, c, t]."""
-    words: npt.NDArray[np.float32]
+    codewords: npt.NDArray[np.float32]
     """[c, t, k, d/c]; rows that no pointer names are 0."""
 
 
@@ -44,8 +44,8 @@ def quantize(
         num_terms: `t`.
         num_rows: `k`: centroids of each clustering.
         settings: of k-means, which sees at most `points_per_centroid · k` IDs.
-        circular: cluster a column by the *other* columns, and take means of its own for words. Pointers of all columns
-            come out alike: it collapses (Appendix A and G). Here to be shown, not to be used.
+        circular: cluster a column by the *other* columns, and take means of its own for codewords. The pointers of all
+            columns come out alike: it collapses (Appendix A and G). Here to be shown, not to be used.
 
     Raises:
         ConfigError: columns that do not divide d; circular clustering of one column, or in several terms.
@@ -61,16 +61,16 @@ def quantize(
         )
     columns = embeddings.reshape(n, num_columns, -1)
     pointers = np.empty((n, num_columns, num_terms), np.int64)
-    words = np.zeros((num_columns, num_terms, num_rows, d // num_columns), np.float32)
+    codewords = np.zeros((num_columns, num_terms, num_rows, d // num_columns), np.float32)
     for j in range(num_columns):
         left = columns[:, j].copy()
         for p in range(num_terms):
             seen = np.delete(columns, j, axis=1).reshape(n, -1) if circular else left
             centroids, codes = _cluster(seen, num_rows, seed=derive_seed(seed, j, p), settings=settings)
-            word = _means(left, codes, len(centroids)) if circular else centroids
-            pointers[:, j, p], words[j, p, : len(word)] = codes, word
-            left -= word[codes]
-    return Quantized(pointers=pointers, words=words)
+            codeword = _means(left, codes, len(centroids)) if circular else centroids
+            pointers[:, j, p], codewords[j, p, : len(codeword)] = codes, codeword
+            left -= codeword[codes]
+    return Quantized(pointers=pointers, codewords=codewords)
 
 
 def _cluster(

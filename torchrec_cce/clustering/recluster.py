@@ -1,50 +1,146 @@
-"""Reclustering one table: old tables and codes in, new tables and pointers out. A pure function."""
+"""CCE's cluster step for whole tables: old tables and codes in, new tables and pointers out. A pure function.
+
+In each column, k-means on a sample of the embeddings gives the new codebook, and every ID points at its nearest
+centroid. All of it is computed from the old tables and codes. Where a table has more IDs than different embeddings, the
+nearest centroid of each embedding is found first, and IDs look theirs up.
+"""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.column import PAIR, SampleErrors, sum_errors
+from torchrec_cce.clustering.column import PAIR, SampleErrors, TrainedColumn, sum_errors
 from torchrec_cce.clustering.entropy import pointer_entropies
-from torchrec_cce.clustering.table import ClusteredTable, TableClustering
+from torchrec_cce.clustering.executor import Executor, Extent, Totals
+from torchrec_cce.clustering.table import Centroids, ClusteredTable, TableClustering
+
+Pointers = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reclustered(ClusteredTable):
     """A table after its clustering."""
 
-    pointers: npt.NDArray[np.unsignedinteger]
-    """[n, c], the new codebook row of every ID in every column."""
+    pointers: Pointers
+    """[n, c], the new codebook code of every ID in every column."""
     sample_errors: SampleErrors
     """Of all columns together."""
     entropies: tuple[float, ...]
     """H1 … Hc of the pointers, in nats; see `pointer_entropies`."""
+    digest: str
+    """What `digest_of` gave."""
     seconds: float
-    """Wall-clock time that it took."""
+    """Wall-clock time from the start of all tables to the end of this one."""
 
 
-def recluster_table(table: TableClustering) -> Reclustered:
-    """Cluster a table in this process (CCE's cluster step).
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Learned:
+    """What the IDs of a table are assigned by."""
 
-    In each column, k-means on a sample of the embeddings gives the new codebook, and every ID points at its nearest
-    centroid. All of it is computed from the old tables and codes. The result is a function of what `table` was made
-    from and of the machine's arithmetic: the same bits for any chunk size and number of threads.
+    centroids: Centroids
+    pairs: npt.NDArray[np.void] | None
+    """[num_pairs] PAIR, where embeddings were assigned first."""
+
+
+def recluster_tables(
+    executor: Executor, digest_of: Callable[[str, Pointers], str] = lambda _table, _pointers: ""
+) -> dict[str, Reclustered]:
+    """Cluster the tables of `executor`, in its order.
+
+    The result is a function of what the tables were made from and of the machine's arithmetic: the same bits for any
+    executor, number of workers, chunk size and number of threads.
+
+    Args:
+        digest_of: table and its new pointers → a digest, taken where the pointers are.
     """
     started = time.perf_counter()
-    trained = table.train(range(table.num_columns))
-    centroids = [column.centroids for column in trained]
-    pairs = None
-    if table.num_pairs:
-        pairs = np.empty(table.num_pairs, PAIR)
-        table.nearest_pairs(centroids, 0, table.num_pairs, pairs)
-    pointers = np.empty((table.num_ids, table.num_columns), table.pointer_dtype)
-    totals = table.assign(centroids, 0, table.num_ids, pointers, pairs)
-    return Reclustered(
-        **vars(table.finish(centroids, totals)),
-        pointers=pointers,
-        sample_errors=sum_errors(trained),
-        entropies=pointer_entropies(pointers, table.num_rows),
-        seconds=time.perf_counter() - started,
-    )
+    trained = executor.each("k-means", train_columns)
+    centroids = {table: [column.centroids for column in columns] for table, columns in trained.items()}
+    pointers: dict[str, Pointers] = {}
+    totals: dict[str, Totals] = {}
+    names = list(executor.tables)
+    for together in [names] if executor.fills_all_tables_at_once else [[name] for name in names]:
+        for table, (filled, sums) in _assign(executor, together, centroids).items():
+            pointers[table], totals[table] = filled, sums
+
+    def examine(table: str) -> tuple[str, tuple[float, ...]]:
+        entropies = pointer_entropies(pointers[table], executor.tables[table].num_rows)
+        return digest_of(table, pointers[table]), entropies
+
+    facts = executor.per_table("digest", examine)
+    done = {}
+    for table, clustering in executor.tables.items():
+        digest, entropies = facts[table]
+        done[table] = Reclustered(
+            **vars(clustering.finish(centroids[table], totals[table])),
+            pointers=pointers[table],
+            sample_errors=sum_errors(trained[table]),
+            entropies=entropies,
+            digest=digest,
+            seconds=time.perf_counter() - started,
+        )
+    return done
+
+
+def _assign(
+    executor: Executor, names: Sequence[str], centroids: dict[str, Centroids]
+) -> dict[str, tuple[Pointers, Totals]]:
+    """Table → its new pointers, and the sums over its IDs."""
+    learned = {
+        name: executor.share(Learned(centroids=centroids[name], pairs=pairs))
+        for name, pairs in _nearest_of_all_embeddings(executor, names, centroids).items()
+    }
+    # What takes an ID longest comes first, so that no worker waits for it in the end.
+    order = sorted(names, key=lambda name: (executor.tables[name].num_pairs > 0, -executor.tables[name].num_ids))
+    extents = [
+        Extent(
+            table=name,
+            length=executor.tables[name].num_ids,
+            given=learned[name],
+            item=np.dtype((executor.tables[name].pointer_dtype, (executor.tables[name].num_columns,))),
+        )
+        for name in order
+    ]
+    return dict(zip(order, executor.fill("assignment", assign_ids, extents), strict=True))
+
+
+def _nearest_of_all_embeddings(
+    executor: Executor, names: Sequence[str], centroids: dict[str, Centroids]
+) -> dict[str, npt.NDArray[np.void] | None]:
+    """Table → the answers for all embeddings it can have, None where it has fewer IDs than those."""
+    found: dict[str, npt.NDArray[np.void] | None] = dict.fromkeys(names)
+    extents = [
+        Extent(
+            table=name,
+            length=executor.tables[name].num_pairs,
+            given=executor.share(centroids[name]),
+            item=PAIR,
+        )
+        for name in names
+        if executor.tables[name].num_pairs
+    ]
+    for extent, (pairs, _) in zip(extents, executor.fill("pairs", find_pairs, extents), strict=True):
+        found[extent.table] = pairs
+    return found
+
+
+def train_columns(clustering: TableClustering, columns: Sequence[int]) -> list[TrainedColumn]:
+    """Step: the centroids of some columns."""
+    return clustering.train(columns)
+
+
+def find_pairs(
+    clustering: TableClustering, centroids: Centroids, start: int, stop: int, out: npt.NDArray[Any]
+) -> Totals:
+    """Step: the nearest centroids of some of the embeddings. There is nothing to sum up."""
+    clustering.nearest_pairs(centroids, start, stop, out)
+    return np.empty(0, np.int64)
+
+
+def assign_ids(clustering: TableClustering, learned: Learned, start: int, stop: int, out: npt.NDArray[Any]) -> Totals:
+    """Step: the new pointers of some IDs, and the sums that the new tables are made of."""
+    return clustering.assign(learned.centroids, start, stop, out, learned.pairs)

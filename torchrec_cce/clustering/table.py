@@ -25,7 +25,7 @@ Centroids = Sequence[npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClusteredTable:
-    """A table's new words."""
+    """A table's new codewords."""
 
     weights: npt.NDArray[np.float32]
     """[c, 2, k, w]: the new codebooks (rows past the number of distinct embeddings are zero), the new helper tables."""
@@ -112,7 +112,7 @@ class TableClustering:
         codes, weights = self.sample
         num_threads = min(self._config.num_threads, len(columns))
 
-        def one(column: int) -> TrainedColumn:
+        def train(column: int) -> TrainedColumn:
             return train_column(
                 self._weights[column],
                 sample_codes=codes[column],
@@ -124,7 +124,7 @@ class TableClustering:
             )
 
         with ThreadPoolExecutor(num_threads) as pool:
-            return list(pool.map(one, columns))
+            return list(pool.map(train, columns))
 
     def nearest_pairs(self, centroids: Centroids, start: int, stop: int, out: npt.NDArray[np.void]) -> None:
         """Write the answers for the embeddings `start … stop − 1` of `num_pairs`, column after column, to `out: [m]`.
@@ -134,13 +134,13 @@ class TableClustering:
         """
         each = self.num_rows**2
 
-        def one(column: int) -> None:
+        def find(column: int) -> None:
             first, last = max(start, column * each), min(stop, (column + 1) * each)
             part = out[first - start : last - start]
             nearest_pairs(self._weights[column], centroids[column], first - column * each, last - column * each, part)
 
         with ThreadPoolExecutor(self._config.num_threads) as pool:
-            list(pool.map(one, range(start // each, -(-stop // each))))
+            list(pool.map(find, range(start // each, -(-stop // each))))
 
     def assign(
         self,
@@ -180,7 +180,7 @@ class TableClustering:
             members[column].take(portion.codes[column], portion.given[column])
 
         self._for_each_portion(start, stop, take, pointers)
-        return np.stack([one.totals() for one in members])
+        return np.stack([column.totals() for column in members])
 
     def member_means(
         self, totals: npt.NDArray[np.int64], otherwise: npt.NDArray[np.float32]

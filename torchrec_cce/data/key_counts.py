@@ -19,7 +19,7 @@ import numpy.typing as npt
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.jit import jit
-from torchrec_cce.kernels.vocabulary import mix, unmix
+from torchrec_cce.kernels.hash_table import mix, unmix
 
 MIN_MEMORY_BYTES = 1 << 20
 

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 from torchrec_cce.data.arrow import BadCell, check_columns, to_column
 from torchrec_cce.data.files import PathLike, files_of
 from torchrec_cce.data.record_batches import Part, read_parts, read_schema
-from torchrec_cce.data.remapped_format import HelperPolicy, RemappedFeature, RemappedFormat, is_id_list, pack
+from torchrec_cce.data.remapped_format import HelperPolicy, RemappedFeature, RemappedFormat, is_id_list
 from torchrec_cce.data.rows import Column, Rows, log_transform
 from torchrec_cce.data.universe import bound
 from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError
+from torchrec_cce.kernels.packed import pack
 from torchrec_cce.kernels.rows import coded_rows, helper_rows
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.remap import Remap
@@ -85,9 +86,11 @@ class RemappedLog:
             raise ConfigError("remapped data has no weights of rows, which weighted bags and signed tables need")
         self._remap = remap
         self._label, self._dense, self._log = label, list(dense), dense_transform == "log1p"
-        self._mapped = [pair for pair in remap.slots if isinstance(remap.config(pair[0]), CCEConfig)]
+        self._mapped = [
+            (table, feature) for table, feature in remap.table_features if isinstance(remap.config(table), CCEConfig)
+        ]
         """(table, feature) of the tables that have a map."""
-        others = [feature for table, feature in remap.slots if (table, feature) not in self._mapped]
+        others = [feature for table, feature in remap.table_features if (table, feature) not in self._mapped]
         self._raw = {feature: (columns or {}).get(feature, feature) for feature in others}
         self._universes = {feature: size for feature, size in (universes or {}).items() if feature in others}
 
@@ -141,7 +144,7 @@ class RemappedLog:
         bounded = bound(packed, self._universes)
         keys = iter(self._remap.row_keys)
         ids: dict[str, Column] = {}
-        for table, feature in self._remap.slots:
+        for table, feature in self._remap.table_features:
             config = self._remap.config(table)
             if isinstance(config, CCEConfig):
                 lengths, rows = self._mapped_rows(bounded, table, feature, config)

@@ -8,7 +8,7 @@ in the lowest bits; in `lists` they are a list of `c`. A raw column of lists bec
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from torchrec_cce.errors import DataFileError
+from torchrec_cce.kernels.packed import pack, unpack
 from torchrec_cce.maps.manifest import Positive, Sha256
 
 FORMAT: Literal[1] = 1
@@ -198,28 +199,6 @@ def feature_key(feature: str, table: str, *, shared: bool) -> str:
 def is_id_list(kind: pa.DataType) -> bool:
     """Whether a column of this type holds any number of IDs in a row."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def pack(codes: npt.NDArray[np.unsignedinteger]) -> list[npt.NDArray[np.uint64]]:
-    """`codes: [N, c]` uint8/16/32 as words, [N] uint64 each: column 0 in the lowest bits, zeros at the end."""
-    count, num_columns = codes.shape
-    row_bytes = num_columns * codes.itemsize
-    num_words = -(-row_bytes // _WORD_BYTES)
-    padded = np.zeros((count, num_words * _WORD_BYTES), np.uint8)
-    little = np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<"))
-    padded[:, :row_bytes] = little.view(np.uint8).reshape(count, row_bytes)
-    words = padded.view("<u8").astype(np.uint64, copy=False)
-    return [np.ascontiguousarray(words[:, word]) for word in range(num_words)]
-
-
-def unpack(
-    words: Sequence[npt.NDArray[np.uint64]], *, num_columns: int, dtype: npt.DTypeLike
-) -> npt.NDArray[np.unsignedinteger]:
-    """The codes, [N, c] of `dtype`, that `pack` made `words: [N] uint64` each of."""
-    kind: np.dtype[Any] = np.dtype(dtype)
-    stacked = np.ascontiguousarray(np.stack(words, axis=1), dtype="<u8")
-    codes = stacked.view(kind.newbyteorder("<"))[:, :num_columns]
-    return np.ascontiguousarray(codes, dtype=kind)
 
 
 def pointer_arrays(codes: npt.NDArray[np.unsignedinteger], layout: Layout) -> list[pa.Array]:

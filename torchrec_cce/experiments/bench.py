@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,11 +18,17 @@ from torchrec_cce.experiments.agenda import Agenda, Record
 from torchrec_cce.experiments.outcome import Outcome
 from torchrec_cce.experiments.plan import Plan
 from torchrec_cce.experiments.results import versions, write_results
-from torchrec_cce.experiments.workers import Here, Processes, Workers
+from torchrec_cce.experiments.trial import Ended, Trial, run_trial
+from torchrec_cce.training.quiet import quiet_libraries
+from torchrec_cce.workers.inline import InlineEngine
+from torchrec_cce.workers.local import LocalEngine
 
 RESULTS = "results.parquet"
 RUNS = "runs"
 _WRITE_EVERY_S = 5.0
+_STOPPING_S = 30.0
+"""Within which a trial that was asked to stop writes its checkpoint, to go on from there the next time."""
+_DIED = Ended(error="its process died: killed, or out of memory; run the plan again to try it again")
 
 
 def bench(
@@ -45,18 +52,18 @@ def bench(
     with _held(folder), ExitStack() as stack:
         results = _Results(folder / RESULTS)
         stack.callback(results.write, agenda)  # also of a comparison that is interrupted
-        crew = stack.enter_context(_workers(workers))
+        engine = stack.enter_context(LocalEngine(workers, stopping_s=_STOPPING_S) if workers else InlineEngine())
         bar = stack.enter_context(_bar(show_progress and workers > 0))
         task = bar.add_task("trials", total=agenda.total)
-        while True:
-            while crew.is_free and (trial := agenda.next()) is not None:
-                crew.begin(replace(trial, show_progress=show_progress and workers == 0))
-            bar.update(task, completed=agenda.num_ended, total=agenda.total)
-            ended = crew.ended()
-            if not ended:
-                break
-            for trial, how in ended:
-                agenda.record(trial, how)
+
+        def trials() -> Iterator[Trial | None]:
+            while True:
+                trial = agenda.next()
+                bar.update(task, completed=agenda.num_ended, total=agenda.total)
+                yield None if trial is None else replace(trial, show_progress=show_progress and workers == 0)
+
+        for trial, ended in engine.run(_run_in_worker if workers else run_trial, trials(), lost=lambda _: _DIED):
+            agenda.record(trial, ended)
             results.write_now_and_then(agenda)
         agenda.drop_checkpoints()
     return agenda.records()
@@ -82,8 +89,10 @@ class _Results:
             self.write(agenda)
 
 
-def _workers(count: int) -> Workers:
-    return Processes(count) if count else Here()
+def _run_in_worker(trial: Trial) -> Ended:
+    torch.set_num_threads(1)
+    quiet_libraries()
+    return run_trial(trial)
 
 
 def _bar(visible: bool) -> Progress:

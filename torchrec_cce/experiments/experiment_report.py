@@ -166,7 +166,7 @@ def write_experiment_report(folder: Path, report: ExperimentReport) -> None:
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed; `report.json` is there all the same.
     """
-    write_json(folder / "report.json", report.as_dict())
+    write_json(folder / "report.json", report.as_dict(), indent=2, strict=True)
     drawn = {picture.name: picture.to_png() for picture in report.pictures}
     for name, png in drawn.items():
         with atomic_path(folder / "pictures" / f"{name}.png") as temporary:

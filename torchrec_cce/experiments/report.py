@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from torchrec_cce.experiments.outcome import Outcome, Summary, summarise
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.files.page import new_plot, to_png, write_page
@@ -24,8 +21,6 @@ COLUMNS = (
     "÷ largest",
     "÷ bytes",
 )
-TABLE_WIDTH = 150
-"""Cells are not cut in a terminal as wide as this, unless a method has a very long name."""
 NOTE = (
     "cap: trained parameters a table. ÷ parameters: Σ n·d of full tables over trained parameters, all tables. "
     "÷ largest: the same for the largest table alone. ÷ bytes: full tables over trained tables plus stored pointers."
@@ -49,16 +44,6 @@ def cells(summary: Summary) -> tuple[str, ...]:
     )
 
 
-def to_table(outcomes: Sequence[Outcome]) -> Table:
-    """For a terminal of `TABLE_WIDTH` columns."""
-    table = Table(caption=NOTE, caption_justify="left", box=SIMPLE_HEAD)
-    for column in COLUMNS:
-        table.add_column(column.replace(" ", "\n"), justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
-    for summary in summarise(outcomes):
-        table.add_row(*cells(summary))
-    return table
-
-
 def to_markdown(outcomes: Sequence[Outcome]) -> str:
     """For a document."""
     lines = [COLUMNS, tuple("---" if column == COLUMNS[0] else "---:" for column in COLUMNS)]
@@ -73,7 +58,7 @@ def write_report(folder: Path, outcomes: Sequence[Outcome], *, title: str, about
         about: facts that belong beside the numbers, e.g. the data and the versions.
     """
     values = {"title": title, "about": about, "outcomes": [asdict(outcome) for outcome in outcomes]}
-    write_json(folder / "report.json", values)
+    write_json(folder / "report.json", values, indent=2, strict=True)
     write_page(
         folder / "report.html",
         Path(__file__).with_name("report.html"),

@@ -16,7 +16,7 @@ from filelock import FileLock
 from torchrec_cce.clustering.entropy import random_entropies
 from torchrec_cce.errors import CCEError, ClusteringError
 from torchrec_cce.experiments.outcome import Entropies, Outcome
-from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.atomic import write_json
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.methods.sketch import SketchEmbeddingBagConfig
 from torchrec_cce.training import checkpoint
@@ -78,8 +78,7 @@ def run_trial(trial: Trial) -> Ended:
             return Ended(error=f"{type(error).__name__}: {one_line(error)}")
         if not trial.keeps_checkpoint:
             drop_checkpoint(trial.run_dir)
-        with atomic_path(trial.run_dir / ENDED) as temporary:
-            temporary.write_text(json.dumps({"digest": trial.digest, **asdict(ended)}))
+        write_json(trial.run_dir / ENDED, {"digest": trial.digest, **asdict(ended)})
         return ended
 
 
@@ -118,8 +117,7 @@ def _prepare(trial: Trial) -> None:
     if not interrupted or _read(run_dir / RUN_CONFIG) not in ({}, config):
         forget(run_dir)
         shutil.rmtree(run_dir, ignore_errors=True)
-    with atomic_path(run_dir / _BEGUN) as temporary:
-        temporary.write_text(json.dumps({"digest": trial.digest}))
+    write_json(run_dir / _BEGUN, {"digest": trial.digest})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, also when the process is killed while it writes them."""
 
+import json
 import os
 import secrets
 import shutil
@@ -44,7 +45,16 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write plain values and dataclasses; the file appears whole."""
+def write_json(path: Path, values: Any, *, indent: int | None = None, strict: bool = False) -> None:
+    """Write plain values, and dataclasses of them, as JSON; the file appears whole.
+
+    Args:
+        indent: spaces for each level, where people read it; None writes one line.
+        strict: write null for NaN and infinities. Else they are written as Python's `json` reads them again, although
+            the standard has no such numbers.
+    """
+    text = json.dumps(pydantic_core.to_jsonable_python(values), indent=indent)
+    if strict:
+        text = json.dumps(json.loads(text, parse_constant=lambda _: None), indent=indent)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(pydantic_core.to_json(values, indent=2, inf_nan_mode="null"))
+        temporary.write_text(text)

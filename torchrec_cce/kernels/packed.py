@@ -1,30 +1,35 @@
 """The pointers of an ID as machine words, so that a loop moves them whole instead of one by one."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.hashing import UniversalHash, hash_one
 from torchrec_cce.jit import jit
 
+_WORD_BYTES = 8
 
-def as_words(pointers: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
+
+def as_packed(pointers: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
     """View `pointers: [n, c] uint8/16/32`, C-contiguous, as the widest words that divide a row. Nothing is copied.
 
     Returns `[n]` where a row is one word and `[n, w]` where it is several, uint8 to uint64; column 0 is in the lowest
     bits. Four uint16 are one uint64, six are three uint32, five are themselves. In a buffer that does not start at a
     multiple of a word's size, as at an odd place in a file, the next narrower word that does is taken, at the narrowest
-    the pointers themselves. `words.view(pointers.dtype).reshape(pointers.shape)` are the pointers again.
+    the pointers themselves. `packed.view(pointers.dtype).reshape(pointers.shape)` are the pointers again.
     """
     assert pointers.flags.c_contiguous
     row_bytes = pointers.shape[1] * pointers.itemsize
-    words = pointers
+    packed = pointers
     for size in (8, 4, 2):
         if size > pointers.itemsize and row_bytes % size == 0:
             wider = pointers.view(f"u{size}")
             if wider.flags.aligned:
-                words = wider
+                packed = wider
                 break
-    return words.reshape(-1) if words.shape[1] == 1 else words
+    return packed.reshape(-1) if packed.shape[1] == 1 else packed
 
 
 @jit
@@ -54,13 +59,51 @@ def packed_hashes(
             out[word, i] = packed
 
 
-def reference_packed_hashes(
-    ids: npt.NDArray[np.int64], functions: UniversalHash, code_bits: int
-) -> npt.NDArray[np.uint64]:
-    """`packed_hashes` in numpy: [w, N]."""
-    codes = functions.numpy(ids).astype(np.uint64)
-    per_word = 64 // code_bits
-    out = np.zeros((-(-functions.num_columns // per_word), len(ids)), np.uint64)
-    for j in range(functions.num_columns):
-        out[j // per_word] |= codes[:, j] << np.uint64(j % per_word * code_bits)
-    return out
+def hashed_words(
+    ids: npt.NDArray[np.int64], functions: UniversalHash, dtype: np.dtype[np.unsignedinteger]
+) -> list[npt.NDArray[np.uint64]]:
+    """The codes that `functions` hash `ids: [N]` to, as `pack` packs codes of `dtype`: [N] uint64 each."""
+    bits = 8 * dtype.itemsize
+    out = np.empty((-(-functions.num_columns * bits // 64), len(ids)), np.uint64)
+    packed_hashes(ids, functions.multipliers, functions.offsets, functions.num_rows, bits, out)
+    return list(out)
+
+
+def pack(codes: npt.NDArray[np.unsignedinteger]) -> list[npt.NDArray[np.uint64]]:
+    """`codes: [N, c]` uint8/16/32 as 64-bit words, [N] uint64 each: column 0 in the lowest bits, zeros at the end."""
+    count, num_columns = codes.shape
+    row_bytes = num_columns * codes.itemsize
+    num_words = -(-row_bytes // _WORD_BYTES)
+    padded = np.zeros((count, num_words * _WORD_BYTES), np.uint8)
+    little = np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<"))
+    padded[:, :row_bytes] = little.view(np.uint8).reshape(count, row_bytes)
+    words = padded.view("<u8").astype(np.uint64, copy=False)
+    return [np.ascontiguousarray(words[:, word]) for word in range(num_words)]
+
+
+def unpack(
+    words: Sequence[npt.NDArray[np.uint64]], *, num_columns: int, dtype: npt.DTypeLike
+) -> npt.NDArray[np.unsignedinteger]:
+    """The codes, [N, c] of `dtype`, that `pack` made `words: [N] uint64` each of."""
+    kind: np.dtype[Any] = np.dtype(dtype)
+    stacked = np.ascontiguousarray(np.stack(words, axis=1), dtype="<u8")
+    codes = stacked.view(kind.newbyteorder("<"))[:, :num_columns]
+    return np.ascontiguousarray(codes, dtype=kind)
+
+
+def as_uint64s(
+    packed: npt.NDArray[np.unsignedinteger],
+    stored: np.dtype[np.unsignedinteger],
+    num_columns: int,
+    dtype: np.dtype[np.unsignedinteger],
+) -> list[npt.NDArray[np.uint64]]:
+    """What `as_packed` made of `c` pointers of `stored` an ID, as `pack` packs them as codes of `dtype`.
+
+    Where those are the same words, at most their width changes.
+    """
+    if stored != dtype or (packed.ndim == 2 and packed.dtype != np.uint64):
+        codes = packed.view(stored).reshape(len(packed), num_columns)
+        return pack(codes.astype(dtype, copy=False))
+    if packed.ndim == 1:
+        return [packed.astype(np.uint64, copy=False)]
+    return [np.ascontiguousarray(packed[:, word]) for word in range(packed.shape[1])]

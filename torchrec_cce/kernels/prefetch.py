@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 @intrinsic  # type: ignore[untyped-decorator]
 def prefetch(_typing_context: Any, array: Any, _index: Any) -> Any:
-    """Start loading row `index` of `array` (any number of dimensions). A hint: a wild index reads nothing."""
+    """Start loading `array[index]` (any number of dimensions). It is only a hint: a wild index reads nothing."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         struct = context.make_array(signature.args[0])(context, builder, arguments[0])

@@ -1,21 +1,19 @@
 """From raw IDs to the rows of a physical table, bounds checked: the loops of the remap.
 
-Every loop writes `out[j, i, p]`, the row of term `p` of column `j` of ID `i`. Those that know which IDs there are
-return the position of the first that is not in `0..num_ids - 1`, or -1; IDs after a bad one are still written, inside
-the table's bounds or as zero, so that nothing can be read out of range. The references say the same in plain numpy.
+Every loop writes `out[j, i, p]`, the row of term `p` of column `j` of ID `i`. Loops that know which IDs there are
+return the index of the first ID that is outside `0..num_ids - 1`, or -1. IDs after it are still written, as rows inside
+the table's bounds or as zero, so that nothing can be read out of range.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.hashing import UniversalHash, hash_one
+from torchrec_cce.hashing import hash_one
 from torchrec_cce.jit import jit
 from torchrec_cce.kernels.prefetch import prefetch
 
-# IDs between the load of a map row and its prefetch. On a map of 1e8 rows and 4 columns, ns per ID of `clustered_rows`:
-# 20.3 at a distance of 8, 13.8 at 16, 10.0 at 32, 9.7 at 64 (Zen 5).
+# The number of IDs from the prefetch of pointers to their load. On a map of 1e8 IDs and 4 columns, `clustered_rows`
+# takes 20.3 ns per ID at a distance of 8, 13.8 at 16, 10.0 at 32 and 9.7 at 64 (Zen 5).
 _AHEAD = 64
 
 
@@ -25,7 +23,7 @@ def identity_rows(ids: npt.NDArray[np.int64], num_ids: int, out: npt.NDArray[np.
     bad = -1
     limit = np.uint64(num_ids)
     for i in range(len(ids)):
-        inside = np.uint64(ids[i]) < limit  # a negative ID is a huge unsigned one
+        inside = np.uint64(ids[i]) < limit  # a negative number is a huge unsigned one
         out[0, i, 0] = ids[i] if inside else 0
         if not inside and bad < 0:
             bad = i
@@ -92,7 +90,7 @@ def clustered_rows(
 @jit
 def partly_clustered_rows(
     ids: npt.NDArray[np.int64],
-    map_rows: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
     pointers: npt.NDArray[np.unsignedinteger],
     codebook_multipliers: npt.NDArray[np.uint64],
     codebook_offsets: npt.NDArray[np.uint64],
@@ -101,7 +99,7 @@ def partly_clustered_rows(
     num_rows: int,
     out: npt.NDArray[np.int64],
 ) -> None:
-    """Codebook rows by the pointers of `map_rows: [N]`, or by a hash of the ID where that is not a row of the map.
+    """Codebook rows by the pointers at `positions: [N]`, or by a hash of the ID where the position is not in the map.
 
     `out: [c, N, 2]`, or `[c, N, 1]` for the codebook rows alone.
     """
@@ -110,9 +108,9 @@ def partly_clustered_rows(
     k = np.uint64(num_rows)
     for i in range(count):
         if i + _AHEAD < count:
-            prefetch(pointers, map_rows[i + _AHEAD])
+            prefetch(pointers, positions[i + _AHEAD])
         x = np.uint64(ids[i])
-        at = np.uint64(map_rows[i])
+        at = np.uint64(positions[i])
         inside = at < limit
         for j in range(num_columns):
             if inside:
@@ -127,9 +125,9 @@ def partly_clustered_rows(
 
 @jit
 def coded_rows(codes: npt.NDArray[np.unsignedinteger], num_rows: int, term: int, out: npt.NDArray[np.int64]) -> None:
-    """Rows of one term by codes that are given, of a table of two terms a column: `out[j, i, term]`.
+    """Rows of one term of a table with two terms a column, by codes that are given: `out[j, i, term]`.
 
-    `codes: [N, ≥ c]`, all below `num_rows`; what is beyond `c` is left out. `out: [c, N, 2]`, or `[c, N, 1]` for the
+    `codes: [N, ≥ c]`, all below `num_rows`; columns from `c` on are left out. `out: [c, N, 2]`, or `[c, N, 1]` for the
     codebook rows alone.
     """
     num_columns, count, _ = out.shape
@@ -153,42 +151,3 @@ def helper_rows(
         x = np.uint64(ids[i])
         for j in range(num_columns):
             out[j, i, 1] = (2 * j + 1) * num_rows + np.int64(hash_one(x, multipliers[j], offsets[j], k))
-
-
-def reference_coded_rows(terms: Sequence[npt.NDArray[np.integer]], num_rows: int) -> npt.NDArray[np.int64]:
-    """[c, N, t] int64: what `coded_rows` and `helper_rows` write, from the `[N, c]` codes of codebook and helper."""
-    both = np.stack([codes.T.astype(np.int64) for codes in terms], axis=2)
-    blocks = 2 * np.arange(len(both))[:, None, None] + np.arange(len(terms))
-    rows: npt.NDArray[np.int64] = both + blocks * num_rows
-    return rows
-
-
-def reference_partly_clustered_rows(
-    ids: npt.NDArray[np.int64],
-    map_rows: npt.NDArray[np.int64],
-    pointers: npt.NDArray[np.unsignedinteger],
-    codebook_hash: UniversalHash,
-    helper_hash: UniversalHash,
-) -> npt.NDArray[np.int64]:
-    """`partly_clustered_rows` in numpy: [c, N, 2] int64."""
-    codes = codebook_hash.numpy(ids)
-    known = map_rows >= 0
-    codes[known] = pointers[map_rows[known]]
-    both = np.stack([codes.T, helper_hash.numpy(ids).T], axis=2)  # [c, N, 2]
-    blocks = np.arange(2 * len(both)).reshape(-1, 1, 2)
-    rows: npt.NDArray[np.int64] = both + blocks * helper_hash.num_rows
-    return rows
-
-
-def reference_rows(
-    ids: npt.NDArray[np.int64],
-    pointers: npt.NDArray[np.unsignedinteger] | None,
-    hashes: UniversalHash,
-    num_terms: int,
-) -> npt.NDArray[np.int64]:
-    """What `hashed_rows` (`pointers=None`) and `clustered_rows` write for valid IDs. Returns `[c, N, t] int64`."""
-    codes = hashes.numpy(ids).T  # [functions, N]
-    if pointers is not None:
-        codes = np.stack([pointers[ids].T.astype(np.int64), codes], axis=1).reshape(2 * len(codes), len(ids))
-    rows = codes + np.arange(len(codes))[:, None] * hashes.num_rows
-    return np.ascontiguousarray(rows.reshape(len(rows) // num_terms, num_terms, len(ids)).transpose(0, 2, 1))

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from torchrec_cce.errors import MapFileError, PublishConflictError, RegistryError
 from torchrec_cce.maps.manifest import Count, Positive, Sha256
 from torchrec_cce.maps.sealed import parse, seal
-from torchrec_cce.maps.storage import Storage
+from torchrec_cce.maps.store import Store
 
 FORMAT: Literal[1] = 1
 _LOG = "log"
@@ -76,12 +76,12 @@ class RegistryState:
             RegistryError: nothing was published yet, or there is no such version; the message lists those there are.
         """
         wanted = self.current if version is None else version
-        for one in self.versions:
-            if one.version == wanted:
-                return one
+        for entry in self.versions:
+            if entry.version == wanted:
+                return entry
         if not self.versions:
             raise RegistryError("nothing has been published yet")
-        there = ", ".join(str(one.version) for one in self.versions)
+        there = ", ".join(str(entry.version) for entry in self.versions)
         raise RegistryError(f"there is no version {wanted}; there are {there}")
 
 
@@ -91,8 +91,8 @@ _ADAPTER = TypeAdapter(RegistryState)
 class Journal:
     """The log of one registry."""
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._last_seen: str | None = None
 
     def state(self) -> RegistryState:
@@ -102,21 +102,21 @@ class Journal:
             MapFileError: the record is damaged, or of a later format.
             RegistryError: the store did not answer.
         """
-        listed = self._storage.objects(_LOG, after=self._last_seen)
-        names = [one.name for one in listed if one.name.endswith(".json")]
+        listed = self._store.objects(_LOG, after=self._last_seen)
+        names = [stored.name for stored in listed if stored.name.endswith(".json")]
         newest = names[-1] if names else self._last_seen
         if newest is None:
             return RegistryState()
-        state = _parse(self._storage.read(newest), f"{self._storage.url}/{newest}")
+        state = _parse(self._store.read(newest), f"{self._store.url}/{newest}")
         if _name(state.sequence) != newest:
-            raise MapFileError(f"{self._storage.url}/{newest}: holds record {state.sequence}; the log is damaged")
+            raise MapFileError(f"{self._store.url}/{newest}: holds record {state.sequence}; the log is damaged")
         self._last_seen = newest
         return state
 
     def records(self) -> list[RegistryState]:
         """All records, oldest first."""
-        names = [one.name for one in self._storage.objects(_LOG) if one.name.endswith(".json")]
-        return [_parse(self._storage.read(name), f"{self._storage.url}/{name}") for name in names]
+        names = [stored.name for stored in self._store.objects(_LOG) if stored.name.endswith(".json")]
+        return [_parse(self._store.read(name), f"{self._store.url}/{name}") for name in names]
 
     def append(self, before: RegistryState, after: RegistryState) -> RegistryState:
         """Step from `before` to `after`, and return it as it was recorded.
@@ -137,13 +137,13 @@ class Journal:
         for attempt in range(_ATTEMPTS):
             time.sleep(attempt * 0.2)
             try:
-                if self._storage.create(name, record):
+                if self._store.create(name, record):
                     return after
             except RegistryError as error:
                 failure = error
             # Not always somebody else's: a store may take a record, and its answer be lost.
             try:
-                found = self._storage.read(name)
+                found = self._store.read(name)
             except FileNotFoundError:
                 continue
             except RegistryError as error:
@@ -151,14 +151,14 @@ class Journal:
                 continue
             if found == record:
                 return after
-            winner = _parse(found, f"{self._storage.url}/{name}")
+            winner = _parse(found, f"{self._store.url}/{name}")
             current = "nothing" if winner.current is None else winner.find(None).identity
             raise PublishConflictError(
-                f"{self._storage.url}: {winner.author} came first with a {winner.action} of version {winner.subject}; "
+                f"{self._store.url}: {winner.author} came first with a {winner.action} of version {winner.subject}; "
                 f"current is now {current}. Open it and start from there"
             )
         raise RegistryError(
-            f"{self._storage.url}: record {after.sequence} may or may not have been written after {_ATTEMPTS} tries "
+            f"{self._store.url}: record {after.sequence} may or may not have been written after {_ATTEMPTS} tries "
             f"({failure}); list the registry before trying again"
         ) from failure
 

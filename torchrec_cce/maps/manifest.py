@@ -60,18 +60,18 @@ class HashFunctions:
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class VocabularyEntry:
-    """The table from 64-bit raw IDs to rows; see `torchrec_cce.maps.vocabulary`."""
+    """The table from 64-bit raw IDs to positions; see `torchrec_cce.maps.vocabulary`."""
 
     num_buckets: Positive
     seed: Word
     digest: Sha256
     file: FileEntry
-    """`slots`: fixed_size_list<int64>[2], a raw ID and its row; row -1 is an empty slot."""
+    """`slots`: fixed_size_list<int64>[2], a raw ID and its position; position -1 is an empty slot."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class TableEntry:
-    """One CCE table: its map, the words that the map points at, and how it was clustered."""
+    """One CCE table: its map, the codewords that the map points at, and how it was clustered."""
 
     num_embeddings: Positive
     """Raw IDs that the table has room for."""
@@ -79,10 +79,10 @@ class TableEntry:
     feature_names: tuple[str, ...]
     pooling: Literal["sum", "mean"]
     num_ids: Count
-    """`n`: rows of the map."""
+    """`n`: raw IDs of the map, each with its position."""
     num_columns: Positive
     num_rows: Positive
-    """`k`: words in a codebook."""
+    """`k`: codewords in a codebook."""
     generation: Count
     """Clusterings so far."""
     unseen: Unseen
@@ -95,20 +95,20 @@ class TableEntry:
     pointer_dtype: Literal["uint8", "uint16", "uint32"] | None
     vocabulary: VocabularyEntry | None = None
     weights: FileEntry | None = None
-    """`weights`: fixed_size_list<float32>[d/c], `2·c·k` rows: row `(2j + p)·k + code` is word `code` of column `j`, of
-    the codebook (p = 0) or the helper table (p = 1). None where a checkpoint keeps them elsewhere."""
+    """`weights`: fixed_size_list<float32>[d/c], `2·c·k` rows: row `(2j + p)·k + code` is codeword `code` of column `j`,
+    of the codebook (p = 0) or the helper table (p = 1). None where a checkpoint keeps them elsewhere."""
     frequencies: FileEntry | None = None
-    """`frequencies`: int64, how often the raw ID of each row was seen."""
+    """`frequencies`: int64, how often the raw ID of each position was seen."""
     entropies: tuple[FiniteFloat, ...] = ()
     """`H1 … Hc` of the pointers in nats; empty if not recorded."""
     objective: FiniteFloat | None = None
-    """Of the clustering: mean over IDs of the squared distance from the old embedding to the new codebook words."""
+    """Of the clustering: mean over IDs of the squared distance from the old embedding to the new codewords."""
     churn: FiniteFloat | None = None
     """Share of the codebook pointers, over the raw IDs that the parent has too, that differ from the parent's."""
 
     def __post_init__(self) -> None:
         hashes = (self.codebook_hash, self.helper_hash)
-        lengths = {len(part) for one in hashes for part in (one.multipliers, one.offsets)}
+        lengths = {len(part) for functions in hashes for part in (functions.multipliers, functions.offsets)}
         if lengths != {self.num_columns}:
             raise ValueError(f"num_columns={self.num_columns}, but hash functions for {sorted(lengths)} columns")
         if self.embedding_dim % self.num_columns:

@@ -1,4 +1,6 @@
-"""The index-pointer map of one CCE table: which codebook and helper word each raw ID reads in each column."""
+"""The index-pointer map of one CCE table: which codeword of the codebook and of the helper each raw ID reads in each
+column. What a raw ID gets, known to the map or not, is decided here alone: see `PointerMap.resolve`.
+"""
 
 import hashlib
 import json
@@ -13,41 +15,50 @@ import pyarrow as pa
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.hashing import HASH_NAME, UniversalHash, derive_seed, term_hash
 from torchrec_cce.kernels.gather import gather_rows, gather_words
-from torchrec_cce.kernels.packed import as_words
+from torchrec_cce.kernels.packed import as_packed, as_uint64s, hashed_words
+from torchrec_cce.kernels.rows import clustered_rows, hashed_rows, partly_clustered_rows
 from torchrec_cce.maps.arrow_file import list_array, numbers
 from torchrec_cce.maps.vocabulary import Vocabulary
 
 Unseen = Literal["error", "hash", "first_row"]
-"""What a raw ID gets that the map does not know: an error; the hashed words that an unclustered map would give it; or
-the words of the ID in row 0."""
+"""What a raw ID gets that the map does not know: an error; the hashed codewords that an unclustered map would give it;
+or the codewords of the ID at position 0."""
 
 _CHUNK = 65536
 
 
 class Resolved(NamedTuple):
-    """Raw IDs, after what a map's `unseen` says of those that it does not know."""
+    """What some raw IDs get from a map, by its rule: see `PointerMap.resolve`."""
 
     ids: npt.NDArray[np.int64]
-    """[N] those that hashes are taken of."""
-    rows: npt.NDArray[np.int64]
-    """[N] their rows; -1 where hashed pointers take the place of stored ones, or there is to be an error."""
-    unseen: npt.NDArray[np.bool_] | None
+    """[N] the raw IDs that hashes are taken of: the given ones, but for those that another takes the place of."""
+    positions: npt.NDArray[np.int64]
+    """[N] their positions: whose stored pointers they get; -1 where hashes take the place of stored pointers."""
+    unseen: npt.NDArray[np.bool_] | None = None
     """[N] which of them the map does not know; None if it knows all."""
+    bad: int = -1
+    """Index of the first that the map does not know where `unseen="error"`, or -1. If there is one, none of the codes
+    that were made of these IDs may be used."""
+
+    @property
+    def num_unseen(self) -> int:
+        """How many the map does not know, and has something for."""
+        return 0 if self.unseen is None or self.bad >= 0 else int(np.count_nonzero(self.unseen))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PointerMap:
     """An immutable map from raw IDs to codes in `0..num_rows - 1`, `c` columns of codebook and helper.
 
-    The map has `num_ids` rows, one a raw ID: raw IDs are `0..num_ids - 1` themselves, or any 64-bit keys to which a
-    vocabulary gives their rows. Before the first clustering nothing is stored: both codes are hashes of the raw ID. A
-    clustering gives every row its learned codebook pointers and the table a fresh helper hash. Not a tensor and not a
-    parameter, so that no wrapper that copies or synchronises a model's state ever copies a map; threads, deep copies
-    and processes share it.
+    The map has `num_ids` positions, one a raw ID: raw IDs are `0..num_ids - 1` themselves, or any 64-bit keys to which
+    a vocabulary gives their positions. Before the first clustering nothing is stored: both codes are hashes of the raw
+    ID. A clustering gives every position its learned codebook pointers and the table a fresh helper hash. A map is
+    neither a tensor nor a parameter, so that no wrapper that copies or synchronises a model's state ever copies it;
+    threads, deep copies and processes share it.
     """
 
     num_ids: int
-    """`n`: rows, of as many raw IDs."""
+    """`n`: positions, of as many raw IDs."""
     codebook_hash: UniversalHash
     """Codebook pointers before the first clustering. Its `num_rows` is `k`, its `num_columns` is `c`."""
     helper_hash: UniversalHash
@@ -57,9 +68,9 @@ class PointerMap:
     generation: int = 0
     """Clusterings so far."""
     vocabulary: Vocabulary | None = None
-    """The rows of arbitrary 64-bit raw IDs; None where a raw ID is its row."""
+    """The positions of arbitrary 64-bit raw IDs; None where a raw ID is its position."""
     unseen: Unseen = "error"
-    """What raw IDs without a row get."""
+    """What raw IDs without a position get."""
     version: int | None = None
     """The registry's version that this map was opened from; None if it was not. No part of the digest."""
 
@@ -69,7 +80,7 @@ class PointerMap:
         if self.vocabulary is not None and self.vocabulary.num_ids != self.num_ids:
             raise ConfigError(f"a vocabulary of {self.vocabulary.num_ids} keys is not that of {self.num_ids} IDs")
         if self.unseen == "first_row" and self.num_ids == 0:
-            raise ConfigError('unseen="first_row" needs a map with at least one row; this one has none')
+            raise ConfigError('unseen="first_row" needs a map with at least one raw ID; this one has none')
         if self.stored is None:
             return
         if len(self.stored) != self.num_ids or self.stored.type.list_size != self.num_columns or self.stored.null_count:
@@ -106,11 +117,11 @@ class PointerMap:
         grown = None
         if self.stored is not None:
             keys = vocabulary.keys()
-            rows = self.rows(keys)
+            positions = self.positions(keys)
             pointers = np.empty((len(keys), self.num_columns), self.stored_view.dtype)
             for start in range(0, len(keys), _CHUNK):
                 part = slice(start, start + _CHUNK)
-                pointers[part] = self._stored_or_hashed(keys[part], rows[part])
+                pointers[part] = self._stored_or_hashed(keys[part], positions[part])
             grown = list_array(pointers)
         return replace(
             self, num_ids=vocabulary.num_ids, stored=grown, vocabulary=vocabulary, unseen=unseen, version=None
@@ -125,13 +136,8 @@ class PointerMap:
         """The next generation: `pointers: [n, c]` uint8/16/32, and the helper hash that goes with them."""
         if pointers.size and int(pointers.max()) >= self.num_rows:
             raise ConfigError(f"pointer {int(pointers.max())} is not in 0..{self.num_rows - 1}")
-        return replace(
-            self,
-            helper_hash=helper_hash,
-            stored=list_array(pointers),
-            generation=self.generation + 1,
-            version=None,
-        )
+        stored, generation = list_array(pointers), self.generation + 1
+        return replace(self, helper_hash=helper_hash, stored=stored, generation=generation, version=None)
 
     @property
     def takes_any_id(self) -> bool:
@@ -163,9 +169,9 @@ class PointerMap:
         return view.reshape(self.num_ids, self.num_columns)
 
     @cached_property
-    def words(self) -> npt.NDArray[np.unsignedinteger]:
-        """[n] or [n, w]: the stored pointers of a row as one or more machine words, without a copy; see `as_words`."""
-        return as_words(self.stored_view)
+    def packed(self) -> npt.NDArray[np.unsignedinteger]:
+        """[n] or [n, w]: the stored pointers of each ID as one or more machine words, not copied; see `as_packed`."""
+        return as_packed(self.stored_view)
 
     @property
     def nbytes(self) -> int:
@@ -173,55 +179,106 @@ class PointerMap:
         pointers = 0 if self.stored is None else self.stored_view.nbytes
         return pointers + (0 if self.vocabulary is None else self.vocabulary.nbytes)
 
-    def raw_ids(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The raw IDs of valid `rows: [N] int64`."""
-        return rows if self.vocabulary is None else self.vocabulary.key_of_row[rows]
+    def raw_ids(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The raw IDs at valid `positions: [N] int64`."""
+        return positions if self.vocabulary is None else self.vocabulary.key_of_position[positions]
 
     @cached_property
     def first_id(self) -> int:
-        """The raw ID of row 0."""
-        if self.vocabulary is None:
-            return 0
-        slots = self.vocabulary.slots_view
-        return int(slots[np.argmax(slots[:, 1] == 0), 0])
+        """The raw ID at position 0."""
+        return 0 if self.vocabulary is None else self.vocabulary.first_key()
 
-    def rows(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The rows of raw `ids: [N] int64`, -1 for those that the map does not know."""
+    def positions(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The positions of raw `ids: [N] int64`, -1 for those that the map does not know."""
         if self.vocabulary is not None:
-            return self.vocabulary.rows(ids)
+            return self.vocabulary.positions(ids)
         return np.where((ids >= 0) & (ids < self.num_ids), ids, -1)
 
     def resolve(self, ids: npt.NDArray[np.int64]) -> Resolved:
-        """The rows of any raw `ids: [N] int64`, by the map's own policy for those that it does not know."""
-        rows = self.rows(ids)
-        unseen = rows < 0
+        """What raw `ids: [N] int64` get: the one rule that all codes follow, as rows, as words or as numbers.
+
+        - An ID that the map knows gets the pointers stored at its position; before the first clustering, hashes of it.
+        - One that it does not know gets what `unseen` says: under "error" it is `bad`, under "hash" it gets hashes of
+          itself, under "first_row" it is taken for the ID at position 0.
+        - The helper codes are hashes of the raw ID, or of the ID that it is taken for.
+        """
+        positions = self.positions(ids)
+        unseen = positions < 0
         if not unseen.any():
-            return Resolved(ids, rows, None)
+            return Resolved(ids, positions)
+        if self.unseen == "error":
+            return Resolved(ids, positions, unseen, bad=int(np.argmax(unseen)))
         if self.unseen == "first_row":
-            ids, rows = np.where(unseen, self.first_id, ids), np.where(unseen, 0, rows)
-        return Resolved(ids, rows, unseen)
+            ids, positions = np.where(unseen, self.first_id, ids), np.where(unseen, 0, positions)
+        return Resolved(ids, positions, unseen)
+
+    def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Resolved:
+        """Write the rows of a physical table that raw `ids: [N] int64` read, and return what the IDs are to the map.
+
+        Args:
+            out: [c, N, 2] int64, of codebook and helper, or [c, N, 1] of the codebook alone. Code `x` of column `j` is
+                row `2j·k + x` in the codebook, and `(2j + 1)·k + x` in the helper.
+        """
+        both = out.shape[2] == 2
+        codebook, helper, k = self.codebook_hash, self.helper_hash, self.num_rows
+        # Where a raw ID is its position, and any other is an error, one pass does it all, the check included.
+        if not self.takes_any_id and self.stored is not None:
+            bad = clustered_rows(ids, self.stored_view, helper.multipliers, helper.offsets, k, out)
+            return Resolved(ids, ids, bad=bad)
+        if not self.takes_any_id and both:
+            return Resolved(ids, ids, bad=hashed_rows(ids, self.num_ids, *self._both_hashes, k, out))
+
+        found = self.resolve(ids)
+        if found.bad >= 0:
+            return found
+        if self.stored is None and both:
+            hashed_rows(found.ids, 0, *self._both_hashes, k, out)  # knows no ID, but `resolve` does
+        else:
+            stored = np.empty((0, self.num_columns), np.uint8) if self.stored is None else self.stored_view
+            functions = codebook.multipliers, codebook.offsets, helper.multipliers, helper.offsets
+            partly_clustered_rows(found.ids, found.positions, stored, *functions, k, out)
+        return found
+
+    def uint64s(
+        self, ids: npt.NDArray[np.int64], dtype: np.dtype[np.unsignedinteger], *, helper: bool
+    ) -> tuple[list[npt.NDArray[np.uint64]], Resolved]:
+        """The codes of raw `ids: [N] int64` in 64-bit words, as `pack` makes them, and what the IDs are to the map.
+
+        Args:
+            dtype: uint8, uint16 or uint32: the width of a code in a word.
+            helper: whether as many words of the helper codes follow those of the codebook codes, [N] uint64 each.
+        """
+        # As in `rows_into`: the gather checks the IDs.
+        one_pass = not self.takes_any_id and self.stored is not None
+        found = Resolved(ids, ids) if one_pass else self.resolve(ids)
+        if self.stored is None:
+            words = hashed_words(found.ids, self.codebook_hash, dtype)
+        else:
+            packed, outside = self._gathered(found.positions)
+            words = as_uint64s(packed, self.stored_view.dtype, self.num_columns, dtype)
+            if found.unseen is None:
+                found = found._replace(bad=outside)
+            elif self.unseen == "hash":
+                hashes = hashed_words(found.ids[found.unseen], self.codebook_hash, dtype)
+                for word, hashed in zip(words, hashes, strict=True):
+                    word[found.unseen] = hashed
+        if helper:
+            words += hashed_words(found.ids, self.helper_hash, dtype)
+        return words, found
 
     def codes_of_any(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Codebook and helper codes of any raw `ids: [N] int64`, as `[c, 2, N] int64`; see `resolve`.
 
         Where `unseen` is an error, those of IDs that the map does not know are hashed, as by `with_vocabulary`.
         """
-        ids, rows, _ = self.resolve(ids)
-        return np.stack([self._stored_or_hashed(ids, rows).T, self.helper_hash.numpy(ids).T], axis=1)
-
-    def _stored_or_hashed(self, ids: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """[N, c] codebook codes of `ids: [N]`: those of their rows, hashed where there is none (-1)."""
-        if self.stored is None:
-            return self.codebook_hash.numpy(ids)
-        codes = self.codebook_codes(rows).astype(np.int64)  # a gather gives 0 where there is no row
-        unseen = rows < 0
-        codes[unseen] = self.codebook_hash.numpy(ids[unseen])
-        return codes
+        found = self.resolve(ids)
+        codebook = self._stored_or_hashed(found.ids, found.positions)
+        return np.stack([codebook.T, self.helper_hash.numpy(found.ids).T], axis=1)
 
     def gather(
         self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.unsignedinteger] | None = None
     ) -> npt.NDArray[np.unsignedinteger]:
-        """The stored pointers of raw `ids: [N] int64`, as words: [N] or [N, w]; see `as_words`. For a clustered map.
+        """The stored pointers of raw `ids: [N] int64`, packed: [N] or [N, w]; see `as_packed`. For a clustered map.
 
         One thread, at the speed of memory; it releases the GIL, so that callers slice work over threads.
 
@@ -229,36 +286,54 @@ class PointerMap:
             out: of that shape and dtype, to write to and return; None = a new array. Reusing one saves page faults.
 
         Raises:
-            InvalidIDError: an ID that the map does not know; names the first.
+            InvalidIDError: an ID that the map does not know, whatever `unseen` says; names the first.
         """
-        shape, dtype = (len(ids), *self.words.shape[1:]), self.words.dtype
+        positions = ids if self.vocabulary is None else self.vocabulary.positions(ids)
+        packed, bad = self._gathered(positions, out)
+        if bad >= 0:
+            raise InvalidIDError(
+                f"raw ID {ids[bad]} (index {bad} of {len(ids)}) is not among the {self.num_ids} of the map"
+            )
+        return packed
+
+    def codes(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Codebook and helper codes at valid `positions: [N] int64`, as `[c, 2, N] int64`."""
+        codebook = self.codebook_codes(positions).astype(np.int64)
+        return np.stack([codebook.T, self.helper_hash.numpy(self.raw_ids(positions)).T], axis=1)
+
+    def codebook_codes(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.integer]:
+        """Codebook codes at valid `positions: [N] int64`, as `[N, c]` of any integer type."""
+        if self.stored is None:
+            return self.codebook_hash.numpy(self.raw_ids(positions))
+        packed, _ = self._gathered(positions)
+        return packed.view(self.stored_view.dtype).reshape(len(positions), self.num_columns)
+
+    def _stored_or_hashed(self, ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """[N, c] codebook codes of `ids: [N]`: those at their positions, hashed where there is none (-1)."""
+        if self.stored is None:
+            return self.codebook_hash.numpy(ids)
+        codes = self.codebook_codes(positions).astype(np.int64)  # a gather gives 0 where there is no position
+        unseen = positions < 0
+        codes[unseen] = self.codebook_hash.numpy(ids[unseen])
+        return codes
+
+    def _gathered(
+        self, positions: npt.NDArray[np.int64], out: npt.NDArray[np.unsignedinteger] | None = None
+    ) -> tuple[npt.NDArray[np.unsignedinteger], int]:
+        """The packed pointers at `positions: [N]`, and the index of the first that is not one of the map's, or -1."""
+        shape, dtype = (len(positions), *self.packed.shape[1:]), self.packed.dtype
         if out is None:
             out = np.empty(shape, dtype)
         elif out.shape != shape or out.dtype != dtype:
             raise ConfigError(f"out is {out.dtype} {list(out.shape)}; it must be {dtype} {list(shape)}")
-        bad = self._gather_into(out, ids if self.vocabulary is None else self.vocabulary.rows(ids))
-        if bad >= 0:
-            raise InvalidIDError(
-                f"raw ID {ids[bad]} (position {bad} of {len(ids)}) is not among the {self.num_ids} of the map"
-            )
-        return out
+        return out, (gather_words if self.packed.ndim == 1 else gather_rows)(self.packed, positions, out)
 
-    def codes(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Codebook and helper codes of valid `rows: [N] int64`, as `[c, 2, N] int64`."""
-        codebook = self.codebook_codes(rows).astype(np.int64)
-        return np.stack([codebook.T, self.helper_hash.numpy(self.raw_ids(rows)).T], axis=1)
-
-    def codebook_codes(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.integer]:
-        """Codebook codes of valid `rows: [N] int64`, as `[N, c]` of any integer type."""
-        if self.stored is None:
-            return self.codebook_hash.numpy(self.raw_ids(rows))
-        out = np.empty((len(rows), *self.words.shape[1:]), self.words.dtype)
-        self._gather_into(out, rows)
-        return out.view(self.stored_view.dtype).reshape(len(rows), self.num_columns)
-
-    def _gather_into(self, out: npt.NDArray[np.unsignedinteger], rows: npt.NDArray[np.int64]) -> int:
-        """Write the words of `rows` to `out`; the position of the first that is not a row, or -1."""
-        return (gather_words if self.words.ndim == 1 else gather_rows)(self.words, rows, out)
+    @cached_property
+    def _both_hashes(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        """Multipliers and offsets of both hashes, [2·c] each, column by column, codebook before helper."""
+        pair = (self.codebook_hash, self.helper_hash)
+        multipliers = np.stack([functions.multipliers for functions in pair], axis=1).reshape(-1)
+        return multipliers, np.stack([functions.offsets for functions in pair], axis=1).reshape(-1)
 
     @cached_property
     def digest(self) -> str:
@@ -301,7 +376,7 @@ class PointerMap:
     def check_sizes(self, *, table: str, num_ids: int, num_columns: int, num_rows: int) -> None:
         """Raise MapMismatchError unless this map has the sizes of `table`.
 
-        A map with a vocabulary may have fewer rows than the table has room for: vocabularies grow with every version.
+        A map with a vocabulary may have fewer IDs than the table has room for: vocabularies grow with every version.
         """
         fits = self.num_ids == num_ids or (self.vocabulary is not None and self.num_ids <= num_ids)
         if not fits or (self.num_columns, self.num_rows) != (num_columns, num_rows):

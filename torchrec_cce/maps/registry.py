@@ -1,26 +1,22 @@
 """Published versions of a model's maps and codebooks: immutable, verified, and one of them current."""
 
-import hashlib
 import logging
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from torchrec_cce.errors import ConfigError, MapFileError, PublishConflictError, RegistryError
-from torchrec_cce.maps.bundle import read_tables, write_bundle
-from torchrec_cce.maps.churn import Churn, churn
+from torchrec_cce.maps.bundle import read_tables
 from torchrec_cce.maps.journal import Action, Journal, PublishedVersion, RegistryState
-from torchrec_cce.maps.local_copy import LocalCopies, Verify
-from torchrec_cce.maps.manifest import MANIFEST, Manifest, Provenance
-from torchrec_cce.maps.snapshot import MapHolder, TableSnapshot
-from torchrec_cce.maps.storage import Storage, StoredObject
+from torchrec_cce.maps.manifest import Manifest, Provenance
+from torchrec_cce.maps.snapshot import Churn, MapHolder, TableSnapshot, churn
+from torchrec_cce.maps.store import open_store
+from torchrec_cce.maps.store.store import StoredObject
+from torchrec_cce.maps.version_files import VERSIONS, Verify, VersionFiles
 
-_VERSIONS = "versions"
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +39,7 @@ class MapVersion:
         return self.entry.identity
 
     def attach(self, module: MapHolder) -> None:
-        """Give `module` the maps of this version together with the codebooks and helper words they point at.
+        """Give `module` the maps of this version together with the codebooks and helpers they point at.
 
         The maps stay memory-mapped: all processes of a machine share one copy.
 
@@ -73,7 +69,7 @@ class Registry:
         url: a local path, `file://`, `s3://bucket/prefix`, `gs://…`, `az://…`.
         cache: where this machine keeps copies of remote versions and notes of what it verified; by default
             `TORCHREC_CCE_CACHE`, or the user's cache folder.
-        options: for the object store, see `torchrec_cce.maps.storage.Storage`.
+        options: for the object store, see `torchrec_cce.maps.store.open_store`.
 
     Example:
         >>> registry = Registry("s3://models/ctr/maps")                 # doctest: +SKIP
@@ -82,15 +78,15 @@ class Registry:
     """
 
     def __init__(self, url: str | Path, *, cache: Path | None = None, **options: Any) -> None:
-        self._storage = Storage(url, **options)
+        self._store = open_store(url, **options)
         self.options = options
         """As given: with them another process opens the same registry."""
-        self._journal = Journal(self._storage)
-        self._copies = LocalCopies(self._storage, cache)
+        self._journal = Journal(self._store)
+        self._files = VersionFiles(self._store, self._journal, cache)
 
     @property
     def url(self) -> str:
-        return self._storage.url
+        return self._store.url
 
     def state(self) -> RegistryState:
         """The versions there are, which is current, which are pinned."""
@@ -123,59 +119,34 @@ class Registry:
         """
         if not tables:
             raise ConfigError("there are no tables to publish; the model has no CCE table")
-        before = self.state() if self._storage.exists else RegistryState()
+        before = self.state() if self._store.exists else RegistryState()
         if parent is not None and parent != before.current:
             current = "nothing" if before.current is None else before.find(None).identity
             raise PublishConflictError(
                 f"{self.url}: the tables were made from version {parent}, but current is {current}; open it and "
                 "start from there, or roll back first"
             )
-        number = before.next_version
-        folder = f"{_VERSIONS}/{number:08d}-{secrets.token_hex(4)}"
-        try:
-            manifest = write_bundle(
-                lambda name: self._storage.writer(f"{folder}/{name}"),
-                tables,
-                version=number,
-                parent=before.current,
-                churn=self._churn_since(before, tables),
-                provenance=Provenance.of_this_code(checkpoint=checkpoint, config_digest=config_digest),
-            )
-            self._storage.flush(folder)
-            document = manifest.to_json()
-            entry = PublishedVersion(
-                version=number,
-                folder=folder,
-                manifest_sha256=hashlib.sha256(document).hexdigest(),
-                parent=before.current,
-                created=manifest.created,
-                num_bytes=sum(one.num_bytes for one in manifest.files()) + len(document),
-            )
-            there = {one.name for one in self._storage.objects(folder)}
-            if len(there) != len(manifest.files()) + 1:
-                raise RegistryError(
-                    f"{self.url}/{folder}: files are missing that were just written; a gc with too small a debris_age "
-                    "took them. Publish again"
-                )
-        except BaseException:
-            with suppress(RegistryError):
-                self._storage.delete(folder)
-            raise
+        entry = self._files.write(
+            tables,
+            number=before.next_version,
+            parent=before.current,
+            churn=self._churn_since(before, tables),
+            provenance=Provenance.of_this_code(checkpoint=checkpoint, config_digest=config_digest),
+        )
         try:
             self._journal.append(
                 before,
                 replace(
                     before,
                     action="publish",
-                    subject=number,
-                    current=number,
-                    next_version=number + 1,
+                    subject=entry.version,
+                    current=entry.version,
+                    next_version=entry.version + 1,
                     versions=(*before.versions, entry),
                 ),
             )
         except PublishConflictError:
-            with suppress(RegistryError):
-                self._storage.delete(folder)
+            self._files.discard(entry.folder)
             raise
         return entry
 
@@ -193,22 +164,22 @@ class Registry:
         """
         state = self.state()
         entry = self._find(state, version)
-        manifest = self._manifest(entry)
+        manifest = self._files.manifest(entry)
         try:
-            folder = self._copies.bring(entry.folder, manifest, verify=verify)
+            folder = self._files.bring(entry.folder, manifest, verify=verify)
             tables = read_tables(folder, manifest)
         except MapFileError as error:
-            if self._collected(entry):
+            if self._files.was_collected(entry):
                 raise RegistryError(
                     f"{self.url}: {entry.identity} was collected while it was opened; open the current one"
                 ) from error
             raise
-        self._copies.keep_only(one.folder for one in state.versions)
+        self._files.keep_only(published.folder for published in state.versions)
         return MapVersion(entry=entry, manifest=manifest, folder=folder, tables=tables)
 
     def manifest(self, version: int | None = None) -> Manifest:
         """The manifest of a version, of the current one if None. Raises as `open`."""
-        return self._manifest(self._find(self.state(), version))
+        return self._files.manifest(self._find(self.state(), version))
 
     def verify(self, version: int | None = None) -> list[MapFileError]:
         """Read every file of a version, or of all versions, from the store, and return what is damaged.
@@ -220,12 +191,12 @@ class Registry:
         """
         state = self.state()
         entries = state.versions if version is None else (self._find(state, version),)
-        return [one for entry in entries for one in self._damage(entry)]
+        return [error for entry in entries for error in self._files.damage(entry)]
 
     def diff(self, old: int, new: int) -> dict[str, Churn | None]:
         """Table → how much its pointers changed; None for a table that only one of the two has, or of other columns."""
         before, after = self.open(old).tables, self.open(new).tables
-        return {name: _comparable_churn(before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])}
+        return {name: churn(before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])}
 
     def rollback(self, version: int) -> PublishedVersion:
         """Make an earlier version current again. The versions since then stay, and can be rolled forward to.
@@ -249,7 +220,7 @@ class Registry:
         """Keep a version from being collected, or (`pinned=False`) no longer. Raises as `rollback`."""
         before = self.state()
         entry = replace(self._find(before, version), pinned=pinned)
-        versions = tuple(entry if one.version == version else one for one in before.versions)
+        versions = tuple(entry if other.version == version else other for other in before.versions)
         action: Action = "pin" if pinned else "unpin"
         self._journal.append(before, replace(before, action=action, subject=version, versions=versions))
         return entry
@@ -267,21 +238,21 @@ class Registry:
         if keep_last < 1:
             raise ConfigError(f"keep_last={keep_last} is not at least 1")
         # In this order: what is listed here and not in the state that is read after is not a version yet.
-        found = [*self._storage.objects(_VERSIONS), *self._storage.leftovers()]
+        found = [*self._store.objects(VERSIONS), *self._store.leftovers()]
         before = self.state()
-        last = {one.version for one in before.versions[-keep_last:]} | {before.current}
-        kept = tuple(one for one in before.versions if one.pinned or one.version in last)
-        dropped = [one for one in before.versions if one not in kept]
-        debris = _debris(found, {one.folder for one in before.versions}, datetime.now(timezone.utc) - debris_age)
+        last = {entry.version for entry in before.versions[-keep_last:]} | {before.current}
+        kept = tuple(entry for entry in before.versions if entry.pinned or entry.version in last)
+        dropped = [entry for entry in before.versions if entry not in kept]
+        debris = _debris(found, {entry.folder for entry in before.versions}, datetime.now(timezone.utc) - debris_age)
         if not dry_run:
             if dropped:
                 self._journal.append(before, replace(before, action="collect", subject=None, versions=kept))
-            for name in (*(one.folder for one in dropped), *debris):
-                self._storage.delete(name)
+            for name in (*(entry.folder for entry in dropped), *debris):
+                self._store.delete(name)
         return Collected(
-            versions=tuple(one.version for one in dropped),
+            versions=tuple(entry.version for entry in dropped),
             debris=tuple(debris),
-            num_bytes=sum(one.num_bytes for one in dropped) + sum(debris.values()),
+            num_bytes=sum(entry.num_bytes for entry in dropped) + sum(debris.values()),
         )
 
     def watch(self, current: int | None = None, *, interval_s: float = 30.0) -> Iterator[MapVersion]:
@@ -314,51 +285,6 @@ class Registry:
         except RegistryError as error:
             raise RegistryError(f"{self.url}: {error}") from None
 
-    def _manifest(self, entry: PublishedVersion) -> Manifest:
-        name = f"{entry.folder}/{MANIFEST}"
-        try:
-            document = self._storage.read(name)
-        except FileNotFoundError as error:
-            if self._collected(entry):
-                raise RegistryError(
-                    f"{self.url}/{name}: no such object; the version was collected. Open the current one"
-                ) from error
-            raise MapFileError(
-                f"{self.url}/{name}: no such object, but the journal names it; roll back or publish again"
-            ) from error
-        found = hashlib.sha256(document).hexdigest()
-        if found != entry.manifest_sha256:
-            raise MapFileError(
-                f"{self.url}/{name}: its SHA-256 is {found[:12]}, recorded is {entry.manifest_sha256[:12]}; the "
-                "manifest is damaged, roll back or publish again"
-            )
-        return Manifest.from_json(document, f"{self.url}/{name}")
-
-    def _damage(self, entry: PublishedVersion) -> list[MapFileError]:
-        """What is damaged in a version; nothing if it is collected meanwhile."""
-        try:
-            manifest = self._manifest(entry)
-        except MapFileError as error:
-            return [error]
-        except RegistryError:
-            if self._collected(entry):
-                return []
-            raise
-        damage = []
-        for file in manifest.files():
-            name = f"{entry.folder}/{file.name}"
-            try:
-                found = self._storage.sha256(name)
-            except FileNotFoundError:
-                found = "missing"
-            if found != file.sha256:
-                damage.append(MapFileError(f"{self.url}/{name}: SHA-256 {found[:12]}, recorded is {file.sha256[:12]}"))
-        return [] if damage and self._collected(entry) else damage
-
-    def _collected(self, entry: PublishedVersion) -> bool:
-        """Whether `gc` took a version since its entry was read: then files that are gone are no damage."""
-        return entry.version not in {one.version for one in self.state().versions}
-
     def _churn_since(self, state: RegistryState, tables: Mapping[str, TableSnapshot]) -> dict[str, float]:
         """Table → share of changed pointers against the current version, as far as they can be compared."""
         if state.current is None:
@@ -368,8 +294,8 @@ class Registry:
         except (MapFileError, RegistryError) as error:
             _log.warning("churn is not recorded: %s", error)  # a damaged version must not keep its successor away
             return {}
-        compared = {name: _comparable_churn(before.get(name), table) for name, table in tables.items()}
-        return {name: one.share_changed for name, one in compared.items() if one is not None}
+        compared = {name: churn(before.get(name), table) for name, table in tables.items()}
+        return {name: change.share_changed for name, change in compared.items() if change is not None}
 
 
 def _debris(found: Iterable[StoredObject], versions: set[str], long_ago: datetime) -> dict[str, int]:
@@ -381,9 +307,3 @@ def _debris(found: Iterable[StoredObject], versions: set[str], long_ago: datetim
         newest[name] = max(item.modified, newest.get(name, item.modified))
         sizes[name] = sizes.get(name, 0) + item.num_bytes
     return {name: sizes[name] for name, modified in newest.items() if name not in versions and modified < long_ago}
-
-
-def _comparable_churn(old: TableSnapshot | None, new: TableSnapshot | None) -> Churn | None:
-    if old is None or new is None or old.pointer_map.num_columns != new.pointer_map.num_columns:
-        return None
-    return churn(old.pointer_map, new.pointer_map)

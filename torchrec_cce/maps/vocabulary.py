@@ -1,4 +1,4 @@
-"""The vocabulary of a map: which row each of its arbitrary 64-bit raw IDs has."""
+"""The vocabulary of a map: which position each of its arbitrary 64-bit raw IDs has."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
-from torchrec_cce.kernels.vocabulary import (
+from torchrec_cce.kernels.hash_table import (
     BUCKET,
     count_blocks,
-    keys_by_row,
-    lookup_rows,
+    keys_by_position,
+    lookup_positions,
     place,
     scatter_blocks,
     sort_block,
@@ -38,19 +38,20 @@ _MIN_BLOCK_BITS, _MAX_BLOCKS_BITS = 12, 12
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Vocabulary:
-    """An immutable map from `n` distinct 64-bit keys to the rows `0..n - 1`: an open-addressing hash table of load 0.6.
+    """An immutable map from `n` distinct 64-bit keys to the positions `0..n - 1`: an open-addressing hash table of load
+    0.6.
 
     A key is an int64, or a uint64 as its two's complement; no value is reserved. The slots are canonical: they follow
-    from the keys, their rows and the seed (see `torchrec_cce.kernels.vocabulary`). Lookups are fastest where the slots
-    start at a multiple of 64 bytes.
+    from the keys, their positions and the seed (see `torchrec_cce.kernels.hash_table`). Lookups are fastest where the
+    slots start at a multiple of 64 bytes.
 
     Raises:
         ConfigError: the slots are not those of such a table. Their content is not read; its digest vouches for it.
     """
 
     slots: pa.FixedSizeListArray
-    """[S] lists {key, row} of int64; row -1 marks an empty slot, which the last one is. At most 27 bytes a key if there
-    are many."""
+    """[S] lists {key, position} of int64; position -1 marks an empty slot, which the last one is. At most 27 bytes a
+    key if there are many."""
     num_ids: int
     """`n`: keys."""
     num_buckets: int
@@ -63,7 +64,8 @@ class Vocabulary:
             raise ConfigError(f"slots are of type {self.slots.type}; they must be {_SLOT_TYPE}")
         values = self.slots.flatten()  # of this slice alone
         if self.slots.null_count or values.null_count:
-            raise ConfigError(f"slots hold {self.slots.null_count + values.null_count} nulls; an empty slot has row -1")
+            nulls = self.slots.null_count + values.null_count
+            raise ConfigError(f"slots hold {nulls} nulls; an empty slot has position -1")
         size = len(self.slots)
         if not (0 <= self.num_ids < size and 1 <= self.num_buckets <= size / BUCKET and size % BUCKET == 0):
             raise ConfigError(
@@ -73,11 +75,11 @@ class Vocabulary:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed={self.seed} is not in 0..2^63 - 1")
         if self.slots_view[-1, 1] != -1:
-            raise ConfigError(f"the last slot has row {self.slots_view[-1, 1]}; it must be empty, row -1")
+            raise ConfigError(f"the last slot has position {self.slots_view[-1, 1]}; it must be empty, position -1")
 
     @classmethod
     def build(cls, keys: npt.NDArray[np.int64], *, num_threads: int | None = None) -> "Vocabulary":
-        """The vocabulary in which `keys[i]` has row `i`, the same for any number of threads.
+        """The vocabulary in which `keys[i]` has position `i`, the same for any number of threads.
 
         Needs 16 bytes a key besides the result.
 
@@ -120,8 +122,8 @@ class Vocabulary:
         """Bytes of the slots."""
         return self.slots_view.nbytes
 
-    def rows(self, keys: npt.NDArray[np.int64], out: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
-        """The row of each of `keys: [N] int64 or uint64`, -1 for a key that is not in the vocabulary.
+    def positions(self, keys: npt.NDArray[np.int64], out: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
+        """The position of each of `keys: [N] int64 or uint64`, -1 for a key that is not in the vocabulary.
 
         Args:
             keys: any values, repeated or not.
@@ -138,38 +140,42 @@ class Vocabulary:
             raise ConfigError(
                 f"out is {out.dtype} {list(out.shape)}; it must be int64 [{len(keys)}] and not overlap keys"
             )
-        lookup_rows(keys, self.slots_view, self.num_buckets, self.seed, out)
+        lookup_positions(keys, self.slots_view, self.num_buckets, self.seed, out)
         return out
 
     def keys(self, out: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
-        """[n] int64: the key of each row.
+        """[n] int64: the key of each position.
 
         Args:
             out: [n] int64, to write to and return, for example a memory-mapped file; None = a new array.
 
         Raises:
-            ConfigError: the slots do not hold `n` keys with rows in 0..n - 1: they are damaged.
+            ConfigError: the slots do not hold `n` keys with positions in 0..n - 1: they are damaged.
         """
         keys = np.zeros(self.num_ids, np.int64) if out is None else out
-        if not keys_by_row(self.slots_view, keys):
+        if not keys_by_position(self.slots_view, keys):
             raise ConfigError(
-                f"the slots do not hold the rows 0..{self.num_ids - 1}; compare the digest, build them again"
+                f"the slots do not hold the positions 0..{self.num_ids - 1}; compare the digest, build them again"
             )
         return keys
 
     @cached_property
-    def key_of_row(self) -> npt.NDArray[np.int64]:
+    def key_of_position(self) -> npt.NDArray[np.int64]:
         """[n] int64: `keys`, computed once and kept."""
         return self.keys()
 
+    def first_key(self) -> int:
+        """The key with position 0, found without the others. Only for a vocabulary that has a key."""
+        return int(self.slots_view[np.argmax(self.slots_view[:, 1] == 0), 0])
+
     @property
-    def has_key_of_row(self) -> bool:
-        """Whether it was asked for `key_of_row` before, or was given it."""
-        return "key_of_row" in self.__dict__
+    def has_key_of_position(self) -> bool:
+        """Whether it was asked for `key_of_position` before, or was given it."""
+        return "key_of_position" in self.__dict__
 
     def reading_keys(self, keys: npt.NDArray[np.int64]) -> None:
-        """Take `key_of_row` from `keys: [n] int64`, for example a file that several processes map."""
-        self.__dict__["key_of_row"] = keys  # where `cached_property` keeps it
+        """Take `key_of_position` from `keys: [n] int64`, for example a file that several processes map."""
+        self.__dict__["key_of_position"] = keys  # where `cached_property` keeps it
 
     def header(self) -> dict[str, Any]:
         """The vocabulary without its slots, as JSON values."""
@@ -212,7 +218,7 @@ def _placed(keys: npt.NDArray[np.int64], num_buckets: int, seed: int, num_thread
     width = 1 << shift
     num_blocks = -(-num_buckets // width)
     parts = np.array_split(keys, num_threads)
-    first_rows = np.cumsum([0, *map(len, parts)])
+    first_positions = np.cumsum([0, *map(len, parts)])
     counts = np.zeros((num_threads, num_blocks), np.int64)
     pairs = np.empty((len(keys), 2), np.int64)
     with ThreadPoolExecutor(num_threads) as pool:
@@ -221,7 +227,7 @@ def _placed(keys: npt.NDArray[np.int64], num_buckets: int, seed: int, num_thread
             count_blocks(parts[part], num_buckets, seed, shift, counts[part])
 
         def scatter(part: int) -> None:
-            scatter_blocks(parts[part], first_rows[part], num_buckets, seed, shift, cursors[part], pairs)
+            scatter_blocks(parts[part], first_positions[part], num_buckets, seed, shift, cursors[part], pairs)
 
         def sort(block: int) -> bool:
             first = block * width
@@ -253,4 +259,4 @@ def _refuse_duplicates(keys: npt.NDArray[np.int64]) -> None:
     if repeated.any():
         key = ordered[np.argmax(repeated)]
         first, second = np.flatnonzero(keys == key)[:2]
-        raise ConfigError(f"key {key} is given for the rows {first} and {second}; every key must be given once")
+        raise ConfigError(f"key {key} is given for the positions {first} and {second}; every key must be given once")

@@ -6,7 +6,7 @@ they are built.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,11 @@ import numpy.typing as npt
 import torch
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.kernels.rows import clustered_rows, partly_clustered_rows
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.compositional import (
     CompositionalConfig,
     CompositionalEmbeddingBagConfig,
     CompositionalEmbeddingConfig,
-    HashedScheme,
     refuse_signs,
 )
 from torchrec_cce.methods.scheme import Looked
@@ -119,40 +117,6 @@ class CCEScheme:
     def num_columns(self) -> int:
         return self.pointer_map.num_columns
 
-    @cached_property
-    def _unclustered(self) -> HashedScheme:
-        terms = (self.pointer_map.codebook_hash, self.pointer_map.helper_hash)
-        # The map says which IDs it knows, where they are not simply all below a bound.
-        num_ids = None if self.pointer_map.takes_any_id else self.pointer_map.num_ids
-        return HashedScheme(num_ids=num_ids, terms=terms)
-
     def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
-        one = self.pointer_map
-        # Where every ID is its own row, and any other is an error, one pass does it all.
-        if not one.takes_any_id and one.stored is None and self.use_helper:
-            return self._unclustered.rows_into(ids, out)
-        helper = one.helper_hash
-        if not one.takes_any_id and one.stored is not None:
-            bad = clustered_rows(ids, one.stored_view, helper.multipliers, helper.offsets, helper.num_rows, out)
-            return Looked(bad=bad)
-
-        ids, map_rows, unseen = one.resolve(ids)
-        if unseen is not None and one.unseen == "error":
-            return Looked(bad=int(np.argmax(unseen)))
-        if one.stored is None and self.use_helper:
-            self._unclustered.rows_into(ids, out)
-        else:
-            codebook = one.codebook_hash
-            none_stored = np.empty((0, one.num_columns), np.uint8)
-            partly_clustered_rows(
-                ids,
-                map_rows,
-                none_stored if one.stored is None else one.stored_view,
-                codebook.multipliers,
-                codebook.offsets,
-                helper.multipliers,
-                helper.offsets,
-                helper.num_rows,
-                out,
-            )
-        return Looked(unseen=0 if unseen is None else int(np.count_nonzero(unseen)))
+        found = self.pointer_map.rows_into(ids, out)
+        return Looked(bad=found.bad, unseen=found.num_unseen)

@@ -138,7 +138,7 @@ class CCECollection(ABC, nn.Module):
     def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
         """Take over the maps of `tables` together with the weights they come with; without weights, the maps alone.
 
-        A table that does not use its helper leaves the helper's words behind.
+        A table that does not use its helper leaves the helper's codewords behind.
 
         Raises:
             MapMismatchError: `tables` are not those of the CCE tables here, or have other sizes. Nothing has changed.
@@ -163,7 +163,7 @@ class CCECollection(ABC, nn.Module):
             if table.embedding_dim != mine[name].embedding_dim:
                 raise MapMismatchError(
                     f"table {name!r} has embedding_dim={mine[name].embedding_dim}; the map, "
-                    f"{table.pointer_map.identity}, comes with words for {table.embedding_dim}"
+                    f"{table.pointer_map.identity}, comes with codewords for {table.embedding_dim}"
                 )
 
     def recluster(

@@ -18,7 +18,7 @@ class Combine(nn.Module):
     """Concatenates each feature's columns, which usually means to relabel one tensor: they lie side by side.
 
     Sharded tables return keys in the order of the ranks; those are regrouped by name. Mean pooling of `t·l` rows
-    divides by `t`, the words of an ID, too often, which is multiplied back here.
+    divides by `t`, the codewords of an ID, too often, which is multiplied back here.
 
     Args:
         tables: the caller's tables.
@@ -27,12 +27,12 @@ class Combine(nn.Module):
 
     def __init__(self, tables: Sequence[EmbeddingBagConfig], physical: Sequence[EmbeddingBagConfig]) -> None:
         super().__init__()
-        names_of = dict(zip((one.name for one in physical), get_embedding_names_by_table(physical), strict=True))
+        names_of = dict(zip((table.name for table in physical), get_embedding_names_by_table(physical), strict=True))
         names_of |= {table.name: table.id_feature_names() for table in tables if _is_computed(table)}
         self._inner_keys = [name for table in tables for name in names_of[table.name]]
         self._keys = [name for names in get_embedding_names_by_table(tables) for name in names]
         self._dims = [table.embedding_dim for table in tables for _ in table.feature_names]
-        means = {one.name for one in physical if one.pooling == PoolingType.MEAN}
+        means = {table.name for table in physical if table.pooling == PoolingType.MEAN}
         self._scales = [
             float(table.num_words) if table.name in means and isinstance(table, CompositionalConfig) else 1.0
             for table in tables
@@ -68,7 +68,7 @@ class _Sequence(NamedTuple):
 
 
 class CombineSequences(nn.Module):
-    """Concatenates each feature's columns and sums the `t` words of an ID, which lie in consecutive rows.
+    """Concatenates each feature's columns and sums the `t` codewords of an ID, which lie in consecutive rows.
 
     Args:
         tables: the caller's tables.
@@ -96,27 +96,27 @@ class CombineSequences(nn.Module):
                 )
 
     def forward(
-        self, features: KeyedJaggedTensor, words: Sequence[Mapping[str, JaggedTensor]]
+        self, features: KeyedJaggedTensor, codewords: Sequence[Mapping[str, JaggedTensor]]
     ) -> dict[str, JaggedTensor]:
-        """`words` of `[t·N, d/c]` a column, to `[N, d]` a feature.
+        """`codewords` of `[t·N, d/c]` a column, to `[N, d]` a feature.
 
         Args:
             features: the caller's, for what goes along with the embeddings: raw IDs or sample weights.
-            words: what each inner collection returned.
+            codewords: what each inner collection returned.
 
         Raises:
             ConfigError: raw IDs are needed and the input has none, or none that fit the embeddings.
         """
         along = self._along(features)
         outputs = {}
-        for one in self._sequences:
-            columns = [words[one.inner][name] for name in one.columns]
+        for sequence in self._sequences:
+            columns = [codewords[sequence.inner][name] for name in sequence.columns]
             values = [column.values() for column in columns]
             whole = values[0] if len(values) == 1 else torch.cat(values, dim=1)
-            outputs[one.name] = JaggedTensor(
-                values=whole if one.num_terms == 1 else whole.unflatten(0, (-1, one.num_terms)).sum(dim=1),
-                lengths=columns[0].lengths() // one.num_terms,
-                weights=along.get(one.feature),
+            outputs[sequence.name] = JaggedTensor(
+                values=whole if sequence.num_terms == 1 else whole.unflatten(0, (-1, sequence.num_terms)).sum(dim=1),
+                lengths=columns[0].lengths() // sequence.num_terms,
+                weights=along.get(sequence.feature),
             )
         return outputs
 
@@ -131,7 +131,7 @@ class CombineSequences(nn.Module):
                 "out inverse_indices, or need_indices and weights"
             )
         inputs = features.to_dict()
-        needed = {one.feature for one in self._sequences}
+        needed = {sequence.feature for sequence in self._sequences}
         missing = needed - inputs.keys()
         if missing and self._need_indices:
             raise ConfigError(

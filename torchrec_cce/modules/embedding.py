@@ -19,8 +19,8 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
     """An embedding for every raw ID of a sequence, from tables that may be full, hashed or clustered.
 
     Three steps: `remap` (raw IDs → rows, on the CPU, no parameters), `ecs` (stock `EmbeddingCollection`s, which
-    TorchRec shards, fuses and checkpoints like any other) and `combine` (words → embeddings). A stock collection holds
-    tables of one width, so that `ecs` has one for each width `d/c`, with the width as its name.
+    TorchRec shards, fuses and checkpoints like any other) and `combine` (codewords → embeddings). A stock collection
+    holds tables of one width, so that `ecs` has one for each width `d/c`, with the width as its name.
 
     Args:
         tables: `EmbeddingConfig` for a full table, `CompositionalEmbeddingConfig` for a hashed one,

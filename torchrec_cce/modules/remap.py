@@ -36,7 +36,7 @@ class MapStamp(NamedTuple):
     @staticmethod
     def to_tensor(stamps: Sequence["MapStamp"]) -> torch.Tensor:
         """`[maps, 34] int64`: version (0: not published), generation, bytes of the digest."""
-        rows = [[one.version or 0, one.generation, *bytes.fromhex(one.digest)] for one in stamps]
+        rows = [[stamp.version or 0, stamp.generation, *bytes.fromhex(stamp.digest)] for stamp in stamps]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2 + _DIGEST_BYTES)
 
     @staticmethod
@@ -57,8 +57,8 @@ class Remap(nn.Module):
     KeyedJaggedTensor that is remapped already passes through. Runs on the CPU (Appendix D) and returns the result on
     the device that the features came from.
 
-    Where a table is signed, every row has a weight: the sign of the word, times the ID's weight, if the input has any,
-    or divided by the number of IDs in the bag, if its table pools by the mean.
+    Where a table is signed, every row has a weight: the sign of the codeword, times the ID's weight, if the input has
+    any, or divided by the number of IDs in the bag, if its table pools by the mean.
 
     Args:
         tables: one configuration per table.
@@ -72,7 +72,7 @@ class Remap(nn.Module):
         self._configs = {table.name: table for table in tables}
         self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
-        self.slots = [(table.name, feature) for table in tables for feature in table.feature_names]
+        self.table_features = [(table.name, feature) for table in tables for feature in table.feature_names]
         self.row_keys = [key for table in tables for key in _row_keys(table)]
         self._changes_keys = any(
             isinstance(table, CompositionalConfig | ComputedEmbeddingBagConfig) for table in tables
@@ -123,24 +123,26 @@ class Remap(nn.Module):
         if self._changes_keys and keys == self.row_keys:
             return features
         position = {key: i for i, key in enumerate(keys)}
-        missing = [feature for _, feature in self.slots if feature not in position]
+        missing = [feature for _, feature in self.table_features if feature not in position]
         if missing:
             raise ConfigError(f"the input has no features {missing}; it has {keys}")
 
         device = features.device()
         ids = _int64_on_cpu(features)
         bounds = features.offset_per_key()
-        counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self.slots]
-        schemes = [self._schemes[table] for table, _ in self.slots]
+        counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self.table_features]
+        schemes = [self._schemes[table] for table, _ in self.table_features]
         sizes = [n * scheme.num_columns * scheme.num_terms for n, scheme in zip(counts, schemes, strict=True)]
         rows = torch.empty(sum(sizes), dtype=torch.int64)
-        for (table, feature), n, scheme, out in zip(self.slots, counts, schemes, rows.split(sizes), strict=True):
+        for (table, feature), n, scheme, out in zip(
+            self.table_features, counts, schemes, rows.split(sizes), strict=True
+        ):
             start = bounds[position[feature]]
             shaped = out.view(scheme.num_columns, n, scheme.num_terms).numpy()
             self.look_up(table, feature, ids[start : start + n], shaped)
 
         lengths = features.lengths().cpu().split(features.stride_per_key())
-        sources = [position[feature] for _, feature in self.slots]  # one per slot
+        sources = [position[feature] for _, feature in self.table_features]  # one per table feature
         columns = [source for source, scheme in zip(sources, schemes, strict=True) for _ in range(scheme.num_columns)]
         terms = [scheme.num_terms for scheme in schemes for _ in range(scheme.num_columns)]
         return KeyedJaggedTensor(
@@ -161,13 +163,13 @@ class Remap(nn.Module):
         """Of all rows, in their order.
 
         Args:
-            sources: slot → number of its feature in the input.
+            sources: table feature → number of its feature in the input.
             ids, lengths: the values of the input, and the bags' lengths of each feature.
         """
         bounds = features.offset_per_key()
         given = features.weights().cpu() if self._is_weighted else None
         parts = []
-        for (table, _), source in zip(self.slots, sources, strict=True):
+        for (table, _), source in zip(self.table_features, sources, strict=True):
             span = slice(bounds[source], bounds[source + 1])
             if given is not None:
                 weights = given[span]

@@ -41,7 +41,7 @@ def on_all_ranks(action: Callable[[], T]) -> T:
         failure = error
     failures: list[Exception | None] = [None] * dist.get_world_size()
     dist.all_gather_object(failures, failure)
-    first = next((one for one in failures if one is not None), None)
+    first = next((each for each in failures if each is not None), None)
     if first is not None:
         raise failure or first  # with this rank's own traceback, if it is one of those
     return result  # type: ignore[return-value]

@@ -68,12 +68,12 @@ class ShardedFrequencies:
             remap: with the maps whose rows are counted.
             features: raw IDs, on the CPU.
         """
-        for table, feature in remap.slots:
+        for table, feature in remap.table_features:
             if table in self._spans:
                 bags = features[feature]
                 ids = bags.values()[: bags.offsets()[num_bags] - bags.offsets()[0]]
-                rows = remap.pointer_map(table).rows(ids.numpy())
-                self._kept.append(self._spans[table].start + rows[rows >= 0])
+                positions = remap.pointer_map(table).positions(ids.numpy())
+                self._kept.append(self._spans[table].start + positions[positions >= 0])
         if self._spans and self._is_full_anywhere():
             self._exchange()
 
@@ -99,7 +99,7 @@ class ShardedFrequencies:
         share_keys(new[name] for name in self._spans)
 
         def counted(name: str, rows: slice) -> Integers:
-            before = old[name].rows(new[name].raw_ids(np.arange(rows.start, rows.stop)))
+            before = old[name].positions(new[name].raw_ids(np.arange(rows.start, rows.stop)))
             return np.where(before >= 0, totals[name][before], 0)
 
         there = ShardedFrequencies({name: new[name].num_ids for name in self._spans}, most_kept=self._most_kept)
@@ -149,6 +149,7 @@ def _all_to_all(parts: list[Integers]) -> Integers:
     return pairs.numpy()
 
 
-def _rows_of(one: PointerMap) -> tuple[int, str | None]:
+def _rows_of(pointer_map: PointerMap) -> tuple[int, str | None]:
     """What decides which row a raw ID has."""
-    return one.num_ids, None if one.vocabulary is None else one.vocabulary.digest
+    vocabulary = pointer_map.vocabulary
+    return pointer_map.num_ids, None if vocabulary is None else vocabulary.digest

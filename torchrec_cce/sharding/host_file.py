@@ -1,12 +1,10 @@
 """An array in one file of each host, written by all ranks and mapped by all ranks of the host: one copy of a map."""
 
-import os
 import secrets
 import socket
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import BinaryIO, Generic, TypeVar
 
 import numpy as np
@@ -14,14 +12,14 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from torchrec_cce.files.cache import default_cache
+from torchrec_cce.files.cache import live_folder, reserve
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.sharding.agreement import on_all_ranks, on_first_rank
 
 _CHUNK_ROWS = 1 << 20
 
-Number = TypeVar("Number", bound=np.integer)
+Number = TypeVar("Number", bound=np.generic)
 
 
 class HostFile(Generic[Number]):
@@ -45,7 +43,7 @@ class HostFile(Generic[Number]):
         self._shape, self._dtype = shape, dtype
         world_size, rank = dist.get_world_size(), dist.get_rank()
         self._bounds = [shape[0] * r // world_size for r in range(world_size + 1)]
-        folder = folder or _live()
+        folder = folder or live_folder()
         on_all_ranks(lambda: folder.mkdir(parents=True, exist_ok=True))
         seen = folder.stat()
         hosts: list[object] = [None] * world_size
@@ -95,8 +93,7 @@ class HostFile(Generic[Number]):
     def _create(self, path: Path) -> None:
         if self._is_leader:
             with path.open("xb") as file:
-                # A full disk is an error now, and not a SIGBUS in the middle of writing.
-                os.posix_fallocate(file.fileno(), 0, max(1, self._shape[0] * self._shape[1] * self._dtype.itemsize))
+                reserve(file, self._shape[0] * self._shape[1] * self._dtype.itemsize)
 
     def _send(self, owner: int, start: int, stop: int) -> None:
         """From the owner to the leaders of other hosts, a chunk at a time."""
@@ -118,28 +115,6 @@ class HostFile(Generic[Number]):
         return np.memmap(self._file, self._dtype, mode, offset, shape)  # type: ignore[call-overload,no-any-return]
 
 
-def file_copy(array: npt.NDArray[Number]) -> npt.NDArray[Number]:
-    """A copy of `array: [n]` as it is now, in a file without a name, mapped for reading.
-
-    Nothing of its size is held in private memory. Raises OSError if the cache folder has no room.
-    """
-    if not len(array):
-        return array  # nothing of nothing changes, and it cannot be mapped
-    folder = _live()
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=folder) as file:
-        for start in range(0, len(array), _CHUNK_ROWS):
-            file.write(array[start : start + _CHUNK_ROWS].data)
-        file.flush()
-        copy: npt.NDArray[Number] = np.memmap(file, array.dtype, "r", shape=array.shape)
-        return copy
-
-
-def _live() -> Path:
-    """The folder of this host for arrays that live while somebody maps them."""
-    return default_cache() / "live"
-
-
 def share_keys(maps: Iterable[PointerMap]) -> None:
     """Let the ranks of a host share what `raw_ids` needs of each map's vocabulary: 8 bytes an ID, kept with it.
 
@@ -149,10 +124,10 @@ def share_keys(maps: Iterable[PointerMap]) -> None:
         ConfigError: on all ranks, if the slots of a vocabulary are damaged.
         OSError: on all ranks, if the cache folder (`TORCHREC_CCE_CACHE`) of one has no room.
     """
-    for vocabulary in (one.vocabulary for one in maps):
+    for vocabulary in (pointer_map.vocabulary for pointer_map in maps):
         if vocabulary is None:
             continue
-        lacks = torch.tensor(int(not vocabulary.has_key_of_row))
+        lacks = torch.tensor(int(not vocabulary.has_key_of_position))
         dist.all_reduce(lacks, op=dist.ReduceOp.MAX)
         if lacks:
             vocabulary.reading_keys(_written(vocabulary))

@@ -166,7 +166,7 @@ class CCEShardingPlanner(ShardingPlanner):
                 )
         constraints = column_constraints(list(tables.values()), self._constraints)
         if self._topology.world_size == 1:
-            return {name: _on_one_rank(one) for name, one in constraints.items()}
+            return {name: _on_one_rank(given) for name, given in constraints.items()}
         return constraints
 
 
@@ -242,12 +242,12 @@ def _tables(module: nn.Module) -> Iterator[BaseEmbeddingConfig]:
             yield from collection.embedding_configs()
 
 
-def _on_one_rank(one: ParameterConstraints) -> ParameterConstraints:
+def _on_one_rank(given: ParameterConstraints) -> ParameterConstraints:
     """One rank sends nothing, so that no table gains by being replicated. To replicate some beside others only costs a
     second kernel, which the model does not see.
     """
     whole = ShardingType.TABLE_WISE.value
-    return replace(one, sharding_types=[whole]) if whole in (one.sharding_types or ()) else one
+    return replace(given, sharding_types=[whole]) if whole in (given.sharding_types or ()) else given
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A training job follows a registry: all ranks move, at the same step, to the version that becomes current there."""
+"""A training job adopts what becomes current in a registry: on all ranks, at the same step."""
 
 import logging
 import threading
@@ -19,7 +19,7 @@ from torchrec_cce.errors import CCEError
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.modules.recluster import TableReport
-from torchrec_cce.sharding.adopt import refit_sharded
+from torchrec_cce.sharding.adopt import adopt_sharded
 from torchrec_cce.sharding.agreement import on_first_rank
 
 T = TypeVar("T")
@@ -30,32 +30,33 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
-    """The model is at another version; or it is not, for a reason."""
+class Adoption:
+    """The model has adopted another version; or it has not, for a reason."""
 
     version: int
     """That became current in the registry."""
     error: str | None
     """Why the model stays where it was."""
     reports: Mapping[str, TableReport] = field(default_factory=dict)
-    """Table → what the move did to it; empty if the model stays."""
+    """Table → what that did to it; empty if the model stays."""
     seconds: float
     """That training stood still for it."""
 
 
 class VersionWatcher:
-    """Moves a live model to each version that becomes current in a registry; also to an older one after a rollback.
+    """Lets a live model adopt each version that becomes current in a registry; also an older one after a rollback.
 
     Training never waits for the registry. Rank 0 looks at it in the background, and there all ranks open a version:
-    it is fetched once a host, verified, and mapped. When every rank has done that, all move at the same call of
-    `follow`. A version that some rank cannot open or that does not fit the model is left alone, with a warning. If the
-    reason may pass, as a store that does not answer or a full disk does, it is tried again, without another warning.
+    it is fetched once a host, verified, and mapped. When every rank has done that, all adopt it at the same call of
+    `adopt_current`. A version that some rank cannot open or that does not fit the model is left alone, with a warning.
+    If the reason may pass, as a store that does not answer or a full disk does, it is tried again, without another
+    warning.
 
-    Every rank makes one and calls `follow` and `published` in the same order. Leaving its context lets go of the
+    Every rank makes one and calls `adopt_current` and `published` in the same order. Leaving its context lets go of the
     registry.
 
     Args:
-        registry: to follow.
+        registry: whose current version is adopted.
         version: the one that the model is at; None if it is at none, and then what is current is news.
         is_own: whether this job published a version. One that was killed may come back to a moment before it published;
             it is not to take that version for news.
@@ -65,7 +66,7 @@ class VersionWatcher:
         ...     for step, batch in enumerate(batches):
         ...         train(batch)
         ...         if step % 100 == 0:
-        ...             watcher.follow(model, optimizer)
+        ...             watcher.adopt_current(model, optimizer)
     """
 
     def __init__(
@@ -85,15 +86,15 @@ class VersionWatcher:
         self._told_of_version: int | None = None
         self._told_of_silence = False
 
-    def follow(
+    def adopt_current(
         self,
         model: DistributedModelParallel,
         optimizer: KeyedOptimizer,
         *,
         before: Callable[[MapVersion], object] = lambda _: None,
         settings: ReclusterConfig | None = None,
-    ) -> Moved | None:
-        """Move the model by `refit_sharded` if there is another version and all ranks have it open.
+    ) -> Adoption | None:
+        """Let the model adopt the current version (`adopt_sharded`), if that is another and all ranks have it open.
 
         Call it between two steps, every so many: it exchanges three numbers a rank. A version is seen at the second
         call after it was published, and moved to when it has been fetched.
@@ -101,7 +102,7 @@ class VersionWatcher:
         Args:
             before: called on all ranks when a move is due, with a batch in flight or not: to drain a pipeline, or to
                 refuse the version by one of our errors, on all ranks alike.
-            settings: for `refit_sharded`.
+            settings: for `adopt_sharded`.
 
         Returns:
             None if there is no news, or none yet that all ranks have open.
@@ -116,7 +117,7 @@ class VersionWatcher:
             error: Exception | None = None
             try:
                 before(opened)
-                reports = refit_sharded(model, optimizer, opened.tables, settings=settings)
+                reports = adopt_sharded(model, optimizer, opened.tables, settings=settings)
             except (CCEError, OSError) as raised:
                 error = raised
             if error is not None:
@@ -124,7 +125,7 @@ class VersionWatcher:
         seconds = time.perf_counter() - started
         if failure is None:
             self.version, self._told_of_version = version, None
-            return Moved(version=version, error=None, reports=reports, seconds=seconds)
+            return Adoption(version=version, error=None, reports=reports, seconds=seconds)
         if not failure.may_pass:
             self.version = version
         if self._told_of_version == version:
@@ -132,7 +133,7 @@ class VersionWatcher:
         self._told_of_version = version
         if dist.get_rank() == 0:
             _log.warning("the model does not move to version %d: %s", version, failure.reason)
-        return Moved(version=version, error=failure.reason, seconds=seconds)
+        return Adoption(version=version, error=failure.reason, seconds=seconds)
 
     def published(self, version: int) -> None:
         """The job itself has published, as this version, what it trains with."""
@@ -146,7 +147,7 @@ class VersionWatcher:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         pending: list[Future[Any] | None] = [self._look, None if self._opening is None else self._opening[1]]
-        wait([one for one in pending if one is not None], timeout=_PATIENCE_S)
+        wait([future for future in pending if future is not None], timeout=_PATIENCE_S)
 
     def _due(self) -> tuple[int, MapVersion | None, "_Failure | None"] | None:
         """Another version than the model's that is current: once it is open on all ranks, or failed to open on one."""
@@ -172,7 +173,7 @@ class VersionWatcher:
         error = opening.exception() if opening.done() else None
         failures: list[_Failure | None] = [None] * dist.get_world_size()
         dist.all_gather_object(failures, None if error is None else _Failure.of(error))
-        return wanted, None, next(one for one in failures if one is not None)
+        return wanted, None, next(failure for failure in failures if failure is not None)
 
     def _news(self) -> int | None:
         """What rank 0 has last seen to be current. Looks again for the next time."""

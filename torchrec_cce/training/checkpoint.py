@@ -9,7 +9,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.errors import ConfigError, MapFileError
-from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.atomic import write_json
 from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.collection import CCECollection, snapshot_of
@@ -69,8 +69,7 @@ def superseded(run_dir: Path) -> list[Path]:
 
 
 def write_position(folder: Path, position: Position) -> None:
-    with atomic_path(folder / POSITION) as temporary:
-        temporary.write_text(position.to_json())
+    write_json(folder / POSITION, position)
 
 
 def read_position(folder: Path) -> Position:

@@ -16,11 +16,11 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.cache import scratch_copy
 from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
-from torchrec_cce.sharding.host_file import file_copy
 from torchrec_cce.sharding.tables import collections_of
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.schedule import Position
@@ -73,7 +73,7 @@ class CheckpointWriter:
             return folder
         counted = frequencies.totals()
         if self._in_background:
-            counted = on_all_ranks(lambda: {n: file_copy(each) for n, each in counted.items()} if first else {})
+            counted = on_all_ranks(lambda: {n: scratch_copy(each) for n, each in counted.items()} if first else {})
         commit = ExitStack()
         shared = [str(commit.enter_context(atomic_path(folder))) if first else ""]
         dist.broadcast_object_list(shared, src=0)
@@ -117,7 +117,7 @@ def _rest(
     maps = {
         path: checkpoint.map_snapshots(collection, frequencies) for path, collection in collections_of(model).items()
     }
-    at = Position.from_json(position.to_json())
+    at = copy.deepcopy(position)
 
     def write() -> None:
         for path, tables in maps.items():

@@ -16,7 +16,7 @@ from torchrec import EmbeddingBagConfig
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from torchrec_cce.clustering.entropy import pointer_entropies
-from torchrec_cce.clustering.inputs import named_errors
+from torchrec_cce.clustering.executor import named_errors
 from torchrec_cce.clustering.quantize import Quantized, quantize
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
@@ -64,7 +64,7 @@ def derived_model(config: RunConfig) -> nn.Module:
         if isinstance(table, CCEConfig):
             snapshots[table.name] = _clustered(collection.pointer_map(table.name), table, found)
         else:
-            _sketch(collection, table).store(found.pointers, found.words)
+            _sketch(collection, table).store(found.pointers, found.codewords)
     collection.restore(snapshots)
     return model
 
@@ -169,7 +169,7 @@ def _learn(table: EmbeddingBagConfig, points: npt.NDArray[np.float32], config: R
 
 def _clustered(start: PointerMap, table: CCEConfig, found: Quantized) -> TableSnapshot:
     """As after a clustering: learned words in the codebook, zeros in the helper, which has a fresh hash."""
-    codebook = found.words[:, 0]
+    codebook = found.codewords[:, 0]
     words = np.stack([codebook, np.zeros_like(codebook)], axis=1)  # [c, 2, k, d/c]
     pointers = found.pointers[:, :, 0].astype(table.pointer_dtype)
     helper_hash = start.next_helper_hash(derive_seed(table.seed, table.name, "derive"))

@@ -94,7 +94,7 @@ def read_batches(
 def _bounded(config: RunConfig, remap: Remap) -> dict[str, int]:
     """Feature → universe, of the features whose raw IDs are brought into it: all but those whose map takes any ID."""
     free = {name for name in remap.cce_tables() if remap.pointer_map(name).takes_any_id}
-    features = {feature for table, feature in remap.slots if table not in free}
+    features = {feature for table, feature in remap.table_features if table not in free}
     return {feature: size for feature, size in config.universes().items() if feature in features}
 
 

@@ -1,6 +1,5 @@
 """The training loop, for one process and for every rank of many."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.clustering.kmeans.kmeans import modules_of
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.atomic import write_json
 from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.recluster import recluster_sharded
@@ -94,8 +93,7 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
         with log, line, run.versions.watching(run.position.version):
             result = run.to_the_end(stop, log, line)
         if ranks.is_first:
-            with atomic_path(run_dir / "result.json") as temporary:
-                temporary.write_text(json.dumps(asdict(result), indent=2))
+            write_json(run_dir / "result.json", result, indent=2)
         return result
 
 

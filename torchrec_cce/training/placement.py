@@ -1,6 +1,5 @@
 """Where a run's tables go: TorchRec's planner, told what their optimizer can do."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from torchrec.distributed.planner import ParameterConstraints, Topology
 from torchrec.distributed.types import ShardingPlan, ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.atomic import write_json
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 from torchrec_cce.methods.registry import tables_under_cap
 from torchrec_cce.methods.sizing import Method
@@ -96,8 +95,7 @@ def record_plan(plan: ShardingPlan, run_dir: Path) -> None:
         for placed in plan.plan.values()
         for name, one in placed.items()
     }
-    with atomic_path(run_dir / PLAN) as temporary:
-        temporary.write_text(json.dumps(tables, indent=2))
+    write_json(run_dir / PLAN, tables, indent=2)
     for name, table in tables.items():
         _log.info("table %s: %s, kernel %s, on ranks %s", name, *table.values())
 

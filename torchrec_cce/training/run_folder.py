@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.atomic import write_json
 from torchrec_cce.maps.journal import PublishedVersion
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.sharding.agreement import on_all_ranks, on_first_rank
@@ -28,8 +28,7 @@ def claim(run_dir: Path, config: RunConfig, start: Start) -> bool:
         raise ConfigError(f"{run_dir} holds a run already; resume it or choose another folder")
     if start == "new" or (start == "either" and not (run_dir / RUN_CONFIG).exists()):
         (run_dir / START).unlink(missing_ok=True)
-        with atomic_path(run_dir / RUN_CONFIG) as temporary:
-            temporary.write_text(json.dumps(config.as_dict(), indent=2))
+        write_json(run_dir / RUN_CONFIG, config.as_dict(), indent=2)
         return False
     asked, started = config.as_dict(), read_run_config(run_dir).as_dict()
     changed = [name for name in asked if asked[name] != started[name]]
@@ -68,6 +67,5 @@ def _version(registry: Registry, start: int | str, run_dir: Path) -> int:
             f"{run_dir} was begun from version {entry.version} with manifest {begun['manifest_sha256'][:12]}; that of "
             f"{registry.url} is {entry.identity}. Choose another folder"
         )
-    with atomic_path(record) as temporary:
-        temporary.write_text(json.dumps({"version": entry.version, "manifest_sha256": entry.manifest_sha256}))
+    write_json(record, {"version": entry.version, "manifest_sha256": entry.manifest_sha256})
     return entry.version

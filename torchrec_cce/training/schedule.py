@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,3 @@ class Position:
                 "loss": tuple(values["loss"]),
             }
         )
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))

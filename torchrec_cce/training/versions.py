@@ -23,7 +23,7 @@ from torchrec_cce.modules.recluster import TableReport
 from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.tables import ShardedMaps, check_on_all_ranks, collections_of
-from torchrec_cce.sharding.watch import Moved, VersionWatcher
+from torchrec_cce.sharding.watch import Adoption, VersionWatcher
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import RunConfig, config_digest
 from torchrec_cce.training.config_file import read_run_config
@@ -89,8 +89,8 @@ class RunVersions:
                 collection.attach_pointer_map(name, collection.pointer_map(name).published_as(published.version))
         return {"version": published.version}
 
-    def follow(self, frequencies: ShardedFrequencies) -> tuple[Moved | None, ShardedFrequencies]:
-        """Move to the version that is current in the registry, once all ranks have it; see `VersionWatcher.follow`.
+    def follow(self, frequencies: ShardedFrequencies) -> tuple[Adoption | None, ShardedFrequencies]:
+        """Adopt the version that is current in the registry, once all ranks have it; see `VersionWatcher`.
 
         Returns:
             What it came to, and the frequencies by the rows of the maps that there are then. If a host has no room for
@@ -107,7 +107,7 @@ class RunVersions:
             moved_frequencies = frequencies.moved(old, new)
 
         settings = self._config.recluster.settings()
-        moved = self._watcher.follow(self._model, self._optimizer, before=before, settings=settings)
+        moved = self._watcher.adopt_current(self._model, self._optimizer, before=before, settings=settings)
         has_moved = moved is not None and moved.error is None
         return moved, moved_frequencies if has_moved else frequencies
 

@@ -3,56 +3,55 @@
 import mmap
 import os
 import pickle
-import traceback
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from types import TracebackType
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from torchrec_cce.errors import JobError
-from torchrec_cce.files.cache import default_cache
-from torchrec_cce.files.unnamed import scratch_file
-from torchrec_cce.workers.counters import COUNTER, TICK_S, FileCounters
-from torchrec_cce.workers.processes import WorkerContext, end_with_parent
+import numpy as np
+
+from torchrec_cce.files.cache import live_folder, path_of, scratch_file
+from torchrec_cce.workers.engine import TICK_S, Engine, WorkerDied, next_tasks, result_of_lost
+from torchrec_cce.workers.process import WorkerProcess
 
 _ALIGNMENT = 64
+_COUNTER = np.dtype(np.int64)
 
 T = TypeVar("T")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class LocalEngine:
-    """An engine of `num_workers` processes (None = one a core); see `torchrec_cce.workers.engine.Engine`.
+class LocalEngine(Engine):
+    """An engine of `num_workers` processes (None = one a core), each started when it is first needed.
 
     Shared values are files without a name in the cache folder (`TORCHREC_CCE_CACHE`): their space is free again when
     the last process that uses them has ended, also if all are killed. Workers end with the process that started them.
+
+    Args:
+        stopping_s: how many seconds a task that is not wanted any more has to stop after a SIGTERM; 0 kills its worker
+            at once.
     """
 
-    def __init__(self, num_workers: int | None = None) -> None:
+    def __init__(self, num_workers: int | None = None, *, stopping_s: float = 0.0) -> None:
         self.num_workers = num_workers or os.cpu_count() or 1
-        self._context = WorkerContext()
-        self._idle: list[_Worker] = []
+        self._stopping_s = stopping_s
+        self._started: list[WorkerProcess] = []
+        self._idle: list[WorkerProcess] = []
         self._resources = ExitStack()
-
-    def __enter__(self) -> "LocalEngine":
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # Whatever still runs is not wanted any more, and may take minutes.
-        started = [process for process in self._context.started if process.pid is not None]
-        for process in started:
-            process.kill()
-        for process in started:
-            process.join()
-        for worker in self._idle:
-            worker.connection.close()
+        for worker in self._started:
+            self._stop(worker)
+        deadline = time.monotonic() + self._stopping_s
+        for worker in self._started:
+            worker.join(max(0.0, deadline - time.monotonic()))
         self._resources.close()
 
     def share(self, value: T) -> "FileShared[T]":
@@ -65,35 +64,35 @@ class LocalEngine:
             start = -(-stop // _ALIGNMENT) * _ALIGNMENT
             stop = start + len(part)
             bounds.append((start, stop))
-        file = self._resources.enter_context(scratch_file(default_cache() / "live", stop))
+        file = self._resources.enter_context(scratch_file(live_folder(), stop))
         for part, (start, _) in zip(parts, bounds, strict=True):
             file.seek(start)
             file.write(part)
         file.flush()
-        return FileShared(path=_path_of(file), head=head, bounds=bounds)
+        return FileShared(path=path_of(file), head=head, bounds=bounds)
 
-    def counters(self, count: int) -> FileCounters:
+    def counters(self, count: int) -> "FileCounters":
         """In a file. Raises OSError if there is no room for it."""
-        file = self._resources.enter_context(scratch_file(default_cache() / "live", count * COUNTER.itemsize))
-        return FileCounters(path=_path_of(file), count=count)
+        file = self._resources.enter_context(scratch_file(live_folder(), count * _COUNTER.itemsize))
+        return FileCounters(path=path_of(file), count=count)
 
     def run(
         self,
         function: Callable[[Task], Result],
-        tasks: Iterable[Task],
+        tasks: Iterable[Task | None],
         *,
         threads: int = 1,
         tick: Callable[[], object] | None = None,
+        lost: Callable[[Task], Result] | None = None,
     ) -> Iterator[tuple[Task, Result]]:
         left = iter(tasks)
-        busy: dict[Connection, tuple[_Worker, Task]] = {}
+        busy: dict[Connection, tuple[WorkerProcess, Task]] = {}
         try:
             while True:
-                for task in islice(left, self.num_workers // threads - len(busy)):
-                    worker = self._idle.pop() if self._idle else self._start()
+                for task in next_tasks(left, self.num_workers // threads - len(busy)):
+                    worker = self._free_worker()
                     busy[worker.connection] = worker, task
-                    with _named(task):
-                        worker.connection.send((function, task))
+                    worker.begin(function, task)
                 if not busy:
                     return
                 ready = wait(list(busy), None if tick is None else TICK_S)
@@ -101,66 +100,30 @@ class LocalEngine:
                     tick()
                 for connection in ready:
                     assert isinstance(connection, Connection)
-                    worker, task = busy[connection]
-                    with _named(task):
-                        error, result = connection.recv()
-                    del busy[connection]
+                    worker, task = busy.pop(connection)
                     self._idle.append(worker)
-                    if error is not None:
-                        raise error from _InWorker(result)
+                    try:
+                        result: Result = worker.answer()
+                    except WorkerDied as death:
+                        self._idle.remove(worker)
+                        self._stop(worker)
+                        result = result_of_lost(task, death, lost)
                     yield task, result
         finally:
             for worker, _ in busy.values():
-                worker.process.kill()
-                worker.connection.close()
+                self._stop(worker)
 
-    def _start(self) -> "_Worker":
-        """A new worker, at the other end of a pipe of its own: whenever it dies, in the middle of an answer too, that
-        is seen here. (`ProcessPoolExecutor` has one pipe for all, and then waits for the rest of the answer for ever.)
-        """
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs,))
-        process.start()
-        theirs.close()
-        return _Worker(process=process, connection=ours)
+    def _free_worker(self) -> WorkerProcess:
+        """One that waits for a task and has not died meanwhile, or else a new one."""
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.process.is_alive():
+                return worker
+        self._started.append(WorkerProcess())
+        return self._started[-1]
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Worker:
-    """A process, and our end of the pipe to it."""
-
-    process: SpawnProcess
-    connection: Connection
-
-
-class _InWorker(Exception):
-    """Where in a worker an error was raised: the traceback as text."""
-
-
-@contextmanager
-def _named(task: object) -> Iterator[None]:
-    """Turn the end of the worker at the other end into an error that names its task."""
-    try:
-        yield
-    except (EOFError, OSError) as error:
-        raise JobError(
-            f"a worker process vanished (killed, or out of memory) while it worked on: {task}; nothing was changed, "
-            "run the job again"
-        ) from error
-
-
-def _work(connection: Connection) -> None:
-    """What a worker does: a task at a time, until there are no more."""
-    end_with_parent()
-    with suppress(EOFError, OSError):
-        while True:
-            function, task = connection.recv()
-            answer: tuple[Exception | None, Any]
-            try:
-                answer = None, function(task)
-            except Exception as error:  # noqa: BLE001  (raised again where the task came from)
-                answer = error, traceback.format_exc()
-            connection.send(answer)
+    def _stop(self, worker: WorkerProcess) -> None:
+        worker.stop(gently=self._stopping_s > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +144,19 @@ class FileShared(Generic[T]):
         return value
 
 
-def _path_of(file: BinaryIO) -> str:
-    """Under which other processes open an open file that may have no name."""
-    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+@dataclass(frozen=True, kw_only=True)
+class FileCounters:
+    """Numbers in a file that a process of this machine holds open."""
+
+    path: str
+    count: int
+
+    def set(self, start: int, *values: int) -> None:
+        """In one write, so that nobody reads one number without the others."""
+        with open(self.path, "r+b", buffering=0) as file:
+            file.seek(start * _COUNTER.itemsize)
+            file.write(np.array(values, _COUNTER).tobytes())
+
+    def read(self) -> list[int]:
+        numbers: list[int] = np.fromfile(self.path, _COUNTER, self.count).tolist()
+        return numbers

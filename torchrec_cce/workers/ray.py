@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from torchrec_cce.errors import JobError
 from torchrec_cce.extras import require
-from torchrec_cce.workers.counters import TICK_S
+from torchrec_cce.workers.engine import TICK_S, Engine, WorkerDied, next_tasks, result_of_lost
 
 _ANSWER_S = 1.0
 
@@ -20,9 +20,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class RayEngine:
-    """An engine on the cluster that `RAY_ADDRESS` names, or on a Ray of this process's own; see
-    `torchrec_cce.workers.engine.Engine`.
+class RayEngine(Engine):
+    """An engine on the cluster that `RAY_ADDRESS` names, or on a Ray of this process's own.
 
     A process that is connected already stays connected. Shared values are in the nodes' object stores.
 
@@ -74,10 +73,11 @@ class RayEngine:
     def run(
         self,
         function: Callable[[Task], Result],
-        tasks: Iterable[Task],
+        tasks: Iterable[Task | None],
         *,
         threads: int = 1,
         tick: Callable[[], object] | None = None,
+        lost: Callable[[Task], Result] | None = None,
     ) -> Iterator[tuple[Task, Result]]:
         left = iter(tasks)
         free: list[Any] = []
@@ -85,8 +85,8 @@ class RayEngine:
         running: dict[Any, tuple[Any, Task]] = {}
         try:
             while True:
-                for worker, task in zip(tuple(free), left, strict=False):
-                    free.remove(worker)
+                for task in next_tasks(left, len(free)):
+                    worker = free.pop(0)
                     running[worker.call.remote(function, task)] = worker, task
                 if free and not running:
                     return
@@ -95,13 +95,20 @@ class RayEngine:
                     tick()
                 for done in found:
                     if done in starting:
-                        self._answer(done, "its start")
                         free.append(starting.pop(done))
-                    else:
-                        worker, task = running[done]
-                        result = self._answer(done, task)
-                        free.append(running.pop(done)[0])
-                        yield task, result
+                        self._started(done)
+                        continue
+                    worker, task = running.pop(done)
+                    free.append(worker)
+                    try:
+                        result: Result = self._answer(done)
+                    except WorkerDied as death:
+                        free.remove(worker)
+                        self._workers.remove(worker)
+                        result = result_of_lost(task, death, lost)
+                        successor = self._workers_of(threads)[-1]
+                        starting[successor.start.remote()] = successor
+                    yield task, result
         finally:
             for worker, _ in running.values():
                 self._workers.remove(worker)
@@ -118,7 +125,14 @@ class RayEngine:
             self._workers.append(remote.remote())
         return self._workers
 
-    def _answer(self, reference: Any, task: object) -> Any:
+    def _started(self, reference: Any) -> None:
+        try:
+            self._answer(reference)
+        except WorkerDied as death:
+            result_of_lost("its start", death, None)
+
+    def _answer(self, reference: Any) -> Any:
+        """Wait for it. Raises what the task raised, or WorkerDied."""
         ray = self._ray
         try:
             return ray.get(reference)
@@ -126,10 +140,7 @@ class RayEngine:
             raise error.cause from error
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0]
-            raise JobError(
-                f"a Ray worker vanished (killed, or out of memory) while it worked on: {task} ({reason}); nothing was "
-                "changed, run the job again"
-            ) from error
+            raise WorkerDied("a Ray worker", f"killed, or out of memory: {reason}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,3 +1,5 @@
+"""k-means of every back end: as good as scikit-learn, the same for any number of threads, and clear errors."""
+
 import subprocess
 import sys
 from typing import Any
@@ -9,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrec_cce.clustering.kmeans import kmeans as module
-from torchrec_cce.clustering.kmeans.distinct import first_distinct
 from torchrec_cce.clustering.kmeans.kmeans import FUSED_MIN_FLOATS, kmeans
+from torchrec_cce.clustering.kmeans.lloyd import first_distinct
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.settings import Backend
 from torchrec_cce.errors import ClusteringError, ConfigError
@@ -368,7 +370,8 @@ def test_works_without_a_library_and_says_what_to_install(backend: str, module_n
 import sys
 sys.modules["{module_name}"] = None
 import numpy as np
-from torchrec_cce.clustering import assign, entropy, kmeans, recluster
+from torchrec_cce.clustering import entropy, recluster
+from torchrec_cce.clustering.kmeans import kmeans, nearest
 points = np.arange(4, dtype=np.float32)[:, None]
 print(kmeans.kmeans(points, 2, seed=0).shape)
 try:

@@ -1,12 +1,14 @@
+"""Lloyd's iterations against a plain form, and the assignment by neighbours against that by all centroids."""
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.kernel_references import reference_nearest
 from torchrec_cce.clustering.kmeans import lloyd as module
 from torchrec_cce.clustering.kmeans.lloyd import lloyd
-from torchrec_cce.clustering.kmeans.loops import nearest_plain
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.kmeans.neighbours import pack_lanes, reassign_loop
 
@@ -17,7 +19,7 @@ def plain_lloyd(points: Floats, first: Floats, weights: Floats, num_iterations: 
     """Without empty clusters."""
     centroids = first
     for _ in range(num_iterations):
-        codes = nearest_plain(points, centroids)[0]
+        codes = reference_nearest(points, centroids)[0]
         masses = np.bincount(codes, weights, len(first))
         sums = [np.bincount(codes, weights * column.astype(np.float64), len(first)) for column in points.T]
         assert masses.all()

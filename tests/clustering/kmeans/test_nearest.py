@@ -1,3 +1,5 @@
+"""The nearest centroid by brute force and by cells: exact, and with the same bits in any batch and thread."""
+
 import threading
 from collections.abc import Callable
 
@@ -7,16 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.kernel_references import reference_nearest
 from torchrec_cce.clustering.kmeans import nearest as assign
+from torchrec_cce.clustering.kmeans.brute_force import GROUP, nearest_loop, pack_centroids
 from torchrec_cce.clustering.kmeans.cells import Cells
-from torchrec_cce.clustering.kmeans.loops import (
-    GROUP,
-    add_rows,
-    add_rows_plain,
-    nearest_loop,
-    nearest_plain,
-    pack_centroids,
-)
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.errors import ClusteringError, ConfigError
 
@@ -34,7 +30,7 @@ def assert_nearest(
     codes, distances = nearest(points)
     assert codes.dtype == np.int64
     assert distances.dtype == np.float32
-    _, best = nearest_plain(points, centroids)
+    _, best = reference_nearest(points, centroids)
     chosen = np.square(points.astype(np.float64) - centroids[codes]).sum(axis=1)
     assert (chosen <= best * (1 + 1e-6)).all()
     tolerance = (points.shape[1] + 2) * 2.0**-24
@@ -174,7 +170,7 @@ def test_a_point_is_answered_alike_in_every_batch(seed: int, width: int, rows: i
         centroids = np.resize(centroids, (assign._CELLS_FROM[width], width))
     nearest = NearestCentroid(centroids)
     codes, distances = nearest(points)
-    np.testing.assert_array_equal(codes, nearest_plain(points, centroids[:rows])[0])  # the first of a tie, exactly
+    np.testing.assert_array_equal(codes, reference_nearest(points, centroids[:rows])[0])  # the first of a tie, exactly
     order = rng.permutation(len(points))
     cuts = np.sort(rng.integers(0, len(points) + 1, 4))
     parts = [nearest(points[part]) for part in np.split(order, cuts)]
@@ -247,16 +243,3 @@ def test_refuses_what_is_no_table_of_centroids(centroids: npt.NDArray[np.float32
 def test_refuses_points_of_another_kind(points: npt.NDArray[np.float32]) -> None:
     with pytest.raises(ConfigError, match=r"not float32 \[N, 2\]"):
         NearestCentroid(np.zeros((3, 2), np.float32))(points)
-
-
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**32), rows=st.integers(1, 9), width=st.integers(0, 5), count=st.integers(0, 200))
-def test_add_rows_matches_its_plain_form(seed: int, rows: int, width: int, count: int) -> None:
-    rng = np.random.default_rng(seed)
-    table = rng.integers(-(2**40), 2**40, (rows, width))
-    totals = rng.integers(-(2**40), 2**40, (3, width))
-    expected = totals.copy()
-    targets, codes = rng.integers(0, 3, count), rng.integers(0, rows, count)
-    add_rows(totals, targets, table, codes)
-    add_rows_plain(expected, targets, table, codes)
-    np.testing.assert_array_equal(totals, expected)

@@ -30,11 +30,6 @@ from torchrec_cce.training.parallel import Ranks, process_group
 SETTINGS = ReclusterConfig(num_iterations=3)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nights.train_a_run(tmp_path_factory.mktemp("trained"))
-
-
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     return Registry(tmp_path / "registry", cache=tmp_path / "cache")

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.launch import Job
-from tests.workers.test_engine import is_running
+from tests.support.launch import Job, is_running
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError
-from torchrec_cce.jobs.recluster.cluster import Clustered, Progress, StageTime, TableSource, _time_of, cluster
+from torchrec_cce.jobs.recluster.cluster import Clustered, TableSource, cluster
+from torchrec_cce.jobs.recluster.estimate import estimate
+from torchrec_cce.jobs.recluster.executor import Progress, StageTime, _time_of
 from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap
 from torchrec_cce.jobs.recluster.work import Span
 from torchrec_cce.maps.bundle import write_folder
@@ -30,7 +31,8 @@ from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.modules.parameter_store import TableRows
 from torchrec_cce.modules.recluster import recluster_rows
-from torchrec_cce.workers.engine import Engine, EngineName, engine_of
+from torchrec_cce.workers import EngineName, engine_of
+from torchrec_cce.workers.engine import Engine
 from torchrec_cce.workers.local import LocalEngine
 
 MEMORY = 4 << 30
@@ -174,10 +176,10 @@ def test_little_memory_is_kept_to_and_gives_the_same_bits(
     used: list[int] = []
     with engine_of("local", num_workers=2) as engine:
         assert isinstance(engine, LocalEngine)
-        processes = engine._context.started
+        workers = engine._started
 
         def weigh(_stage: str, _share: float) -> None:
-            used.append(private_bytes(os.getpid()) + sum(private_bytes(process.pid or 0) for process in processes))
+            used.append(private_bytes(os.getpid()) + sum(private_bytes(each.process.pid or 0) for each in workers))
 
         with pytest.raises(ConfigError, match=r"memory_bytes=1000 .* 2 workers; at least (\d+) is needed") as error:
             run(sources, engine, tmp_path, memory_bytes=1000)
@@ -243,7 +245,7 @@ def test_what_cannot_be_clustered_is_refused_before_a_worker_is_bothered(
                 run([source], engine, tmp_path)
         with pytest.raises(ConfigError, match="not all of different names"):
             run([pairs, pairs], engine, tmp_path)
-        assert not engine._context.started  # type: ignore[attr-defined]
+        assert not engine._started  # type: ignore[attr-defined]
 
 
 def test_a_full_disk_is_an_error_before_the_job_begins(sources: list[TableSource], tmp_path: Path) -> None:
@@ -255,7 +257,7 @@ def test_a_full_disk_is_an_error_before_the_job_begins(sources: list[TableSource
             pytest.raises(OSError, match=r"File too large; 450000 bytes are needed there: .*work"),
         ):
             run(sources, engine, tmp_path)
-        assert not engine._context.started  # type: ignore[attr-defined]
+        assert not engine._started  # type: ignore[attr-defined]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not files_in(tmp_path / "work")
@@ -278,13 +280,14 @@ def test_a_killed_worker_ends_the_job_with_an_error(sources: list[TableSource], 
 
         def kill(reached: str, _share: float) -> None:
             if reached == stage:
-                engine._context.started[0].kill()
+                for worker in engine._started:
+                    worker.process.kill()
 
         with pytest.raises(
-            JobError, match=rf"vanished .* {'column' if stage == 'k-means' else 'rows'} .*run the job again"
+            JobError, match=rf"vanished .* {'column' if stage == 'k-means' else 'positions'} .*run the job again"
         ):
             run(sources, engine, tmp_path, progress=kill)
-        workers = [process.pid or 0 for process in engine._context.started]
+        workers = [worker.process.pid or 0 for worker in engine._started]
     assert not any(map(is_running, workers))
     assert not files_in(tmp_path / "work")
 
@@ -310,11 +313,34 @@ def cluster_until_stopped(sources: list[TableSource], tmp_path: Path) -> None:
     """Once a column is trained, writes the workers' process IDs to a file; the others are in work or in the queue."""
     with engine_of("local", num_workers=2) as engine:
         assert isinstance(engine, LocalEngine)
-        started = engine._context.started
 
         def note(_stage: str, _share: float) -> None:
-            (tmp_path / "note").write_text(" ".join(str(process.pid) for process in started))
+            (tmp_path / "note").write_text(" ".join(str(worker.process.pid) for worker in engine._started))
             (tmp_path / "note").rename(tmp_path / "workers")
             time.sleep(60)
 
         run(sources, engine, tmp_path, progress=note)
+
+
+def test_an_estimate_counts_tasks_and_bytes_and_is_quick(
+    sources: list[TableSource],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHREC_CCE_CACHE", str(tmp_path))
+    few = estimate(sources[:1], SETTINGS, num_workers=2, memory_bytes=MEMORY)
+    found = estimate(sources, SETTINGS, num_workers=2, memory_bytes=MEMORY)
+    assert {stage: one.tasks for stage, one in found.stages.items()} == {
+        "k-means": 3 + 2 + 4 + 2,
+        "pairs": 1 + 1,
+        "assignment": 3 + 2 + 2 + 1,
+        "digest": 4,
+    }
+    assert all(one.seconds > 0 for one in found.stages.values())
+    assert few.stages["assignment"].seconds < found.stages["assignment"].seconds
+    pointers = 150_000 * 3 + 90_000 * 2 * 2 + 70_000 * 4 + 500 * 2 * 2
+    assert found.disk_bytes == pointers + 16 * (3 * 64**2 + 4 * 40**2) + 16 * 70_500
+    assert few.memory_bytes < found.memory_bytes <= MEMORY
+    with pytest.raises(ConfigError, match="memory_bytes=1 is too little"):
+        estimate(sources, SETTINGS, num_workers=2, memory_bytes=1)
+    assert estimate([], SETTINGS, num_workers=2, memory_bytes=MEMORY).stages["k-means"].tasks == 0

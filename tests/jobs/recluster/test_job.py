@@ -18,17 +18,16 @@ import torch
 
 from tests.support import nights, runs
 from tests.support.launch import Job
-from tests.support.nights import Night, assert_same_tensors, is_of_table, newest, tensors
+from tests.support.nights import EASY, Night, assert_same_tensors, is_of_table, newest, tensors
 from tests.support.snapshots import assert_same
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError, PublishConflictError
-from torchrec_cce.files.held_folder import held_folder
+from torchrec_cce.files.lock import held_folder
 from torchrec_cce.jobs.checkpoint import copy as checkpoint_copy
 from torchrec_cce.jobs.checkpoint.reader import Checkpoint
 from torchrec_cce.jobs.recluster import job as job_module
 from torchrec_cce.jobs.recluster.forecast import foresee
 from torchrec_cce.jobs.recluster.job import recluster
 from torchrec_cce.jobs.recluster.outcome import RECORD
-from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import ShardedStore
@@ -37,15 +36,7 @@ from torchrec_cce.training.config_file import read_run_config
 from torchrec_cce.training.parallel import process_group
 from torchrec_cce.training.versions import snapshot_of_run
 
-EASY = Thresholds(
-    min_h1=0, min_h2_gain=0, min_learned=0, max_churn=1, max_objective_ratio=100, max_error=1, max_unseen=1
-)
 STRICT = replace(EASY, min_h1=1.5)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nights.train_a_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +362,7 @@ def test_no_room_from_the_beginning(night: Night) -> None:
 def killable(job: Any) -> float:
     """How long the job took."""
     started = time.monotonic()
-    with mock.patch.object(job_module, "engine_of", return_value=nights.InlineEngine()):
+    with mock.patch.object(job_module, "engine_of", return_value=nights.InlineEngine(1)):
         job_module.recluster(job)
     return time.monotonic() - started
 

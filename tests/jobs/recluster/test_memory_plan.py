@@ -11,12 +11,13 @@ import pytest
 from torchrec_cce.clustering.column import PAIR
 from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
+from torchrec_cce.clustering.task import TableTask
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.jobs.recluster.memory_plan import _Size, plan
+from torchrec_cce.jobs.recluster.memory_plan import _Size, memory_plan
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.modules.parameter_store import TableRows
-from torchrec_cce.modules.recluster import TableTask
+from torchrec_cce.modules.recluster import table_task
 
 GIB = 1 << 30
 
@@ -42,10 +43,10 @@ def make_task(
         num_columns=num_columns,
     )
     words = 2 * num_columns * num_rows
-    return TableTask(
-        config=config,
-        pointer_map=found,
-        rows=TableRows(
+    return table_task(
+        config,
+        found,
+        TableRows(
             weights=rng.normal(size=(words, width)).astype(np.float32),
             states={"state": rng.random((words, state_width), dtype=np.float32)},
         ),
@@ -102,27 +103,27 @@ def test_bounds_hold_and_are_not_far_off(task: TableTask) -> None:
 
 def test_less_memory_means_smaller_steps_down_to_an_error_that_names_the_least() -> None:
     task = make_task(num_ids=40_000_000, num_columns=4, num_rows=1024, width=4)
-    roomy = plan([task], 2, 8 * GIB)
+    roomy = memory_plan([task], 2, 8 * GIB)
     assert (roomy.ids_at_a_time, roomy.chunk_size, roomy.threads_per_column) == (1 << 20, 1 << 14, 1)
     assert roomy.memory_bytes <= 8 * GIB
     assert roomy.disk_bytes == 40_000_000 * 4 * 2 + 16 * 4 * 1024**2
     with pytest.raises(ConfigError, match=r"memory_bytes=5 is too little for these tables and 2 workers") as error:
-        plan([task, task], 2, 5)
+        memory_plan([task, task], 2, 5)
     least = int(str(error.value).split("at least ")[1].split()[0])
-    tight = plan([task, task], 2, least + (4 << 20))
+    tight = memory_plan([task, task], 2, least + (4 << 20))
     assert tight.ids_at_a_time < roomy.ids_at_a_time
     assert tight.chunk_size <= tight.ids_at_a_time
-    assert (tight.tables_at_a_time, plan([task, task], 2, 8 * GIB).tables_at_a_time) == (1, 2)
+    assert (tight.tables_at_a_time, memory_plan([task, task], 2, 8 * GIB).tables_at_a_time) == (1, 2)
 
 
 def test_what_is_needed_does_not_grow_with_the_ids() -> None:
     few, many = (make_task(num_ids=n, num_columns=4, num_rows=1024, width=4) for n in (10_000_000, 1_000_000_000))
-    needs = [plan([task], 2, 8 * GIB).memory_bytes for task in (few, many)]
+    needs = [memory_plan([task], 2, 8 * GIB).memory_bytes for task in (few, many)]
     assert abs(needs[1] - needs[0]) < 32 << 20
 
 
 def test_workers_that_have_no_column_help_others_with_theirs() -> None:
     task = make_task(num_ids=10_000, num_columns=2, num_rows=16, width=4)
-    assert plan([task], 7, 64 * GIB).threads_per_column == 3
-    assert plan([task, replace(task)], 7, 64 * GIB).threads_per_column == 1
-    assert plan([], 7, 64 * GIB).threads_per_column == 7
+    assert memory_plan([task], 7, 64 * GIB).threads_per_column == 3
+    assert memory_plan([task, replace(task)], 7, 64 * GIB).threads_per_column == 1
+    assert memory_plan([], 7, 64 * GIB).threads_per_column == 7

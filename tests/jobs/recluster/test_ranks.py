@@ -102,7 +102,7 @@ def test_what_the_ranks_would_have_done(tmp_path: Path) -> None:
             seed=SEED,
             thresholds=EASY,
         )
-        with mock.patch.object(job_module, "engine_of", return_value=nights.InlineEngine()):
+        with mock.patch.object(job_module, "engine_of", return_value=nights.InlineEngine(1)):
             assert recluster(job).outcome.version == 2
         expected, found = tensors(step.folder / "after"), tensors(step.folder / "output")
         assert expected.keys() == found.keys()

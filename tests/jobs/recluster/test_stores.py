@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.recluster.test_job import EASY
-from tests.support import nights
 from tests.support.launch import command
-from tests.support.nights import Night, assert_same_tensors, newest
+from tests.support.nights import EASY, Night, assert_same_tensors, newest
 from tests.support.s3_server import Faults, S3Server, s3_server
 from tests.support.snapshots import assert_same
 from torchrec_cce.errors import RegistryError
@@ -27,11 +25,6 @@ from torchrec_cce.training.versions import snapshot_of_run
 def server() -> Iterator[S3Server]:
     with s3_server() as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nights.train_a_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

@@ -2,14 +2,11 @@
 
 import json
 import os
-import pickle
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,92 +16,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.launch import Job
-from tests.support.remap_cases import known_ids, make_map, make_snapshot
+from tests.support.remap_cases import known_ids, make_map
+from tests.support.remap_folders import NAMES, Place, contents, refused, write_log
 from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, RemappedFormat
-from torchrec_cce.errors import CCEError, ConfigError, DataFileError, InvalidIDError, JobError, RegistryError
+from torchrec_cce.errors import ConfigError, DataFileError, InvalidIDError, JobError, RegistryError
 from torchrec_cce.jobs.remap import file as remap_file
 from torchrec_cce.jobs.remap import job as remap_run
 from torchrec_cce.jobs.remap.check import check_file
-from torchrec_cce.jobs.remap.job import remap
 from torchrec_cce.jobs.remap.output import read_manifest
-from torchrec_cce.jobs.remap.remapper import Remapper
-from torchrec_cce.maps.registry import Registry
-from torchrec_cce.maps.storage import Storage
-from torchrec_cce.workers import inline as run_alone
+from torchrec_cce.maps.store import open_store
+from torchrec_cce.workers import engine_of
+from torchrec_cce.workers import inline as inline_engine
 from torchrec_cce.workers import local as local_engine
-from torchrec_cce.workers.counters import FileCounters
-from torchrec_cce.workers.engine import engine_of
-
-NAMES = ("day=1/a.parquet", "day=1/b.parquet", "day=2/hour=0/a.parquet")
-
-
-def write_log(path: Path, seed: int, *, rows: int = 1000, row_group_size: int = 300) -> None:
-    rng = np.random.default_rng(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ids = rng.integers(0, 50, rows)
-    table = pa.table(
-        {
-            "label": rng.integers(0, 2, rows),
-            "user": pa.array(ids, mask=rng.random(rows) < 0.1),
-            "item": pa.array([[int(one)] * int(one % 3) for one in ids], pa.list_(pa.int64())),
-            "text": [f"x{one}" for one in ids],
-        }
-    )
-    pq.write_table(table, path, row_group_size=row_group_size)
-
-
-class Inline:
-    """An engine that does the work in this process: what is tested here does not ask where it runs."""
-
-    num_workers = 1
-
-    def __enter__(self) -> "Inline":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to end."""
-
-    def counters(self, count: int) -> FileCounters:
-        self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115  as long as the engine
-        self._file.write(bytes(8 * count))
-        self._file.flush()
-        return FileCounters(path=self._file.name, count=count)
-
-    def run(
-        self, function: Callable[[Any], Any], tasks: Iterable[Any], *, tick: Callable[[], object]
-    ) -> Iterator[tuple[Any, Any]]:
-        assert callable(tick)
-        return ((task, function(pickle.loads(pickle.dumps(task)))) for task in tasks)
-
-
-class Place:
-    """Raw files and a registry in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.raw, self.registry = folder / "raw", folder / "registry"
-        for seed, name in enumerate(NAMES):
-            write_log(self.raw / name, seed)
-        for name in ("_SUCCESS.parquet", ".part.parquet", "notes.txt", "_tmp/a.parquet"):
-            (self.raw / name).parent.mkdir(exist_ok=True)
-            (self.raw / name).write_text("not read")
-        self.publish()
-
-    def publish(self, **options: Any) -> int:
-        tables = {
-            "t_user": make_snapshot(make_map(1, **options), "user"),
-            "t_item": make_snapshot(make_map(2, num_columns=5, keys=True, unseen="hash"), "item", "user"),
-        }
-        return Registry(self.registry).publish(tables).version
-
-    def run(self, output: str = "out", **options: Any) -> Any:
-        source = options.pop("input", str(self.raw))
-        return remap(source, str(self.folder / output), registry=str(self.registry), **options)
-
-    def remapper(self, output: str = "out") -> Remapper:
-        remapped = read_manifest(Storage(self.folder / output)).remapped
-        maps = {name: one.pointer_map for name, one in Registry(self.registry).open(remapped.version).tables.items()}
-        return Remapper(format=remapped, maps=maps)
+from torchrec_cce.workers.inline import InlineEngine
 
 
 @pytest.fixture
@@ -115,20 +39,8 @@ def with_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 @pytest.fixture
 def place(with_workers: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: Inline())
+    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: InlineEngine(1))
     return with_workers
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Name → bytes of all files, hidden ones too."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refused(kind: type[CCEError], call: Callable[[], object]) -> str:
-    with pytest.raises(kind) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_every_file_is_remapped(with_workers: Place) -> None:
@@ -190,7 +102,7 @@ def test_ids_that_a_map_does_not_know_are_counted(place: Place, file_format: Any
         expected["user@t_item"] += sum(one is not None and one not in known for one in raw.column("user").to_pylist())
     assert min(expected.values()) > 100
     assert place.run(file_format=file_format).unseen == expected
-    assert read_manifest(Storage(place.folder / "out")).unseen == expected
+    assert read_manifest(open_store(place.folder / "out")).unseen == expected
     (place.folder / "out" / "_remap" / "manifest.json").unlink()
     assert place.run(file_format=file_format).unseen == expected
 
@@ -243,7 +155,7 @@ def test_a_job_goes_on(place: Place) -> None:
     before = contents(place.folder / "out")
     assert "_remap/manifest.json" not in before
     assert not any(name.endswith(".tmp") for name in before)
-    message = refused(JobError, lambda: read_manifest(Storage(place.folder / "out")))
+    message = refused(JobError, lambda: read_manifest(open_store(place.folder / "out")))
     assert "the job has not finished; run it again" in message
 
     (place.folder / "out" / "day=1" / ".x.parquet.12345678.tmp").write_text("of a process that was killed")
@@ -341,7 +253,7 @@ def test_feature_of_another_column(place: Place) -> None:
 def test_the_inverse_check_finds_what_is_wrong(place: Place) -> None:
     place.run(helper="keep-raw")
     remapper = place.remapper()
-    source, output = Storage(place.raw), Storage(place.folder / "out")
+    source, output = open_store(place.raw), open_store(place.folder / "out")
     name, path = NAMES[0], place.folder / "out" / NAMES[0]
     good = pq.ParquetFile(path).read()
 
@@ -392,7 +304,7 @@ def test_a_full_disk(place: Place) -> None:
 def hold(place: Place) -> None:
     from torchrec_cce.jobs.remap.output import OutputFolder
 
-    folder = OutputFolder(Storage(place.folder / "out"))
+    folder = OutputFolder(open_store(place.folder / "out"))
     with folder._owned():
         (place.folder / "held").touch()
         signal.pause()
@@ -429,7 +341,7 @@ def test_another_registry_under_the_same_name(place: Place, monkeypatch: pytest.
 def test_progress_within_a_file(with_workers: Place, monkeypatch: pytest.MonkeyPatch, num_files: int) -> None:
     """By row groups, while nothing is finished, in this process and in a worker; and it never goes back."""
     place, seen = with_workers, []
-    for module in (local_engine, run_alone):
+    for module in (local_engine, inline_engine):
         monkeypatch.setattr(module, "TICK_S", 0.002)
     folder = place.folder / "large"
     for number in range(num_files):

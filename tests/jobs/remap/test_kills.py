@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.remap.test_job import Inline, Place, contents, write_log
 from tests.support.launch import Job
+from tests.support.remap_folders import Place, contents, write_log
 from torchrec_cce.jobs.remap import job as remap_run
 from torchrec_cce.jobs.remap.job import RemapReport
+from torchrec_cce.workers.inline import InlineEngine
 
 KILLS = 12
 WITH_WORKERS = 3
@@ -22,7 +23,7 @@ FILES = 8
 def run(raw: Path, output: Path, registry: Path, with_workers: bool) -> RemapReport:
     with pytest.MonkeyPatch.context() as patch:
         if not with_workers:
-            patch.setattr(remap_run, "engine_of", lambda *_, **__: Inline())
+            patch.setattr(remap_run, "engine_of", lambda *_, **__: InlineEngine(1))
         # gzip is slow: a file takes long enough to be killed in its middle.
         return remap_run.remap(str(raw), str(output), registry=str(registry), compression="gzip", num_workers=1)
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.kernel_references import reference_packed_hashes
 from tests.support.remap_cases import columns, make_feature, make_map, make_remapper, maps, plain_columns
 from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, METADATA_KEY, HelperPolicy, Layout
 from torchrec_cce.errors import DataFileError, InvalidIDError
 from torchrec_cce.hashing import UniversalHash
-from torchrec_cce.kernels.packed import packed_hashes, reference_packed_hashes
+from torchrec_cce.kernels.packed import packed_hashes
 
 
 @given(data=st.data(), one=maps(), layout=st.sampled_from(LAYOUTS), helper=st.sampled_from(HELPER_POLICIES))

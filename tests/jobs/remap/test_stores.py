@@ -7,14 +7,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs.remap.test_job import NAMES, Inline, Place, contents, refused, write_log
+from tests.support.remap_folders import NAMES, Place, contents, refused, write_log
 from tests.support.s3_server import Faults, S3Server, s3_server
 from torchrec_cce.errors import ConfigError, DataFileError, RegistryError
 from torchrec_cce.jobs.remap import job as remap_run
 from torchrec_cce.jobs.remap.job import remap
 from torchrec_cce.jobs.remap.output import read_manifest
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.maps.storage import Storage
+from torchrec_cce.maps.store import Store, open_store
+from torchrec_cce.workers.inline import InlineEngine
 
 
 @pytest.fixture(scope="module")
@@ -29,25 +30,25 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(tmp_path)
 
 
-def upload(folder: Path, storage: Storage) -> None:
+def upload(folder: Path, storage: Store) -> None:
     for name, content in contents(folder).items():
         with storage.writer(name) as sink:
             sink.write(memoryview(content))
 
 
-def download(storage: Storage) -> dict[str, bytes]:
+def download(storage: Store) -> dict[str, bytes]:
     return {one.name: storage.read(one.name) for one in storage.objects("")}
 
 
 def test_an_object_store_holds_what_a_disk_does(
     place: Place, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: Inline())
+    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: InlineEngine(1))
     large = place.raw / "day=3" / "large.parquet"
     write_log(large, 7, rows=300_000, row_group_size=100_000)
     place.run("local", layout="words", helper="store")
     raw, out, registry = (server.url(f"{place.folder.name}/{name}") for name in ("raw", "out", "registry"))
-    upload(place.raw, Storage(raw, **server.options))
+    upload(place.raw, open_store(raw, **server.options))
     remote = Registry(registry, **server.options)
     remote.publish(Registry(place.registry).open().tables)
 
@@ -56,7 +57,7 @@ def test_an_object_store_holds_what_a_disk_does(
 
     report = run()
     assert (report.num_files, report.skipped_files) == (4, 0)
-    there = Storage(out, **server.options)
+    there = open_store(out, **server.options)
     mine, local = download(there), contents(place.folder / "local")
     for name in (*NAMES, "day=3/large.parquet"):
         new, wanted = (pq.read_table(io.BytesIO(one[name])) for one in (mine, local))
@@ -74,7 +75,7 @@ def test_an_object_store_holds_what_a_disk_does(
 
 def test_an_upload_that_fails_leaves_no_object(place: Place, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the job goes on once the store is back."""
-    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: Inline())
+    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: InlineEngine(1))
     out = server.url(f"{place.folder.name}/out")
 
     def run() -> remap_run.RemapReport:
@@ -85,7 +86,7 @@ def test_an_upload_that_fails_leaves_no_object(place: Place, server: S3Server, m
         assert f"cannot write {NAMES[2]}" in refused(RegistryError, run)
     finally:
         server.recover()
-    there = Storage(out, **server.options)
+    there = open_store(out, **server.options)
     before = download(there)
     assert NAMES[2] not in before
     assert "_remap/manifest.json" not in before

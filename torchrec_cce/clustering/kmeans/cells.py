@@ -1,4 +1,4 @@
-"""Exact nearest centroid among many: centroids in cells, of which a point looks at few."""
+"""Exact nearest centroid among many: the centroids lie in cells, and a point looks at only a few of those."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ from torchrec_cce.clustering.kmeans.simd import (
 from torchrec_cce.jit import jit
 
 CELL = 64
-"""Centroids in a cell, the last one padded with infinite ones."""
+"""The number of centroids in a cell. Infinite centroids pad the last one."""
 _STEPS = CELL // LANES
 _AT_A_TIME = 64
 _INFINITY = np.int32(0x7F800000)
@@ -39,11 +39,11 @@ Search = Callable[..., None]
 class Cells:
     """Centroids in compact cells of 64, the cells in blocks of 16, with boxes around every cell and block.
 
-    Read-only, for any number of threads.
+    An object is read-only, so any number of threads may share it.
     """
 
     def __init__(self, centroids: npt.NDArray[np.float32]) -> None:
-        """Cut `centroids: [k, d] float32`, finite, into cells: always across the widest side, near the middle."""
+        """Cut `centroids: [k, d] float32`, finite, into cells: each cut goes across the widest side near the middle."""
         num_rows, width = centroids.shape
         num_blocks = -(-num_rows // (CELL * LANES))
         num_blocks += -num_blocks % LANES
@@ -76,12 +76,12 @@ class Cells:
         codes: npt.NDArray[np.int64],
         distances: npt.NDArray[np.float32],
     ) -> None:
-        """What `nearest_loop` writes, bit for bit where it is finite; `points: [N, d]` are C-contiguous."""
+        """Write what `nearest_loop` writes, bit for bit where it is finite; `points: [N, d]` are C-contiguous."""
         self._search(points, *self._arrays, codes, distances)
 
 
 def _cut(centroids: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-    """The rows of each cell. All cells but the last are full, and 16 that follow each other lie together."""
+    """The rows of each cell. All cells but the last are full, and 16 consecutive cells are close to each other."""
     if len(rows) <= CELL:
         yield np.sort(rows)
         return
@@ -97,13 +97,14 @@ def _cut(centroids: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> Ite
 def _search(width: int) -> Search:
     """The search for vectors of `width` floats: `(points, members, rows, cell boxes, block boxes, codes, distances)`.
 
-    A point meets the nearest cell of the nearest block first, then every cell whose box is not farther than the best
-    centroid so far. That misses none, without any margin: for `c` in the box, each rounded difference to a side of the
-    box is at most that to `c`, because rounding keeps the order; and so do the squares and the sums, which are rounded
-    in the same sequence. So the box's distance as computed is at most that of `c` as computed.
+    A point visits the nearest cell of the nearest block first, and then every cell whose box is at most as far as the
+    best centroid so far. This misses no centroid, and needs no margin. For a centroid `c` in a box, each rounded
+    difference to a side of the box is at most the rounded difference to `c`, because rounding keeps the order. The
+    squares and the sums keep the order too, since they are rounded in the same sequence. So the computed distance to
+    the box is at most the computed distance to `c`.
 
-    Distances are compared as integers, see `bits`. Points are handled 64 at a time, each step for all of them before
-    the next, so that the CPU works at several while it waits for one.
+    Distances are compared as integers, see `bits`. Points are handled 64 at a time, and each step is done for all of
+    them before the next step, so that the CPU works on several points while it waits for one.
     """
 
     @jit
@@ -185,7 +186,7 @@ def _search(width: int) -> Search:
 
 @jit
 def _to_boxes(boxes: Any, number: int, points: Any, point: int, width: int) -> Any:
-    """Distances of a point to the 16 boxes `number`."""
+    """Distances of a point to 16 boxes, group `number` of them."""
     total = spread(np.float32(0))
     at = number * 2 * width * LANES
     for dim in range(width):

@@ -1,4 +1,4 @@
-"""k-means: by our own loops, or by FAISS or scikit-learn, which are imported here alone and have their traps closed."""
+"""k-means by our own loops, by FAISS or by scikit-learn. Only this module imports these, and avoids their traps."""
 
 import warnings
 from collections.abc import Iterator
@@ -9,15 +9,14 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.kmeans.distinct import first_distinct
-from torchrec_cce.clustering.kmeans.lloyd import lloyd
+from torchrec_cce.clustering.kmeans.lloyd import first_distinct, lloyd
 from torchrec_cce.clustering.settings import Backend
 from torchrec_cce.errors import ClusteringError, ConfigError
 from torchrec_cce.extras import require
 
-# FAISS's fused nearest-neighbour kernel, up to 70 times faster than its other one, runs only when `queries · d`
-# reaches this. A smaller training set is repeated until it does: the same k-means, as every cluster keeps its mean, and
-# one code path for every size, which no thread count can change (the other path is a threaded matrix product).
+# FAISS's fused nearest-neighbour kernel is up to 70 times faster than its other one, but runs only when `queries · d`
+# reaches this. A smaller training set is repeated until it does. The k-means is the same, as every cluster keeps its
+# mean, and every size takes one code path that no thread count can change (the other is a threaded matrix product).
 FUSED_MIN_FLOATS = 128_000
 _SCALED_AT_A_TIME = 65536
 _SKLEARN_ALONE = Lock()
@@ -42,30 +41,29 @@ def kmeans(
 ) -> npt.NDArray[np.float32]:
     """Lloyd's k-means from distinct random points (the paper's setting: 50 iterations, lines 345 to 353).
 
-    Every point is used: the caller has sampled already. The result does not depend on `num_threads`.
+    Every point is used, since the caller has sampled already. The result does not depend on `num_threads`.
 
     Args:
         points: [N, d] float32.
         num_centroids: `k`, at least 1.
         seed: chooses the first centroids; draw a new one for every clustering.
         weights: [N] float32, how often each point counts, at least 0. Points of weight 0 take no part.
-        num_iterations: Lloyd iterations, at least 1; fewer where they change nothing any more.
-        num_threads: threads; those of FAISS are OpenMP's, and the caller's setting is put back afterwards. scikit-learn
-            takes one: it adds up the sums of several in the order in which they end.
-        backend: `"numba"`, our own loops; `"faiss"`, as good and slower, on the first GPU if it sees one; or
+        num_iterations: Lloyd iterations, at least 1; fewer are run once they change nothing any more.
+        num_threads: threads. FAISS uses those of OpenMP, and the caller's setting is put back afterwards. scikit-learn
+            uses one, because it adds up the sums of several threads in the order in which they end.
+        backend: `"numba"`, our own loops; `"faiss"`, as good and slower, on the first GPU if FAISS sees one; or
             `"sklearn"`, the other library that the paper names (lines 321 to 324), in float64 and slower. From a start
-            that leaves no cluster empty, all three find the same. Into an empty cluster `"numba"` puts a point that
-            costs much, `"sklearn"` one that is far away, `"faiss"` half of a large cluster.
+            that leaves no cluster empty, all three find the same centroids. An empty cluster gets a point that costs
+            much from `"numba"`, a point that is far away from `"sklearn"`, and half of a large cluster from `"faiss"`.
 
     Returns:
-        centroids: [k', d] float32. `k' = k`, unless at most `k` of the points are distinct: then the centroids are
-        those points, in lexicographic order, and `k'` is how many there are. No unused row is left for an assignment
-        to pick.
+        centroids: [k', d] float32, with `k' = k`, unless at most `k` of the points are distinct: then the centroids are
+        those `k'` points in lexicographic order, so that no assignment can pick an unused centroid.
 
     Raises:
         ConfigError: arguments of the wrong shape, dtype or sign, or no point of positive weight.
         ClusteringError: NaN or infinite points or weights; the message says how many.
-        MissingExtraError: FAISS or scikit-learn is asked for and not installed.
+        MissingExtraError: the backend is FAISS or scikit-learn, and that is not installed.
     """
     for name, value in (
         ("num_centroids", num_centroids),
@@ -90,8 +88,8 @@ def kmeans(
     first, distinct = first_distinct(points, _random_order(len(points), weights, rng), num_centroids)
     if len(distinct) <= num_centroids:
         return distinct
-    # Squares of very small or very large values leave float32; and far from the origin FAISS's `‖x‖² − 2x·c + ‖c‖²`
-    # cancels and picks wrong centroids. Neither happens around the mean, scaled (exactly) by a power of two.
+    # Squares of very small or very large values leave float32, and far from the origin FAISS's `‖x‖² − 2x·c + ‖c‖²`
+    # cancels and picks wrong centroids. Neither happens to points around the origin, scaled exactly by a power of two.
     mean = points.mean(axis=0, dtype=np.float64)
     exponent = np.frexp(np.maximum(points.max(axis=0) - mean, mean - points.min(axis=0)).max())[1]
     scaled = np.empty(points.shape, np.float32)
@@ -106,10 +104,10 @@ def kmeans(
 
 
 def modules_of(backend: Backend) -> tuple[Any, ...]:
-    """Import what a back end needs; a run does it before it trains for hours.
+    """Import what a back end needs; a run does this before it trains for hours.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: a module that the back end needs is not installed.
     """
     return tuple(require(*module) for module in _MODULES[backend])
 
@@ -136,7 +134,7 @@ def _positive(
 def _random_order(
     num_points: int, weights: npt.NDArray[np.float32] | None, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """A random order in which heavy points come early: successive draws without replacement, proportional to weight."""
+    """A random order in which heavy points come early, as if drawn one by one with probabilities like the weights."""
     if weights is None:
         return rng.permutation(num_points)
     # Of independent exponential times with rates w, the next to ring is i with probability w_i / Σ w of those left.
@@ -151,7 +149,7 @@ def _faiss(
     num_iterations: int,
     num_threads: int,
 ) -> npt.NDArray[np.float32]:
-    """What `lloyd` does, by FAISS; k < N, and the points around the origin."""
+    """Do what `lloyd` does, by FAISS; k < N, and the points lie around the origin."""
     (faiss,) = modules_of("faiss")
     num_rows, width = first.shape
     repeats = -(-FUSED_MIN_FLOATS // points.size)
@@ -179,10 +177,10 @@ def _sklearn(
     num_iterations: int,
     num_threads: int,  # noqa: ARG001
 ) -> npt.NDArray[np.float32]:
-    """What `lloyd` does, by scikit-learn; k < N, and the points around the origin.
+    """Do what `lloyd` does, by scikit-learn; k < N, and the points lie around the origin.
 
-    In float64, because it finds distances as `‖c‖² − 2x·c`, and one call at a time, because it sets the number of BLAS
-    threads for the whole process and back.
+    It computes in float64, because it finds distances as `‖c‖² − 2x·c`. Only one call runs at a time, because it sets
+    the number of BLAS threads of the whole process, and sets it back.
     """
     cluster, threadpoolctl = modules_of("sklearn")
     model = cluster.KMeans(len(first), init=first.astype(np.float64), n_init=1, max_iter=num_iterations, tol=0)

@@ -1,23 +1,22 @@
-"""Lloyd's k-means from given centroids, with exact assignments."""
+"""Lloyd's k-means from given centroids, with exact assignments; and the first distinct points, where k-means starts."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.kmeans.distinct import first_distinct
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.kmeans.neighbours import pack_lanes, reassign_loop
 from torchrec_cce.jit import jit
 
 _MIN_MEMBERS = 32
-"""Points a cluster, in the mean, from which listing the neighbours of every cluster pays."""
+"""The mean number of points in a cluster from which it pays to list the neighbours of every cluster."""
 _MAX_NEAR = 0.2
-"""The share of all centroids that a point may have as neighbours, in the mean."""
+"""The largest share of all centroids that may be neighbours of a point, in the mean over points."""
 _ASKED = 32
-"""Points that are asked for that share."""
+"""The number of points from which that share is estimated."""
 _LOOKED_AT = 16
-"""Costly points that are looked at for an empty cluster: some may be copies of each other."""
+"""The number of costly points considered for each empty cluster: some may be copies of each other."""
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
@@ -27,12 +26,12 @@ Starts = npt.NDArray[np.int64]
 def lloyd(points: Floats, first: Floats, weights: Floats, *, num_iterations: int, num_threads: int) -> Floats:
     """The centroids [k, d] float32 after `num_iterations`, or as soon as no point changes its cluster.
 
-    The same bits for any number of threads: one thread sums a cluster, in float64, in an order that depends on the
-    points alone. Empty clusters start again at the points that cost most.
+    The bits are the same for any number of threads: the sum of a cluster is taken by one thread, in float64, in an
+    order that depends on the points alone. Empty clusters start again at the points that cost most.
 
     Args:
         points: [N, d] float32, at most 1 in absolute value.
-        first: [k, d] float32, where to start; likewise at most 1.
+        first: [k, d] float32, the centroids to start from, at most 1 in absolute value.
         weights: [N] float32, positive.
         num_iterations: at least 1.
         num_threads: at least 1.
@@ -93,7 +92,7 @@ def _reassign(
 
 @jit
 def _group(points: Floats, weights: Floats, codes: Codes, num_rows: int) -> tuple[Floats, Floats, Codes, Starts]:
-    """Points, weights and codes in the order of the codes, else as they were, and [k + 1] where each code starts."""
+    """Points, weights and codes, stably sorted by code, and [k + 1] the places where each code starts."""
     starts = np.zeros(num_rows + 1, np.int64)
     for index in range(len(codes)):
         starts[codes[index] + 1] += 1
@@ -133,9 +132,25 @@ def _means(points: Floats, weights: Floats, starts: Starts) -> Floats:
 
 
 def _spare_points(points: Floats, weights: Floats, codes: Codes, centroids: Floats, count: int) -> Floats:
-    """[count, d]: the distinct points that cost most; of those that are looked at, some again if they are too few."""
+    """[count, d]: the distinct points that cost most, repeated if too few of the points considered are distinct."""
     costs = weights * np.square(points - centroids[codes]).sum(axis=1)
     size = min(len(points), _LOOKED_AT * count)
     top = np.sort(np.argpartition(costs, -size)[-size:])
     chosen, _ = first_distinct(points, top[np.argsort(-costs[top], kind="stable")], count)
     return points[np.resize(chosen, count)]
+
+
+def first_distinct(
+    points: npt.NDArray[np.float32], order: npt.NDArray[np.int64], num_rows: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The indices of the first `num_rows` distinct points in `order`, and a sorted array of distinct points.
+
+    If there are more than `num_rows` distinct points, the array holds more than `num_rows` of them; else it holds all.
+    """
+    size = min(len(order), 2 * num_rows + 2)
+    while True:
+        # 0 is added because −0 and 0 are one point with two bit patterns.
+        distinct, index = np.unique(points[order[:size]] + np.float32(0), axis=0, return_index=True)
+        if len(distinct) > num_rows or size == len(order):
+            return order[np.sort(index)[:num_rows]], distinct
+        size = min(len(order), 4 * size)

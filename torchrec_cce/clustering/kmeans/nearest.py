@@ -1,10 +1,10 @@
-"""Exact nearest centroid."""
+"""Exact nearest centroid, by brute force or by cells, whichever is faster for the table of centroids."""
 
 import numpy as np
 import numpy.typing as npt
 
+from torchrec_cce.clustering.kmeans.brute_force import nearest_loop, pack_centroids
 from torchrec_cce.clustering.kmeans.cells import Cells
-from torchrec_cce.clustering.kmeans.loops import nearest_loop, pack_centroids
 from torchrec_cce.errors import ClusteringError, ConfigError
 
 # Nanoseconds a point on one Zen 5 core with AVX-512 (process time, medians, interleaved; Gaussian data; numba 0.68,
@@ -17,14 +17,14 @@ from torchrec_cce.errors import ClusteringError, ConfigError
 #   16    43    71   143   159                       845  2042   972    3374  8355  4336   13380  38679  24332
 #   32    93    91   395   344
 #   64   280   194   789   950
-# FAISS has two traps, too (a slow path for few points or one float, cancellation far from the origin). In wide vectors
-# the cells near a point are most of them: the loop takes these, and tables too small for cells to pay.
+# FAISS also has two traps: a slow path for few points or one float, and cancellation far from the origin. In wide
+# vectors most cells are near a point. So brute force takes wide vectors, and tables too small for cells to pay.
 _CELLS_FROM = {1: 1024, 2: 1024, 3: 2048, 4: 2048, 5: 2048, 6: 4096, 7: 4096, 8: 8192, 9: 16384, 10: 16384}
-"""For each width, the number of centroids from which cells are faster than the plain loop; none for wider vectors."""
+"""Width → the number of centroids from which cells are faster than brute force; wider vectors never use cells."""
 
 
 class NearestCentroid:
-    """Which centroid is nearest, for any number of points at a time.
+    """A table of centroids that answers which of them is nearest, for any number of points at a time.
 
     The answer for a point is a function of that point and the centroids alone: the same bits in any batch, in any
     order, from any number of threads that share this object (it is read-only; the loops release the GIL and start no
@@ -54,11 +54,11 @@ class NearestCentroid:
     def __call__(self, points: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """The nearest centroid of each of `points: [N, d] float32`.
 
-        Of centroids equally near, as float32 has it, the first.
+        Of centroids that are equally near in float32, the first is taken.
 
         Returns:
             codes: [N] int64 in 0..k−1.
-            distances: [N] float32, the squared Euclidean distance to that centroid; its relative error is below
+            distances: [N] float32, the squared Euclidean distances to those centroids. Their relative error is below
                 `(d + 2)·2^-24` wherever the data lie.
 
         Raises:

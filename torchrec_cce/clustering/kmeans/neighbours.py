@@ -1,4 +1,4 @@
-"""Exact assignment of points whose centroids have moved: each looks only at the neighbours of its old centroid."""
+"""Exact assignment of points whose centroids have moved: a point looks only at the neighbours of its old centroid."""
 
 import functools
 from collections.abc import Callable
@@ -55,21 +55,22 @@ def pack_lanes(centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def reassign_loop(width: int) -> Reassign:
     """The loop `(points, starts, centroids, packed, first, last, codes)` for vectors of `width` floats.
 
-    - `points`: [N, width] float32, at most 1 in absolute value, those of cluster i from `starts[i]` to `starts[i + 1]`.
+    - `points`: [N, width] float32, at most 1 in absolute value; cluster i is from `starts[i]` to `starts[i + 1]`.
     - `starts`: [k + 1] int64.
     - `centroids`: [k, width] float32, at most 1 in absolute value.
     - `packed`: `pack_lanes(centroids)`.
-    - `first`, `last`: the clusters whose points are assigned, `last` not among them.
+    - `first`, `last`: the points of clusters `first` to `last - 1` are assigned.
     - `codes`: [N] int32, written for those points, with the bits that `NearestCentroid` finds.
 
-    A centroid `c` can only be nearer to `x` than its old `a` is, or as near, where `|c − a| ≤ 2|x − a|`. Per cluster,
-    the centroids within reach of its farthest point are listed in rings around `a`, and the points sorted by how many
-    rings they need; 16 at a time are compared with those.
+    A centroid `c` can be at least as near to a point `x` as the old centroid `a` only where `|c − a| ≤ 2|x − a|`. For
+    each cluster, the centroids within reach of its farthest point are listed in rings around `a`, and the points are
+    sorted by how many rings they need. Then 16 points at a time are compared with the centroids of those rings.
     """
     # Computed squares are within a factor of 1 ± ε, ε = (d + 2)·2^-24, of the true ones. If that of |c − a| exceeds
     # 4(1 + m) times that of |x − a|, then |c − a| > 2q|x − a| with q² = (1 + m)(1 − ε)/(1 + ε), so that
     # |x − c| > (2q − 1)|x − a|, and c is farther as computed, too, if (2q − 1)²(1 − ε) ≥ 1 + ε. m = 3ε is just enough
-    # to first order, so 8ε is plenty. Squares so small that float32 rounds them more coarsely are far below `least`.
+    # to first order, so 8ε is plenty. Squares that are so small that float32 rounds them more coarsely are far below
+    # `least`.
     margin = 1 + 8 * (width + 2) * 2.0**-24
     least = 2.0**-100
 

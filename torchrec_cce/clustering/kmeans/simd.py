@@ -1,10 +1,10 @@
-"""Sixteen numbers at a time: vectors that a compiled loop keeps in a variable, and what is done with them.
+"""Vectors of sixteen numbers that a compiled loop keeps in a variable, and the operations on them.
 
 numba leaves it to LLVM whether a loop becomes vector code, and short loops that store something mostly do not. Here
-each operation is an LLVM instruction or two on 16 lanes, which LLVM fits to the registers that the CPU has.
+each operation is one or two LLVM instructions on 16 lanes, which LLVM fits to the registers that the CPU has.
 
-All functions but `aligned` are for compiled loops. The arrays that they load from and store to are flat and aligned,
-at positions that are multiples of LANES.
+All functions but `aligned` are for compiled loops. They load from and store to arrays that are flat and aligned, at
+indices that are multiples of LANES.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from torchrec_cce.jit import jit
 
 LANES = 16
 HIGHEST = np.int32(2**31 - 1)
-"""Above the bits of every float32, and above every row of a table."""
+"""More than the bits of every float32, and more than every row of a table."""
 _ALIGNMENT = 64
 
 _operation = cast(Callable[[Callable[..., Any]], Callable[..., Any]], intrinsic)
 
 
 def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A flat copy of `array` that starts at a multiple of 64 bytes, so that no vector lies on two cache lines."""
+    """A flat copy of `array` that starts at a multiple of 64 bytes, so that no vector crosses a cache line."""
     memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     copy = memory[start : start + array.nbytes].view(array.dtype)
@@ -122,7 +122,7 @@ def spread(_context: Any, value: Any) -> Any:
 
 @_operation
 def add_square(_context: Any, _total: Any, _left: Any, _right: Any) -> Any:
-    """`total + (left − right)²`, the difference rounded, then the rest with one rounding: as `fma` does."""
+    """`total + (left − right)²`: the difference is rounded, and then the rest is rounded once, as by `fma`."""
 
     def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         gap = builder.fsub(values[1], values[2])
@@ -133,7 +133,7 @@ def add_square(_context: Any, _total: Any, _left: Any, _right: Any) -> Any:
 
 @_operation
 def add_square_outside(_context: Any, _total: Any, _value: Any, _low: Any, _high: Any) -> Any:
-    """`total + gap²` with the gap between `value` and the interval `low` to `high`, zero within; rounded likewise."""
+    """`total + gap²`, where `gap` is from `value` to the interval `low..high`, zero inside it; rounded likewise."""
 
     def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         total, value, low, high = values
@@ -199,7 +199,7 @@ def where_equal(_context: Any, _vector: Any, _value: Any, _chosen: Any) -> Any:
 
 @_operation
 def at_most(_context: Any, _vector: Any, _value: Any) -> Any:
-    """An int64 whose bit i says whether lane i of the int32 `vector` is at most `value`."""
+    """An int64 in which bit i is set where lane i of the int32 `vector` is at most `value`."""
 
     def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         below = builder.icmp_signed("<=", values[0], _spread(builder, values[1]))
@@ -210,7 +210,7 @@ def at_most(_context: Any, _vector: Any, _value: Any) -> Any:
 
 @_operation
 def lowest_bit(_context: Any, _mask: Any) -> Any:
-    """Which is the lowest bit set of an int64 that is not 0."""
+    """The index of the lowest bit that is set in an int64 other than 0."""
 
     def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         return builder.cttz(values[0], ir.Constant(ir.IntType(1), 1))
@@ -220,7 +220,7 @@ def lowest_bit(_context: Any, _mask: Any) -> Any:
 
 @_operation
 def nearer(_context: Any, _code: Any, _best: Any, _row: Any, _distance: Any) -> Any:
-    """`row` where `distance` is less than `best`, the smaller of it and `code` where they are equal, else `code`."""
+    """`row` where `distance < best`, the smaller of `row` and `code` where the two are equal, and else `code`."""
 
     def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         code, best, row, distance = values

@@ -9,10 +9,11 @@ import numpy as np
 
 from torchrec_cce.clustering.column import PAIR
 from torchrec_cce.clustering.entropy import MAX_JOINT_IDS, pointer_entropies
+from torchrec_cce.clustering.executor import Stage
 from torchrec_cce.clustering.settings import ReclusterConfig
-from torchrec_cce.jobs.recluster.cluster import Stage, TableSource, table_tasks
-from torchrec_cce.jobs.recluster.memory_plan import Plan, plan
-from torchrec_cce.modules.recluster import TableTask
+from torchrec_cce.clustering.task import TableTask
+from torchrec_cce.jobs.recluster.cluster import TableSource, table_tasks
+from torchrec_cce.jobs.recluster.memory_plan import MemoryPlan, memory_plan
 
 _FEW = 1 << 15
 _FEW_ITERATIONS = 4
@@ -48,7 +49,7 @@ def estimate(
         As `cluster` before its workers begin.
     """
     tables = table_tasks(sources, 0, replace(settings, num_threads=1))
-    chosen = plan(tables, num_workers, memory_bytes)
+    chosen = memory_plan(tables, num_workers, memory_bytes)
     costs = [_Costs(table, chosen) for table in tables]
     columns = [cost.column / chosen.threads_per_column for cost in costs for _ in range(cost.num_columns)]
     at_once = num_workers // chosen.threads_per_column
@@ -78,7 +79,7 @@ def estimate(
 class _Costs:
     """Seconds of one thread for all of a table, from those for a part of it. Its old codebooks stand for the new."""
 
-    def __init__(self, table: TableTask, chosen: Plan) -> None:
+    def __init__(self, table: TableTask, chosen: MemoryPlan) -> None:
         clustering = table.clustering
         self.num_ids: int = clustering.num_ids
         self.num_columns: int = clustering.num_columns
@@ -110,11 +111,11 @@ class _Costs:
 
 def _column_seconds(table: TableTask) -> float:
     """To train one column. An iteration has a cost of its own and one for each point, and so has all around it."""
-    clustering, settings = table.clustering, table.settings
+    clustering, settings = table.clustering, table.inputs.settings
 
     def train(points_per_centroid: int, num_iterations: int) -> Callable[[], object]:
         few = replace(settings, points_per_centroid=points_per_centroid, num_iterations=num_iterations)
-        part = replace(table, settings=few)
+        part = replace(table, inputs=replace(table.inputs, settings=few))
         return lambda: part.clustering.train([0])
 
     def num_points(points_per_centroid: int) -> int:
@@ -131,7 +132,7 @@ def _column_seconds(table: TableTask) -> float:
     return _extended(first, *sizes) + (settings.num_iterations - 1) * _extended(each, *sizes)
 
 
-def _seconds_of_all(function: Callable[[int], object], few: int, everything: int, chosen: Plan) -> float:
+def _seconds_of_all(function: Callable[[int], object], few: int, everything: int, chosen: MemoryPlan) -> float:
     """For `everything`, in tasks, where a task has a cost of its own and one for each of its items."""
     fewer = -(-few // 8)
     seconds = [_seconds(lambda: function(fewer)), _seconds(lambda: function(few))]
@@ -157,5 +158,5 @@ def _seconds(function: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def _num_tasks(sizes: Iterable[int], chosen: Plan) -> int:
+def _num_tasks(sizes: Iterable[int], chosen: MemoryPlan) -> int:
     return sum(-(-size // chosen.ids_at_a_time) for size in sizes)

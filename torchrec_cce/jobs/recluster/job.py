@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from torchrec_cce.errors import ConfigError, PublishConflictError
 from torchrec_cce.files.atomic import flush
-from torchrec_cce.files.held_folder import held_folder
+from torchrec_cce.files.lock import held_folder
 from torchrec_cce.jobs.checkpoint.copy import NewTable, copy_checkpoint, replace_tables, stamp_version
 from torchrec_cce.jobs.checkpoint.reader import Checkpoint, CheckpointTable
 from torchrec_cce.jobs.recluster.cluster import Clustered, TableSource, cluster
@@ -23,7 +23,7 @@ from torchrec_cce.maps.journal import PublishedVersion
 from torchrec_cce.training.config import SplitConfig, config_digest
 from torchrec_cce.training.loop import evaluate
 from torchrec_cce.training.metrics import Quality
-from torchrec_cce.workers.engine import engine_of
+from torchrec_cce.workers import engine_of
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the share of it, 0 to 1, that is done."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrec_cce.clustering.entropy import MAX_JOINT_IDS
+from torchrec_cce.clustering.task import TableTask
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.modules.recluster import TableTask
 
 # A worker with FAISS and the compiled loops, before it has any data: what no file backs.
 _PROCESS_BYTES = 128 << 20
@@ -19,7 +19,7 @@ _HISTOGRAM_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MemoryPlan:
     """How a clustering is cut up. Nothing in it changes the result."""
 
     ids_at_a_time: int
@@ -36,7 +36,7 @@ class Plan:
     """Of files without a name, in the work and cache folders."""
 
 
-def plan(tables: Sequence[TableTask], num_workers: int, memory_bytes: int) -> Plan:
+def memory_plan(tables: Sequence[TableTask], num_workers: int, memory_bytes: int) -> MemoryPlan:
     """The largest steps that fit into `memory_bytes`.
 
     Raises:
@@ -48,7 +48,7 @@ def plan(tables: Sequence[TableTask], num_workers: int, memory_bytes: int) -> Pl
     own = _own_bytes()
     most = min(_MOST_AT_A_TIME, max(_FEWEST_WORTH_A_TASK, 1 << everything.bit_length()))
     while True:
-        chunk_size = min([most, *(table.settings.chunk_size for table in tables)])
+        chunk_size = min([most, *(table.inputs.settings.chunk_size for table in tables)])
         worker = _PROCESS_BYTES + max((size.worker(most, chunk_size) for size in sizes), default=0)
         driver = own + sum(size.new_tables for size in sizes)
         # Tasks in flight, and one result that is being received.
@@ -64,7 +64,7 @@ def plan(tables: Sequence[TableTask], num_workers: int, memory_bytes: int) -> Pl
             )
         most //= 2
     spare = memory_bytes - driver - num_workers * worker
-    return Plan(
+    return MemoryPlan(
         ids_at_a_time=most,
         chunk_size=chunk_size,
         threads_per_column=max(1, num_workers // max(1, num_columns)),
@@ -83,9 +83,9 @@ class _Size:
         self.columns: int = clustering.num_columns
         self._pairs, self._width = clustering.num_pairs, clustering.width
         self._pointer_bytes: int = self.columns * clustering.pointer_dtype.itemsize
-        self._states = sum(int(state[0].size) for state in table.rows.states.values())
+        self._states = sum(int(state[0, 0, 0].size) for state in table.inputs.row_states.values())
         self._rows = clustering.num_rows
-        self._sampled = min(self.ids, table.settings.points_per_centroid * self._rows)
+        self._sampled = min(self.ids, table.inputs.settings.points_per_centroid * self._rows)
         self._has_frequencies = table.frequencies is not None
         self._has_vocabulary = table.pointer_map.vocabulary is not None
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.atomic import write_json
 from torchrec_cce.jobs.recluster.gates import Gate, TableFigures
 from torchrec_cce.training.metrics import Quality
 
@@ -57,8 +57,7 @@ _ADAPTER = TypeAdapter(Outcome)
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Note in `folder` what made it."""
-    with atomic_path(folder / RECORD) as temporary:
-        temporary.write_text(json.dumps(_ADAPTER.dump_python(outcome, mode="json")))
+    write_json(folder / RECORD, outcome)
 
 
 def read_outcome(folder: Path) -> Outcome | None:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from torchrec_cce.errors import MissingExtraError
 from torchrec_cce.extras import require
-from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.atomic import atomic_path, write_json
 from torchrec_cce.files.page import new_plot, to_png, write_page
 from torchrec_cce.jobs.recluster.gates import Gate
 from torchrec_cce.jobs.recluster.outcome import Outcome
@@ -37,8 +37,7 @@ def write_report(folder: Path, outcome: Outcome, cluster_sizes: Mapping[str, npt
     Returns:
         Why there is no page, if there is none.
     """
-    with atomic_path(folder / "report.json") as temporary:
-        temporary.write_text(outcome.to_json())
+    write_json(folder / "report.json", outcome, strict=True)
     try:
         for library in ("jinja2", "matplotlib.figure"):
             require(library, "report")

@@ -23,7 +23,7 @@ from torchrec_cce.maps.manifest import Manifest
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
-from torchrec_cce.workers.engine import EngineName
+from torchrec_cce.workers import EngineName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class ReclusterJob:
 
     registry: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Of the registry's object store, see `Storage`; for this process and the workers alike."""
+    """Of the registry's object store, see `open_store`; for this process and the workers alike."""
     checkpoint: Path
     """The folder of a run, or a distributed checkpoint."""
     output: Path

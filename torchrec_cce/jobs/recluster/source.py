@@ -38,7 +38,7 @@ class RegistryMap:
     url: str
     version: int
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """Of the object store, see `Storage`; credentials may be among them."""
+    """Of the object store, see `open_store`; credentials may be among them."""
 
     def open(self) -> Mapping[str, TableSnapshot]:
         """The snapshots by table, verified and memory-mapped. Raises as `Registry.open`."""

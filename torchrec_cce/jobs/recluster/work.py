@@ -1,22 +1,21 @@
-"""What the workers of a clustering do: train a column, look for the nearest centroids of embeddings, assign IDs."""
+"""What the workers of a clustering do: steps for a column or a range of a table. Nothing here imports torch."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.column import PAIR, TrainedColumn
-from torchrec_cce.clustering.inputs import ClusteringInputs, named_errors
+from torchrec_cce.clustering.executor import ColumnStep, RangeStep, Totals, named_errors
 from torchrec_cce.clustering.table import TableClustering
+from torchrec_cce.clustering.task import ClusteringInputs
 from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap, StoredTable
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.workers.engine import Shared
-
-Centroids = list[npt.NDArray[np.float32]]
 
 
 @dataclass(kw_only=True)
@@ -40,23 +39,27 @@ class SharedTable:
     stored: StoredTable = field(compare=False)
     inputs: Shared[ClusteringInputs] = field(compare=False)
     keys: Shared[npt.NDArray[np.int64]] | None = field(compare=False)
-    """[n] the raw ID of each row, where the map has a vocabulary."""
+    """[n] the raw ID of each position, where the map has a vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedTable:
-    """What the IDs of a table are assigned by. Compared as its table is."""
+class SharedValue:
+    """What the ranges of a table share, as a worker gets it. Picklable and small."""
 
-    table: SharedTable
-    centroids: Shared[Centroids] = field(compare=False)
-    pairs: Shared[npt.NDArray[np.void]] | None = field(compare=False)
+    token: str
+    """Values are compared by it alone."""
+    value: Shared[Any] = field(compare=False)
+
+    def get(self) -> Any:
+        return self.value.get()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnTask:
-    """Train one column."""
+    """Do a step for one column."""
 
     table: SharedTable
+    step: ColumnStep[Any]
     column: int
     work: int
     """What it costs, in any unit that all columns share."""
@@ -66,69 +69,44 @@ class ColumnTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsTask:
-    """Assign the embeddings `start … stop − 1` of a table."""
+class RangeTask:
+    """Do a step for the items `start … stop − 1` of a table."""
 
     table: SharedTable
-    centroids: Shared[Centroids]
+    step: RangeStep[Any]
+    given: SharedValue
     start: int
     stop: int
+    item: np.dtype[Any]
+    items: str
+    """What they are, for messages."""
 
     @property
     def work(self) -> int:
         return self.stop - self.start
 
     def __str__(self) -> str:
-        return f"embeddings {self.start} to {self.stop - 1} of table {self.table.name!r}"
+        return f"{self.items} {self.start} to {self.stop - 1} of table {self.table.name!r}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RangeTask:
-    """Assign the IDs `start … stop − 1` of a table."""
-
-    learned: LearnedTable
-    start: int
-    stop: int
-
-    @property
-    def table(self) -> SharedTable:
-        return self.learned.table
-
-    @property
-    def work(self) -> int:
-        return self.stop - self.start
-
-    def __str__(self) -> str:
-        return f"rows {self.start} to {self.stop - 1} of table {self.table.name!r}"
-
-
-def train_column(task: ColumnTask) -> tuple[TrainedColumn, dict[str, Span]]:
-    """The trained column, and the spans of `"sampling"` and `"k-means"`."""
+def do_column(task: ColumnTask) -> tuple[Any, dict[str, Span]]:
+    """The result, and the spans of `"sampling"` and `"k-means"`."""
     clustering = _open(task.table)
     with named_errors(task.table.name):
         with timed() as sampling:
             _ = clustering.sample
         with timed() as training:
-            (trained,) = clustering.train([task.column])
-    return trained, {"sampling": sampling, "k-means": training}
+            (result,) = task.step(clustering, [task.column])
+    return result, {"sampling": sampling, "k-means": training}
 
 
-def find_pairs(task: PairsTask) -> tuple[npt.NDArray[np.void], Span]:
-    """[stop − start] PAIR."""
-    clustering = _open(task.table)
+def do_range(task: RangeTask) -> tuple[npt.NDArray[Any], Totals, Span]:
+    """What was filled, [stop − start, …], and the sums."""
+    clustering, given = _open(task.table), _get(task.given)
     with timed() as span, named_errors(task.table.name):
-        found = np.empty(task.stop - task.start, PAIR)
-        clustering.nearest_pairs(task.centroids.get(), task.start, task.stop, found)
-    return found, span
-
-
-def assign_range(task: RangeTask) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int64], Span]:
-    """The new pointers [stop − start, c], and the totals [c, t]."""
-    clustering, (centroids, pairs) = _open(task.table), _get(task.learned)
-    with timed() as span, named_errors(task.table.name):
-        pointers = np.empty((task.stop - task.start, clustering.num_columns), clustering.pointer_dtype)
-        totals = clustering.assign(centroids, task.start, task.stop, pointers, pairs)
-    return pointers, totals, span
+        out = np.empty(task.stop - task.start, task.item)
+        totals = task.step(clustering, given, task.start, task.stop, out)
+    return out, totals, span
 
 
 @contextmanager
@@ -150,8 +128,8 @@ def _open(table: SharedTable) -> TableClustering:
 
 
 @lru_cache(maxsize=1)  # a table of pairs that is mapped anew costs its page faults anew
-def _get(learned: LearnedTable) -> tuple[Centroids, npt.NDArray[np.void] | None]:
-    return learned.centroids.get(), None if learned.pairs is None else learned.pairs.get()
+def _get(given: SharedValue) -> Any:
+    return given.get()
 
 
 @lru_cache(maxsize=1)

@@ -17,13 +17,13 @@ from torchrec_cce.data.rows import Column
 from torchrec_cce.errors import DataFileError
 from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.pointer_map import PointerMap
-from torchrec_cce.maps.storage import Storage
+from torchrec_cce.maps.store import Store
 
 _GROUPS = 3
 _ROWS = 1000
 
 
-def check_file(source: Storage, name: str, output: Storage, output_name: str, remapper: Remapper, seed: int = 0) -> int:
+def check_file(source: Store, name: str, output: Store, output_name: str, remapper: Remapper, seed: int = 0) -> int:
     """Read rows of some row groups back, and compare them with what numpy makes of the raw rows.
 
     Args:
@@ -137,13 +137,16 @@ class _Sample:
             raise DataFileError(f"{self.place}: column {name!r}, row {row} (the first is 0) is not as in the raw file")
 
 
-def expected_codes(one: PointerMap, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def expected_codes(
+    pointer_map: PointerMap, ids: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Codebook and helper codes of raw `ids: [N] int64`, [N, c] each, by the map's policy, in plain numpy."""
-    rows = one.rows(ids)
-    unseen = rows < 0
-    if one.unseen == "first_row":
-        ids, rows, unseen = np.where(unseen, one.first_id, ids), np.where(unseen, 0, rows), np.zeros_like(unseen)
-    codebook = one.codebook_hash.numpy(ids)
-    if one.stored is not None:
-        codebook[~unseen] = one.stored_view[rows[~unseen]]
-    return codebook, one.helper_hash.numpy(ids)
+    positions = pointer_map.positions(ids)
+    unseen = positions < 0
+    if pointer_map.unseen == "first_row":
+        ids, positions = np.where(unseen, pointer_map.first_id, ids), np.where(unseen, 0, positions)
+        unseen = np.zeros_like(unseen)
+    codebook = pointer_map.codebook_hash.numpy(ids)
+    if pointer_map.stored is not None:
+        codebook[~unseen] = pointer_map.stored_view[positions[~unseen]]
+    return codebook, pointer_map.helper_hash.numpy(ids)

@@ -16,7 +16,7 @@ from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.jobs.remap.input import InputFile, reading
 from torchrec_cce.maps.registry import MapVersion
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.maps.storage import Storage
+from torchrec_cce.maps.store import open_store
 
 
 def remapped_format(
@@ -35,7 +35,7 @@ def remapped_format(
         folder, file: a raw file, whose columns decide where `features` does not.
         features: feature → its raw column; None for all that have a column of their name.
         layout, helper: see `torchrec_cce.data.remapped_format`.
-        options: of the object store, see `Storage`.
+        options: of the object store, see `open_store`.
 
     Raises:
         ConfigError: a feature that the version does not have, or a helper policy that its maps do not allow.
@@ -47,7 +47,7 @@ def remapped_format(
             tables_of.setdefault(feature, []).append(table)
     if features is None:
         name = f"{folder}/{file.name}"
-        with reading(name), Storage(folder, **options).open_file(file.name) as raw:
+        with reading(name), open_store(folder, **options).open_file(file.name) as raw:
             columns = {*pq.read_schema(raw).names, *file.hive_keys()}
         features = {feature: feature for feature in tables_of if feature in columns}
         if not features:

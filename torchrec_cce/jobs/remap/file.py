@@ -13,8 +13,8 @@ from torchrec_cce.jobs.remap.output import Compression, FileFormat, FinishedFile
 from torchrec_cce.jobs.remap.parquet.file import remap_parquet
 from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.registry import MapVersion, Registry
-from torchrec_cce.maps.storage import Storage
-from torchrec_cce.workers.counters import Counters
+from torchrec_cce.maps.store import Store, open_store
+from torchrec_cce.workers.engine import Counters
 
 PARQUET_CODECS: dict[Compression, str | None] = {
     "zstd": "zstd",
@@ -63,7 +63,7 @@ class FileResult:
 
 def remap_file(task: FileTask) -> FileResult:
     """Write the file and its record, and on demand check it. Raises what `remap` does."""
-    source, out = Storage(task.folder, **task.options), Storage(task.output, **task.options)
+    source, out = open_store(task.folder, **task.options), open_store(task.output, **task.options)
     opened = open_version(task.registry, task.remapped.version, task.options)
     if opened.entry.manifest_sha256 != task.remapped.manifest_sha256:
         raise RegistryError(
@@ -123,7 +123,7 @@ def open_version(registry: str, version: int | None, options: Mapping[str, Any])
     return found
 
 
-def _check_unchanged(task: FileTask, source: Storage) -> None:
+def _check_unchanged(task: FileTask, source: Store) -> None:
     now = stat_input(source, task.file.name)
     if now != task.file:
         what = "has gone" if now is None else "has changed"

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from torchrec_cce.errors import CCEError, DataFileError
-from torchrec_cce.maps.storage import Storage
+from torchrec_cce.maps.store import Store, open_store
+from torchrec_cce.maps.store.store import StoredObject
 
 _WILD = set("*?[")
 
@@ -40,7 +41,7 @@ def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFi
     Args:
         text: a Parquet file, a folder (its `*.parquet`, also in folders below), or a glob in which `*` and `?` do not
             match `/` and `**` matches any folders.
-        options: for the object store, see `Storage`.
+        options: for the object store, see `open_store`.
 
     Raises:
         DataFileError: no such file.
@@ -57,10 +58,10 @@ def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFi
             return folder, files
         folder, _, pattern = text.rpartition("/")
         folder = folder or ("/" if text.startswith("/") else ".")
-        one = stat_input(Storage(folder, **options), pattern)
-        if one is None:
+        file = stat_input(open_store(folder, **options), pattern)
+        if file is None:
             raise DataFileError(f"{text}: no such file or folder")
-        return folder, [one]
+        return folder, [file]
     wanted = pattern.split("/")
     files = [file for file in _walk(folder, options) if _matches(file.name.split("/"), wanted)]
     if not files:
@@ -68,18 +69,17 @@ def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFi
     return folder, files
 
 
-def stat_input(storage: Storage, name: str) -> InputFile | None:
+def stat_input(storage: Store, name: str) -> InputFile | None:
     """A file as it is now, None if there is none."""
-    if storage.local_root is not None:
+    path = storage.path(name)
+    if path is not None:
         try:
-            stat = (storage.local_root / name).stat()
+            stat = path.stat()
         except FileNotFoundError:
             return None
         return InputFile(name=name, num_bytes=stat.st_size, stamp=str(stat.st_mtime_ns))
     found = storage.find(name)
-    if found is None:
-        return None
-    return InputFile(name=name, num_bytes=found.num_bytes, stamp=found.etag or found.modified.isoformat())
+    return None if found is None else _of_object(found)
 
 
 @contextmanager
@@ -98,21 +98,26 @@ def reading(name: str) -> Iterator[None]:
 
 def _walk(folder: str, options: Mapping[str, Any]) -> Iterator[InputFile]:
     """All files in a folder and below, in the order of their names."""
-    storage = Storage(folder, **options)
-    if storage.local_root is None:
-        for one in storage.objects(""):
-            if not _hidden(one.name):
-                yield InputFile(name=one.name, num_bytes=one.num_bytes, stamp=one.etag or one.modified.isoformat())
+    storage = open_store(folder, **options)
+    root = storage.path()
+    if root is None:
+        for stored in storage.objects(""):
+            if not _hidden(stored.name):
+                yield _of_object(stored)
         return
     names = [
-        Path(where, file).relative_to(storage.local_root).as_posix()
-        for where, _, files in os.walk(storage.local_root, followlinks=True)
+        Path(where, file).relative_to(root).as_posix()
+        for where, _, files in os.walk(root, followlinks=True)
         for file in files
     ]
     for name in sorted(names):
         found = None if _hidden(name) else stat_input(storage, name)
         if found is not None:
             yield found
+
+
+def _of_object(found: StoredObject) -> InputFile:
+    return InputFile(name=found.name, num_bytes=found.num_bytes, stamp=found.etag or found.modified.isoformat())
 
 
 def _hidden(name: str) -> bool:

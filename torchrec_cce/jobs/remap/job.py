@@ -11,10 +11,9 @@ from torchrec_cce.jobs.remap.features import check_hive_keys, remapped_format
 from torchrec_cce.jobs.remap.file import ARROW_CODECS, FileResult, FileTask, open_version, remap_file
 from torchrec_cce.jobs.remap.input import list_input
 from torchrec_cce.jobs.remap.output import COMPRESSIONS, FILE_FORMATS, Compression, FileFormat, OutputFolder, RemapJob
-from torchrec_cce.maps.storage import Storage
-from torchrec_cce.workers.counters import Counters
-from torchrec_cce.workers.engine import EngineName, engine_of
-from torchrec_cce.workers.inline import run_alone
+from torchrec_cce.maps.store import open_store
+from torchrec_cce.workers import EngineName, engine_of
+from torchrec_cce.workers.engine import Counters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def remap(
         engine, num_workers: see `engine_of`. Where there are fewer files than workers, each uses several threads; a
             single file is remapped by those of this process, if the engine is local.
         inverse_check: read back a random sample of every file and prove it against map and input.
-        options: of the object stores, see `Storage`.
+        options: of the object stores, see `open_store`.
         progress: called after each file, and about twice a second meanwhile.
 
     Raises:
@@ -105,12 +104,12 @@ def remap(
     options = dict(options or {})
     opened = open_version(registry, version, options)
     folder, files = list_input(input, options)
-    out = Storage(output, **options)
+    out = open_store(output, **options)
     one_file = input.rstrip("/") in (files[0].name, f"{folder}/{files[0].name}")
-    url = Storage(folder, **options).url
+    url = open_store(folder, **options).url
     _check_apart(f"{url}/{files[0].name}" if one_file else url, out.url)
     job = RemapJob(
-        input=Storage(folder, **options).url,
+        input=open_store(folder, **options).url,
         files=tuple(files),
         file_format=file_format,
         compression=compression,
@@ -119,7 +118,10 @@ def remap(
     for file in files:
         check_hive_keys(folder, file, job.remapped)
     output_folder = OutputFolder(out)
-    with output_folder.begun(job) as finished, engine_of(engine, num_workers=num_workers) as workers:
+    with (
+        output_folder.begun(job) as finished,
+        engine_of(engine, num_workers=num_workers, num_tasks=len(files) - len(finished)) as workers,
+    ):
         done = dict(finished)
         todo = sorted((file for file in files if file.name not in done), key=lambda file: -file.num_bytes)
         total = sum(file.num_bytes for file in todo)
@@ -144,11 +146,7 @@ def remap(
         ]
         watcher = _Watcher(progress, tasks, counters, num_finished=len(finished))
         checked = 0
-        if engine == "local" and len(tasks) == 1:  # a worker would take about a second to start
-            results = iter([(tasks[0], run_alone(remap_file, tasks[0], tick=watcher.tick))])
-        else:
-            results = workers.run(remap_file, tasks, tick=watcher.tick)
-        for task, result in results:
+        for task, result in workers.run(remap_file, tasks, tick=watcher.tick):
             done[task.file.name] = result.finished
             checked += result.checked_rows
             watcher.finished(task, result)

@@ -4,7 +4,6 @@ Readers of folders pass over names that begin with `_`. `job.json` is there befo
 created after the file; `manifest.json` comes when all are there. So a job that died goes on where it was.
 """
 
-import fcntl
 import os
 import time
 from collections import Counter
@@ -20,10 +19,11 @@ from pydantic.dataclasses import dataclass
 from torchrec_cce.data.remapped_format import RemappedFormat
 from torchrec_cce.errors import CCEError, JobError
 from torchrec_cce.files.atomic import atomic_path
+from torchrec_cce.files.lock import hold
 from torchrec_cce.jobs.remap.input import InputFile
 from torchrec_cce.maps.manifest import Count
 from torchrec_cce.maps.sealed import parse, seal
-from torchrec_cce.maps.storage import Storage
+from torchrec_cce.maps.store import Store
 
 FORMAT: Literal[1] = 1
 FOLDER = "_remap"
@@ -113,7 +113,7 @@ _FINISHED = TypeAdapter(FinishedFile)
 _MANIFESTS = TypeAdapter(RemapManifest)
 
 
-def read_manifest(storage: Storage) -> RemapManifest:
+def read_manifest(storage: Store) -> RemapManifest:
     """The manifest of a complete output folder.
 
     Raises:
@@ -130,7 +130,7 @@ def read_manifest(storage: Storage) -> RemapManifest:
 class OutputFolder:
     """One job's output, on a disk or in an object store."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Store) -> None:
         self._storage = storage
         self.url = storage.url
 
@@ -157,17 +157,18 @@ class OutputFolder:
                     "or run the job that it is of"
                 )
         with ExitStack() as locks:
-            if self._storage.local_root is not None:
+            if self._storage.path() is not None:
                 locks.enter_context(self._owned())
             yield self._finished(job)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """For a worker: while it writes, nobody takes its unfinished files for debris."""
-        if self._storage.local_root is None:
+        folder = self._storage.path(FOLDER)
+        if folder is None:
             yield
             return
-        with _lock(self._storage.local_root / FOLDER, fcntl.LOCK_SH):
+        with hold(folder, shared=True):
             yield
 
     @contextmanager
@@ -178,11 +179,11 @@ class OutputFolder:
             JobError: it cannot be written, for example because the disk is full.
         """
 
-        if self._storage.local_root is None:
+        path = self._storage.path(name)
+        if path is None:
             with self._storage.writer(name) as sink:
                 yield self._guarded(name, lambda data: sink.write(memoryview(data).cast("B")))
             return
-        path = self._storage.local_root / name
         with self._errors(name), atomic_path(path) as temporary, temporary.open("wb", 0) as file:
             sink = Gathered(file.fileno())
             yield self._guarded(name, sink.write)
@@ -231,17 +232,17 @@ class OutputFolder:
         return found
 
     def _other_data(self) -> bool:
-        root = self._storage.local_root
+        root = self._storage.path()
         if root is None:
             return bool(self._storage.objects(""))
         return root.is_dir() and any(path.name != FOLDER for path in root.iterdir())
 
     @contextmanager
     def _owned(self) -> Iterator[None]:
-        root = self._storage.local_root
+        root = self._storage.path()
         assert root is not None
         try:
-            lock = _lock(root / _JOB, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = hold(root / _JOB)
         except BlockingIOError:
             raise JobError(f"{self.url}: a job is at work in this folder; wait for it, or end it") from None
         with lock:
@@ -258,10 +259,10 @@ class OutputFolder:
 
     def _remove_debris(self) -> bool:
         """Remove unfinished files; False, and nothing is removed, while a worker may be writing them."""
-        root = self._storage.local_root
+        root = self._storage.path()
         assert root is not None
         try:
-            lock = _lock(root / FOLDER, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = hold(root / FOLDER)
         except BlockingIOError:
             return False
         with lock:
@@ -284,15 +285,6 @@ class OutputFolder:
                 f"{self.url}/{name}: cannot be written ({error.strerror or error}); what is finished stays, make room "
                 "and run the job again"
             ) from error
-
-
-def _lock(path: os.PathLike[str], operation: int) -> ExitStack:
-    """Lock a file or folder until the context ends. Raises BlockingIOError if another process has it."""
-    with ExitStack() as lock:
-        descriptor = os.open(path, os.O_RDONLY)
-        lock.callback(os.close, descriptor)
-        fcntl.flock(descriptor, operation)
-        return lock.pop_all()
 
 
 def _record_name(name: str) -> str:

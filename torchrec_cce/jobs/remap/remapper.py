@@ -15,15 +15,11 @@ from torchrec_cce.data.remapped_format import (
     Layout,
     RemappedFeature,
     RemappedFormat,
-    pack,
     pointer_arrays,
-    unpack,
     word_arrays,
 )
 from torchrec_cce.errors import DataFileError, InvalidIDError
-from torchrec_cce.hashing import UniversalHash
-from torchrec_cce.kernels.gather import gather_rows, gather_words
-from torchrec_cce.kernels.packed import packed_hashes
+from torchrec_cce.kernels.packed import unpack
 from torchrec_cce.maps.pointer_map import PointerMap
 
 Words = list[npt.NDArray[np.uint64]]
@@ -58,26 +54,8 @@ class FeatureMap:
 
     def find(self, ids: npt.NDArray[np.int64]) -> Found:
         """The words of raw `ids: [N] int64`, by the map's own policy for those that it does not know."""
-        one = self.pointer_map
-        rows, bad = ids, -1
-        unseen: npt.NDArray[np.bool_] | None = None
-        # One pass does it all where a raw ID is its own row and any other is an error.
-        if one.vocabulary is not None or one.unseen != "error" or one.stored is None:
-            ids, rows, unseen = one.resolve(ids)
-            if unseen is not None and one.unseen == "error":
-                bad = int(np.argmax(unseen))
-        if one.stored is None:
-            words = self._hashed(ids, one.codebook_hash)
-        else:
-            words, outside = self._stored(rows)
-            if unseen is None:
-                bad = outside
-            elif one.unseen == "hash":
-                for word, hashed in zip(words, self._hashed(ids[unseen], one.codebook_hash), strict=True):
-                    word[unseen] = hashed
-        if self.feature.helpers:
-            words += self._hashed(ids, one.helper_hash)
-        return Found(words, bad, unseen)
+        words, found = self.pointer_map.uint64s(ids, self.feature.dtype, helper=bool(self.feature.helpers))
+        return Found(words, found.bad, found.unseen)
 
     def arrays(self, words: Words, layout: Layout) -> list[pa.Array]:
         """The words that `find` gave as the columns of a layout, one ID a row."""
@@ -89,25 +67,6 @@ class FeatureMap:
             for start in range(0, len(words), count)
             for array in pointer_arrays(unpack(words[start : start + count], num_columns=c, dtype=dtype), layout)
         ]
-
-    def _stored(self, rows: npt.NDArray[np.int64]) -> tuple[Words, int]:
-        """The stored pointers of `rows`, and the position of the first that is not a row, or -1."""
-        words = self.pointer_map.words
-        out = np.empty((len(rows), *words.shape[1:]), words.dtype)
-        bad = gather_words(words, rows, out) if words.ndim == 1 else gather_rows(words, rows, out)
-        pointers = self.pointer_map.stored_view
-        if pointers.dtype != self.feature.dtype or (words.ndim == 2 and words.dtype != np.uint64):
-            codes = out.view(pointers.dtype).reshape(len(rows), pointers.shape[1])
-            return pack(codes.astype(self.feature.dtype, copy=False)), bad
-        if words.ndim == 1:
-            return [out.astype(np.uint64, copy=False)], bad
-        return [np.ascontiguousarray(out[:, word]) for word in range(words.shape[1])], bad
-
-    def _hashed(self, ids: npt.NDArray[np.int64], functions: UniversalHash) -> Words:
-        out = np.empty((self.feature.num_words, len(ids)), np.uint64)
-        bits = 8 * self.feature.dtype.itemsize
-        packed_hashes(ids, functions.multipliers, functions.offsets, functions.num_rows, bits, out)
-        return list(out)
 
 
 class UnseenID(BadCell):

@@ -26,7 +26,7 @@ from torchrec_cce.jobs.remap.parquet.metadata import (
 )
 from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
 from torchrec_cce.jobs.remap.remapper import FeatureMap, UnseenCounts, Words
-from torchrec_cce.kernels.marked import count_marked
+from torchrec_cce.kernels.parquet_hybrid import count_marked
 
 _DICTIONARIES = (Encoding.PLAIN_DICTIONARY, Encoding.RLE_DICTIONARY)
 

@@ -1,0 +1,113 @@
+"""Where clustering and maps meet: a table with its map, ready to be clustered, and the map that comes of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_cce.clustering.executor import Executor, named_errors
+from torchrec_cce.clustering.recluster import Pointers, Reclustered, recluster_tables
+from torchrec_cce.clustering.settings import ReclusterConfig
+from torchrec_cce.clustering.table import TableClustering
+from torchrec_cce.hashing import UniversalHash
+from torchrec_cce.maps.pointer_map import PointerMap
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusteringInputs:
+    """What a clustering is a function of, but for what is as large as the IDs: map and frequencies.
+
+    Plain arrays, which workers without torch can be given.
+    """
+
+    table: str
+    weights: Array
+    """[c, 2, k, w] float32; the helper is zero where it is not used."""
+    row_states: Mapping[str, Array]
+    """Each [c, 2, k, …] float32."""
+    pointer_dtype: np.dtype[np.unsignedinteger]
+    seed: int
+    """Of this table and this generation alone."""
+    settings: ReclusterConfig
+
+    def clustering(self, pointer_map: PointerMap, frequencies: npt.NDArray[np.integer] | None) -> TableClustering:
+        """The clustering of the IDs of `pointer_map`. Raises what `TableClustering` raises, with the table's name."""
+        helper_hash = pointer_map.next_helper_hash(self.seed)
+        with named_errors(self.table):
+            return TableClustering(
+                weights=self.weights,
+                num_ids=pointer_map.num_ids,
+                old_codes=pointer_map.codes,
+                new_helper_codes=lambda rows: helper_hash.numpy(pointer_map.raw_ids(rows)).T,
+                row_states=self.row_states,
+                frequencies=frequencies,
+                pointer_dtype=self.pointer_dtype,
+                seed=self.seed,
+                config=self.settings,
+            )
+
+    def adoption(
+        self, old: PointerMap, new: PointerMap, frequencies: npt.NDArray[np.integer] | None
+    ) -> TableClustering:
+        """A clustering of the IDs of `new`, which have the embeddings that `old` gives them. Raises as `clustering`.
+
+        Args:
+            frequencies: [n], one for each position of `new`.
+        """
+        with named_errors(self.table):
+            return TableClustering(
+                weights=self.weights,
+                num_ids=new.num_ids,
+                old_codes=lambda rows: old.codes_of_any(new.raw_ids(rows)),
+                new_helper_codes=lambda rows: new.helper_hash.numpy(new.raw_ids(rows)).T,
+                row_states=self.row_states,
+                frequencies=frequencies,
+                pointer_dtype=self.pointer_dtype,
+                seed=self.seed,
+                config=self.settings,
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TableTask:
+    """One table to cluster. Equal tasks give equal bits, whoever works on them."""
+
+    inputs: ClusteringInputs
+    pointer_map: PointerMap
+    frequencies: npt.NDArray[np.integer] | None
+
+    @property
+    def table(self) -> str:
+        return self.inputs.table
+
+    @cached_property
+    def clustering(self) -> TableClustering:
+        """The clustering of the table. Raises what it raises, with the table's name."""
+        return self.inputs.clustering(self.pointer_map, self.frequencies)
+
+    @property
+    def helper_hash(self) -> UniversalHash:
+        """Of the map that is made."""
+        return self.pointer_map.next_helper_hash(self.inputs.seed)
+
+
+def recluster_maps(tasks: Sequence[TableTask], executor: Executor) -> dict[str, tuple[PointerMap, Reclustered]]:
+    """Cluster tables: table → its new map, of which the digest is known, and its new codewords.
+
+    Args:
+        executor: of the clusterings of `tasks`.
+    """
+    by_name = {task.table: task for task in tasks}
+    made: dict[str, PointerMap] = {}
+
+    def new_map(table: str, pointers: Pointers) -> PointerMap:
+        if table not in made:
+            made[table] = by_name[table].pointer_map.clustered(pointers, by_name[table].helper_hash)
+        return made[table]
+
+    done = recluster_tables(executor, lambda table, pointers: new_map(table, pointers).digest)
+    return {name: (new_map(name, table.pointers).vouched(table.digest), table) for name, table in done.items()}

@@ -1,0 +1,148 @@
+"""Objects in S3, GCS, Azure and whatever else obstore reaches. Here alone, and in `local`, is obstore."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from torchrec_cce.errors import CCEError, RegistryError
+from torchrec_cce.extras import require
+from torchrec_cce.maps.arrow_file import Sink
+from torchrec_cce.maps.store.store import Store, StoredObject
+
+_READ_BYTES = 4 << 20
+_PART_BYTES = 8 << 20
+_PARTS_AT_A_TIME = 2
+"""A writer holds at most this many parts: memory, against throughput to a far store."""
+
+
+class ObjectStore(Store):
+    """A prefix of a bucket. Arguments and errors: `open_store`."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._obstore = require("obstore", "registry")
+        self.url = url
+        self._options = options
+        with self._errors("set up"):
+            self._remote  # noqa: B018  so that a wrong URL is known at once
+
+    @cached_property
+    def _remote(self) -> Any:
+        """What obstore's functions take as their store."""
+        return require("obstore.store", "registry").from_url(self.url, **self._options)
+
+    def read(self, name: str) -> bytes:
+        with self._errors(f"read {name}"):
+            return bytes(self._obstore.get(self._remote, name).bytes())
+
+    def create(self, name: str, content: bytes) -> bool:
+        with self._errors(f"create {name}"):
+            try:
+                self._obstore.put(self._remote, name, content, mode="create")
+            except self._obstore.exceptions.AlreadyExistsError:
+                return False
+            return True
+
+    @contextmanager
+    def writer(self, name: str) -> Iterator[Sink]:
+        with (
+            self._errors(f"write {name}"),
+            self._obstore.open_writer(
+                self._remote, name, buffer_size=_PART_BYTES, max_concurrency=_PARTS_AT_A_TIME
+            ) as sink,
+        ):
+            yield sink
+
+    def find(self, name: str) -> StoredObject | None:
+        with self._errors(f"look for {name}"), suppress(FileNotFoundError):
+            return _stored_object(self._obstore.head(self._remote, name))
+        return None
+
+    def open_file(self, name: str) -> pa.NativeFile:
+        with self._errors(f"read {name}"):
+            return pa.PythonFile(_Reader(self, name, self._obstore.open_reader(self._remote, name)), mode="r")
+
+    def download(self, name: str, path: Path) -> str:
+        content = hashlib.sha256()
+        with self._errors(f"read {name}"), path.open("wb") as file:
+            for part in self._parts(name):
+                content.update(part)
+                file.write(part)
+        return content.hexdigest()
+
+    def objects(self, folder: str, *, after: str | None = None) -> list[StoredObject]:
+        with self._errors(f"list {folder}"):
+            found = [
+                _stored_object(meta)
+                for page in self._obstore.list(self._remote, f"{folder}/" if folder else None, offset=after)
+                for meta in page
+            ]
+        return sorted(found, key=lambda stored: stored.name)
+
+    def sha256(self, name: str) -> str:
+        content = hashlib.sha256()
+        with self._errors(f"read {name}"):
+            for part in self._parts(name):
+                content.update(part)
+        return content.hexdigest()
+
+    def delete(self, name: str) -> None:
+        with self._errors(f"delete {name}"):
+            self._obstore.delete(self._remote, [name, *(stored.name for stored in self.objects(name))])
+
+    def _parts(self, name: str) -> Iterator[Any]:
+        """The content of an object, in pieces that have bytes."""
+        yield from self._obstore.get(self._remote, name).stream(min_chunk_size=_READ_BYTES)
+
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        """FileNotFoundError and our own errors as they are; what else a store says, as a RegistryError of one line."""
+        try:
+            yield
+        except (FileNotFoundError, CCEError):
+            raise
+        except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RegistryError(f"{self.url}: cannot {action}: {reason}") from error
+
+
+class _Reader:
+    """obstore's reader as the file object that Arrow wants; its errors are ours."""
+
+    closed = False
+
+    def __init__(self, store: ObjectStore, name: str, reader: Any) -> None:
+        self._store = store
+        self._name = name
+        self._reader = reader
+
+    def read(self, size: int = -1) -> bytes:
+        with self._store._errors(f"read {self._name}"):
+            return bytes(self._reader.read(None if size < 0 else size))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with self._store._errors(f"read {self._name}"):
+            return int(self._reader.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._reader.tell())
+
+    def size(self) -> int:
+        return int(self._reader.size)
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _stored_object(meta: Any) -> StoredObject:
+    return StoredObject(
+        name=meta["path"], num_bytes=meta["size"], modified=meta["last_modified"], etag=meta.get("e_tag")
+    )
