@@ -25,8 +25,10 @@ from torchrec_cce.jobs.remap.features import remapped_format
 from torchrec_cce.jobs.remap.file import open_version
 from torchrec_cce.jobs.remap.input import InputFile
 from torchrec_cce.jobs.remap.job import remap
+from torchrec_cce.jobs.remap.parquet.chunks import Chunk
 from torchrec_cce.jobs.remap.parquet.file import remap_parquet
-from torchrec_cce.jobs.remap.parquet.thrift import Struct, i64, read_struct, write_struct
+from torchrec_cce.jobs.remap.parquet.metadata import FileMetaData, RowGroup
+from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
 from torchrec_cce.jobs.remap.remapper import FeatureMap, Found, Remapper
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import Registry
@@ -187,26 +189,23 @@ def _repeat(source: Path, target: Path, times: int) -> None:
     data = source.read_bytes()
     length = int.from_bytes(data[-8:-4], "little")
     body = data[4 : -8 - length]
-    footer, _ = read_struct(data, len(data) - 8 - length)
+    footer, _ = read_struct(FileMetaData, data, len(data) - 8 - length)
     groups = []
     with target.open("wb") as file:
         file.write(b"PAR1")
         for turn in range(times):
             file.write(body)
-            groups += [_moved(group, turn * len(body)) for group in footer[4].value.values]
-        footer[3] = i64(times * footer[3].value)
-        footer[4] = footer[4]._replace(value=footer[4].value._replace(values=groups))
+            groups += [_moved(group, turn * len(body)) for group in footer.row_groups]
+        footer.num_rows *= times
+        footer.row_groups = groups
         new = write_struct(footer)
         file.write(new + len(new).to_bytes(4, "little") + b"PAR1")
 
 
-def _moved(group: Struct, by: int) -> Struct:
-    entries = []
-    for entry in group[1].value.values:
-        meta = dict(entry[3].value)
-        meta.update({number: i64(meta[number].value + by) for number in (9, 11) if number in meta})
-        entries.append({**entry, 3: entry[3]._replace(value=meta)})
-    return {**group, 1: group[1]._replace(value=group[1].value._replace(values=entries))}
+def _moved(group: RowGroup, by: int) -> RowGroup:
+    group = RowGroup(group)
+    group.columns = [Chunk(parts=[], entry=entry).entry_at(by) for entry in group.columns]
+    return group
 
 
 def _apart(folder: Path, *arguments: object) -> dict[str, float]:

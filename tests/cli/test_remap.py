@@ -46,6 +46,7 @@ def test_mistakes_are_one_line(place: Place) -> None:
         return line
 
     assert "features ['nobody'] are not among those of version 1" in message("--features", "nobody")
+    assert "or leave the feature out of --features" in message("--features", "user=day")
     assert "there is no version 7" in message("--version", "7")
     assert "compression='snappy' is not one of" in message("--format", "arrow", "--compression", "snappy")
     run(place, "--output", str(place.folder / "out"))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from torchrec_cce.cli.flags import naming_flags
 from torchrec_cce.cli.maps import RegistryURL
 from torchrec_cce.data.remapped_format import HelperPolicy, Layout
 from torchrec_cce.jobs.remap.output import Compression, FileFormat
@@ -17,7 +18,7 @@ from torchrec_cce.training.command import one_line_errors
 from torchrec_cce.workers import EngineName
 
 if TYPE_CHECKING:
-    from torchrec_cce.jobs.remap.progress import Progress as Done
+    from torchrec_cce.jobs.remap.job import RemapProgress
 
 
 def remap(
@@ -51,11 +52,11 @@ def remap(
     """
     from torchrec_cce.jobs.remap.job import remap as run
 
-    pairs = [one.partition("=") for one in features or []]
-    with one_line_errors(), _progress_bar(quiet) as bar:
+    pairs = [pair.partition("=") for pair in features or []]
+    with one_line_errors(), naming_flags(features="--features"), _progress_bar(quiet) as bar:
         task = bar.add_task("", total=None, rate="")
 
-        def show(done: "Done") -> None:
+        def show(done: "RemapProgress") -> None:
             seconds = max(1e-9, bar.tasks[task].elapsed or 0)
             bar.update(
                 task,

@@ -1,5 +1,6 @@
 """Arrow arrays as the parts of `Rows`, and back. Nothing here reads a file: callers add the path to a `BadCell`."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from torchrec_cce.data.files import PathLike
 from torchrec_cce.data.rows import Column
+from torchrec_cce.errors import DataFileError
 
 
 class BadCell(ValueError):
@@ -18,31 +21,31 @@ class BadCell(ValueError):
         self.row = row
 
 
-def why_not_ids(kind: pa.DataType) -> str | None:
-    """None if a column of this type holds IDs; else what it is and what to do."""
-    if _is_list(kind):
-        kind = kind.value_type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_integer(kind):
-        return None
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
-        return (
-            f"is {kind}, not integer; replace each by an integer first, e.g. a 64-bit hash of it, or its index from "
-            "pyarrow.compute.dictionary_encode"
-        )
-    return f"is {kind}; IDs are integers, dictionary-encoded integers, or lists of them"
+def check_columns(place: PathLike, schema: pa.Schema, numbers: Collection[str], ids: Collection[str]) -> None:
+    """Check that there is one column of each of these names, and that it is of a type that is read.
 
+    Args:
+        place: the file that has the schema, for messages.
+        numbers: dense features and labels: integers, floats or booleans.
+        ids: integers, dictionary-encoded integers, or lists of them.
 
-def why_not_numbers(kind: pa.DataType) -> str | None:
-    """None if a column of this type can be a dense feature or a label; else what it is and what is allowed."""
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        return None
-    return f"is {kind}; it must be an integer, a float or a boolean"
+    Raises:
+        DataFileError: names the column, and what is allowed.
+    """
+    for name in [*numbers, *ids]:
+        found = len(schema.get_all_field_indices(name))
+        if found != 1:
+            what = "there is no column" if found == 0 else f"{found} columns have the name"
+            raise DataFileError(f"{place}: {what} {name!r}; the columns are {schema.names}")
+    for why_not, names in ((_why_not_numbers, numbers), (_why_not_ids, ids)):
+        for name in names:
+            wrong = why_not(schema.field(name).type)
+            if wrong:
+                raise DataFileError(f"{place}: column {name!r} {wrong}")
 
 
 def to_column(array: pa.Array) -> Column:
-    """The bags of an ID column: [N] of a type that `why_not_ids` accepts.
+    """The bags of an ID column: [N] of a type that `check_columns` accepts.
 
     A null ID and a null list are empty bags; uint64 becomes its two's complement.
 
@@ -113,6 +116,29 @@ def from_column(column: Column, *, multi_hot: bool) -> pa.Array:
     single = np.zeros(len(lengths), dtype=np.int64)
     single[lengths == 1] = column.values
     return pa.array(single, mask=lengths == 0)
+
+
+def _why_not_ids(kind: pa.DataType) -> str | None:
+    """None if a column of this type holds IDs; else what it is and what to do."""
+    if _is_list(kind):
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_integer(kind):
+        return None
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        return (
+            f"is {kind}, not integer; replace each by an integer first, e.g. a 64-bit hash of it, or its index from "
+            "pyarrow.compute.dictionary_encode"
+        )
+    return f"is {kind}; IDs are integers, dictionary-encoded integers, or lists of them"
+
+
+def _why_not_numbers(kind: pa.DataType) -> str | None:
+    """None if a column of this type can be a dense feature or a label; else what it is and what is allowed."""
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return None
+    return f"is {kind}; it must be an integer, a float or a boolean"
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -181,10 +181,10 @@ def _merged_all(runs: list[_Run]) -> _Run:
     return runs.pop()
 
 
-def _merged(one: _Run, other: _Run) -> _Run:
-    size = len(one[0]) + len(other[0])
+def _merged(a: _Run, b: _Run) -> _Run:
+    size = len(a[0]) + len(b[0])
     hashes, counts = np.empty(size, np.uint64), np.empty(size, np.int64)
-    distinct = merge_counts(*one, *other, hashes, counts)
+    distinct = merge_counts(*a, *b, hashes, counts)
     hashes.resize(distinct, refcheck=False)  # gives the rest of the memory back
     counts.resize(distinct, refcheck=False)
     return hashes, counts
@@ -237,9 +237,9 @@ def merge_counts(
     a = b = distinct = 0
     while a < len(hashes_a) and b < len(hashes_b):
         # Which of the two comes first cannot be predicted, so there is no branch on it.
-        one, other = hashes_a[a], hashes_b[b]
-        takes_a, takes_b = one <= other, other <= one
-        hashes[distinct] = one if takes_a else other
+        hash_a, hash_b = hashes_a[a], hashes_b[b]
+        takes_a, takes_b = hash_a <= hash_b, hash_b <= hash_a
+        hashes[distinct] = hash_a if takes_a else hash_b
         counts[distinct] = takes_a * counts_a[a] + takes_b * counts_b[b]
         a += takes_a
         b += takes_b

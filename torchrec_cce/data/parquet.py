@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_cce.data.arrow import BadCell, from_column, to_column, why_not_ids, why_not_numbers
+from torchrec_cce.data.arrow import BadCell, check_columns, from_column, to_column
 from torchrec_cce.data.batches import global_batches
-from torchrec_cce.data.files import PathLike, files_of
-from torchrec_cce.data.record_batches import as_data_file_error, read_parts
+from torchrec_cce.data.files import PathLike, as_data_file_error, files_of
+from torchrec_cce.data.record_batches import read_parts
 from torchrec_cce.data.rows import Rows, log_transform
-from torchrec_cce.errors import ConfigError, DataFileError
+from torchrec_cce.errors import ConfigError
 from torchrec_cce.files.atomic import atomic_path
 
 _ROW_GROUP_ROWS = 1 << 17
@@ -132,20 +132,6 @@ def parquet_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
         DataFileError: a path that is not there, a pattern that nothing matches, or a folder without such a file.
     """
     return files_of(paths, lambda folder: sorted(folder.glob("*.parquet")), "*.parquet")
-
-
-def check_columns(path: Path, schema: pa.Schema, numbers: Sequence[str], ids: Collection[str]) -> None:
-    """Raise DataFileError unless a file has these columns once each, of `numbers` and of `ids`."""
-    for name in [*numbers, *ids]:
-        found = len(schema.get_all_field_indices(name))
-        if found != 1:
-            what = "there is no column" if found == 0 else f"{found} columns have the name"
-            raise DataFileError(f"{path}: {what} {name!r}; the columns are {schema.names}")
-    for check, names in ((why_not_numbers, numbers), (why_not_ids, ids)):
-        for name in names:
-            wrong = check(schema.field(name).type)
-            if wrong:
-                raise DataFileError(f"{path}: column {name!r} {wrong}")
 
 
 def _to_table(rows: Rows, label: str, dense: Sequence[str], multi_hot: Collection[str]) -> pa.Table:

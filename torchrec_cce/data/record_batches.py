@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.data.arrow import BadCell, to_dense, to_labels
+from torchrec_cce.data.files import as_data_file_error
 from torchrec_cce.errors import ConfigError, DataFileError
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ class Part:
 
     path: Path
     row: int
-    """Of the file, the first; from 0."""
+    """Number of the first of them in the file, from 0."""
     batch: pa.RecordBatch
 
     def column(self, name: str, conversion: Callable[[pa.Array], T]) -> T:
@@ -147,7 +148,7 @@ class _ArrowFile:
         self.schema = pa.ipc.open_file(source).schema
 
     def batches(self, columns: Sequence[str], skip: int, chunk_rows: int) -> tuple[int, Iterator[pa.RecordBatch]]:
-        # How long a batch is, only a column of it tells: one is read of those that are skipped.
+        # Only a column of a batch tells how long it is, so the first is read of batches that are skipped.
         lengths, whole = self._reader(columns[:1]), self._reader(columns)
         number = row = 0
         while skip > row and number < whole.num_record_batches:
@@ -170,16 +171,6 @@ class _ArrowFile:
             batch.validate()
             for start in range(0, batch.num_rows, chunk_rows):
                 yield batch.slice(start, chunk_rows)
-
-
-@contextmanager
-def as_data_file_error(path: Path, kind: str) -> Iterator[None]:
-    """Turn what Arrow and the disk raise into a DataFileError."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataFileError(f"{path}: cannot be read as {kind} ({reason})") from error
 
 
 @contextmanager

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from torchrec_cce.data.arrow import BadCell, to_column
+from torchrec_cce.data.arrow import BadCell, check_columns, to_column
 from torchrec_cce.data.files import PathLike, files_of
-from torchrec_cce.data.parquet import check_columns
 from torchrec_cce.data.record_batches import Part, read_parts, read_schema
 from torchrec_cce.data.remapped_format import HelperPolicy, RemappedFeature, RemappedFormat, is_id_list
 from torchrec_cce.data.rows import Column, Rows, log_transform
@@ -21,9 +20,6 @@ from torchrec_cce.kernels.packed import pack
 from torchrec_cce.kernels.rows import coded_rows, helper_rows
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.remap import Remap
-
-_Slot: TypeAlias = tuple[str, str]
-"""Table and feature."""
 
 _SUFFIXES = (".parquet", ".arrow")
 _WORD_BYTES = 8
@@ -93,6 +89,7 @@ class RemappedLog:
         self._mapped = [
             (table, feature) for table, feature in remap.table_features if isinstance(remap.config(table), CCEConfig)
         ]
+        """(table, feature) of the tables that have a map."""
         others = [feature for table, feature in remap.table_features if (table, feature) not in self._mapped]
         self._raw = {feature: (columns or {}).get(feature, feature) for feature in others}
         self._universes = {feature: size for feature, size in (universes or {}).items() if feature in others}
@@ -119,20 +116,20 @@ class RemappedLog:
         formats: dict[Path, RemappedFormat] = {}
 
         def columns_of(path: Path, schema: pa.Schema) -> list[str]:
-            formats[path] = one = check(path, schema)
-            features = [self._find(one, slot, path) for slot in self._mapped]
+            formats[path] = remapped = check(path, schema)
+            features = self._features(remapped, path)
             pointers = [name for feature in features for name in (*feature.pointers, *feature.helpers)]
-            kept = [feature.column for feature in features if one.helper == "keep-raw"]
+            kept = [feature.column for feature in features if remapped.helper == "keep-raw"]
             return list(dict.fromkeys([self._label, *self._dense, *self._raw.values(), *pointers, *kept]))
 
         parts = read_parts(
             remapped_files(paths), columns_of, skip_rows=skip_rows, max_rows=max_rows, chunk_rows=chunk_rows
         )
         for part in parts:
-            one = formats[part.path]
-            ids = {feature: part.column(name, to_column) for feature, name in self._raw.items()}
-            for slot in self._mapped:
-                ids.update(_packed(part, one, self._find(one, slot, part.path), slot))
+            remapped = formats[part.path]
+            ids = {name: part.column(column, to_column) for name, column in self._raw.items()}
+            for feature in self._features(remapped, part.path):
+                ids.update(_packed(part, remapped, feature))
             rows = Rows(labels=part.labels(self._label), dense=part.dense(self._dense), ids=ids)
             if self._log:
                 log_transform(rows.dense)
@@ -150,7 +147,7 @@ class RemappedLog:
         for table, feature in self._remap.table_features:
             config = self._remap.config(table)
             if isinstance(config, CCEConfig):
-                lengths, rows = self._mapped_rows(bounded, (table, feature), config)
+                lengths, rows = self._mapped_rows(bounded, table, feature, config)
             else:
                 column = bounded.ids[feature]
                 lengths, rows = column.lengths, self._remap.look_up(table, feature, column.values)
@@ -160,69 +157,78 @@ class RemappedLog:
         return Rows(labels=packed.labels, dense=packed.dense, ids=ids)
 
     def _mapped_rows(
-        self, packed: Rows, slot: _Slot, config: CCEConfig
+        self, packed: Rows, table: str, feature: str, config: CCEConfig
     ) -> tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.int64]]:
         """Lengths and rows [c, N, t] of one feature of a CCE table."""
-        first = packed.ids[_word_key(slot, "pointers", 0)]
+        first = packed.ids[_word_key(table, feature, "pointers", 0)]
         rows = np.empty((config.num_columns, len(first.values), config.num_codewords), np.int64)
-        coded_rows(_codes(packed, slot, "pointers", config), config.num_rows, 0, rows)
-        raw = packed.ids.get(_raw_key(slot))
+
+        def codes(kind: str) -> npt.NDArray[np.unsignedinteger]:
+            count = -(-config.num_columns * config.pointer_dtype.itemsize // _WORD_BYTES)
+            words = [packed.ids[_word_key(table, feature, kind, word)] for word in range(count)]
+            return _as_codes(words, config.pointer_dtype)
+
+        coded_rows(codes("pointers"), config.num_rows, 0, rows)
+        raw = packed.ids.get(_raw_key(table, feature))
         if raw is not None:
-            hashes = self._remap.pointer_map(slot[0]).helper_hash
+            hashes = self._remap.pointer_map(table).helper_hash
             helper_rows(raw.values, hashes.multipliers, hashes.offsets, config.num_rows, rows)
         elif config.use_helper:
-            coded_rows(_codes(packed, slot, "helpers", config), config.num_rows, 1, rows)
+            coded_rows(codes("helpers"), config.num_rows, 1, rows)
         return first.lengths, rows
 
     def _checker(self) -> Callable[[Path, pa.Schema], RemappedFormat]:
-        """Checks one file after the other, which must agree in what they keep for the helper."""
+        """A check of one file after another; all must agree in what they keep for the helper."""
         first: list[tuple[Path, HelperPolicy]] = []
 
         def check(path: Path, schema: pa.Schema) -> RemappedFormat:
-            one = RemappedFormat.of_schema(schema, str(path))
-            features = [self._find(one, slot, path) for slot in self._mapped]
-            for slot, feature in zip(self._mapped, features, strict=True):
-                self._check_feature(path, one, slot, feature)
-            kept = [feature.column for feature in features if one.helper == "keep-raw"]
+            remapped = RemappedFormat.of_schema(schema, str(path))
+            features = self._features(remapped, path)
+            for feature in features:
+                self._check_feature(path, remapped, feature)
+            kept = [feature.column for feature in features if remapped.helper == "keep-raw"]
             check_columns(path, schema, [self._label, *self._dense], [*self._raw.values(), *kept])
-            first.append((path, one.helper))
-            if one.helper != first[0][1]:
+            first.append((path, remapped.helper))
+            if remapped.helper != first[0][1]:
                 raise DataFileError(
-                    f"{path}: its helper policy is {one.helper!r}, that of {first[0][0]} is {first[0][1]!r}; remap all "
-                    "files of a log with one"
+                    f"{path}: its helper policy is {remapped.helper!r}, that of {first[0][0]} is {first[0][1]!r}; "
+                    "remap all files of a log with one"
                 )
-            return one
+            return remapped
 
         return check
 
-    def _find(self, one: RemappedFormat, slot: _Slot, path: Path) -> RemappedFeature:
-        table, feature = slot
-        found = one.find(feature, table)
-        if found is None:
-            there = ", ".join(f"{each.feature} ({each.table})" for each in one.features.values())
-            raise DataFileError(
-                f"{path}: holds no pointers of feature {feature!r} of table {table!r}; there are those of {there}. "
-                f"Remap the raw data with this feature"
-            )
-        return found
+    def _features(self, remapped: RemappedFormat, path: Path) -> list[RemappedFeature]:
+        """The columns of all features of tables that have a map, in their order."""
+        features = []
+        for table, feature in self._mapped:
+            found = remapped.find(feature, table)
+            if found is None:
+                there = ", ".join(f"{each.feature} ({each.table})" for each in remapped.features.values())
+                raise DataFileError(
+                    f"{path}: holds no pointers of feature {feature!r} of table {table!r}; there are those of {there}. "
+                    f"Remap the raw data with this feature"
+                )
+            features.append(found)
+        return features
 
-    def _check_feature(self, path: Path, one: RemappedFormat, slot: _Slot, found: RemappedFeature) -> None:
-        table, feature = slot
+    def _check_feature(self, path: Path, remapped: RemappedFormat, found: RemappedFeature) -> None:
+        table, feature = found.table, found.feature
         config, pointer_map = self._remap.config(table), self._remap.pointer_map(table)
         assert isinstance(config, CCEConfig)
         if found.map_digest != pointer_map.digest:
             raise MapMismatchError(
-                f"{path}: feature {feature!r} was remapped with version {one.version} (manifest "
-                f"{one.manifest_sha256[:12]}, map digest {found.map_digest[:12]}); the map of table {table!r} is "
-                f"{pointer_map.identity}. Start from version {one.version}, or remap the raw data with the other"
+                f"{path}: feature {feature!r} was remapped with version {remapped.version} (manifest "
+                f"{remapped.manifest_sha256[:12]}, map digest {found.map_digest[:12]}); the map of table {table!r} is "
+                f"{pointer_map.identity}. Start from version {remapped.version}, or remap the raw data with the other"
             )
-        if (one.helper != "drop") != config.use_helper:
-            wanted = "needs use_helper=false" if one.helper == "drop" else "needs use_helper=true"
+        if (remapped.helper != "drop") != config.use_helper:
+            wanted = "needs use_helper=false" if remapped.helper == "drop" else "needs use_helper=true"
             raise ConfigError(
-                f"{path}: its helper policy {one.helper!r} {wanted}, table {table!r} has use_helper="
+                f"{path}: its helper policy {remapped.helper!r} {wanted}, table {table!r} has use_helper="
                 f"{str(config.use_helper).lower()}; change that, or remap the raw data with another policy"
             )
-        if one.helper == "keep-raw" and pointer_map.unseen == "first_row":
+        if remapped.helper == "keep-raw" and pointer_map.unseen == "first_row":
             raise ConfigError(
                 f"{path}: its helper policy 'keep-raw' cannot tell which raw IDs the map of table {table!r} does not "
                 "know, as unseen='first_row' needs; remap the raw data with 'store'"
@@ -237,24 +243,19 @@ def remapped_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     """
 
     def inside(folder: Path) -> list[Path]:
-        found = sorted(one for one in folder.rglob("*") if one.suffix in _SUFFIXES and one.is_file())
-        return [one for one in found if not any(name[0] in "_." for name in one.relative_to(folder).parts)]
+        found = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
+        return [path for path in found if not any(name[0] in "_." for name in path.relative_to(folder).parts)]
 
     return files_of(paths, inside, "*.parquet and no *.arrow")
 
 
-def _word_key(slot: _Slot, kind: str, word: int) -> str:
-    return f"{slot[1]}#{slot[0]}.{kind}.{word}"
+def _word_key(table: str, feature: str, kind: str, word: int) -> str:
+    """Of a word of packed pointers, or of helper codes, in `Rows.ids`."""
+    return f"{feature}#{table}.{kind}.{word}"
 
 
-def _raw_key(slot: _Slot) -> str:
-    return f"{slot[1]}#{slot[0]}.raw"
-
-
-def _codes(packed: Rows, slot: _Slot, kind: str, config: CCEConfig) -> npt.NDArray[np.unsignedinteger]:
-    """[N, ≥ c]: the codes in a feature's words."""
-    count = -(-config.num_columns * config.pointer_dtype.itemsize // _WORD_BYTES)
-    return _as_codes([packed.ids[_word_key(slot, kind, word)] for word in range(count)], config.pointer_dtype)
+def _raw_key(table: str, feature: str) -> str:
+    return f"{feature}#{table}.raw"
 
 
 def _as_codes(words: Sequence[Column], dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
@@ -264,31 +265,32 @@ def _as_codes(words: Sequence[Column], dtype: np.dtype[np.unsignedinteger]) -> n
     return whole.view(dtype)
 
 
-def _packed(part: Part, one: RemappedFormat, feature: RemappedFeature, slot: _Slot) -> dict[str, Column]:
+def _packed(part: Part, remapped: RemappedFormat, feature: RemappedFeature) -> dict[str, Column]:
     """The words of a feature's pointers and of its helper, or its raw IDs."""
+    table, name = feature.table, feature.feature
     columns: dict[str, Column] = {}
+    checked: list[tuple[str, list[Column]]] = []
     for kind, names in (("pointers", feature.pointers), ("helpers", feature.helpers)):
         if not names:
             continue
-        if one.layout == "words":
-            words = [part.column(name, to_column) for name in names]
+        if remapped.layout == "words":
+            words = [part.column(column, to_column) for column in names]
         else:
             words = part.column(names[0], _packed_lists)
-        columns.update({_word_key(slot, kind, number): word for number, word in enumerate(words)})
-    if one.helper == "keep-raw":
-        columns[_raw_key(slot)] = part.column(feature.column, to_column)
-    first = columns[_word_key(slot, "pointers", 0)]
+        columns.update({_word_key(table, name, kind, number): word for number, word in enumerate(words)})
+        checked.append((names[0], words))
+    if remapped.helper == "keep-raw":
+        columns[_raw_key(table, name)] = part.column(feature.column, to_column)
+    first = columns[_word_key(table, name, "pointers", 0)]
     for column in columns.values():
         if not np.array_equal(column.dense_lengths(), first.dense_lengths()):
             raise DataFileError(
-                f"{part.path}: the columns of feature {feature.feature!r} differ in the lengths of their bags, in rows "
+                f"{part.path}: the columns of feature {name!r} differ in the lengths of their bags, in rows "
                 f"{part.row} to {part.row + part.batch.num_rows - 1}; the file is damaged, remap it again"
             )
-    for kind, names in (("pointers", feature.pointers), ("helpers", feature.helpers)):
-        if names:
-            words = [column for key, column in columns.items() if key.startswith(f"{slot[1]}#{slot[0]}.{kind}.")]
-            with part.at(names[0]):
-                _check_codes(words, feature)
+    for column_name, words in checked:
+        with part.at(column_name):
+            _check_codes(words, feature)
     return columns
 
 
@@ -314,9 +316,8 @@ def _check_codes(words: Sequence[Column], feature: RemappedFeature) -> None:
     if not codes.size or int(codes.max()) < feature.num_rows:
         return
     position, column = np.argwhere(codes >= feature.num_rows)[0]
-    row = int(np.searchsorted(np.cumsum(words[0].dense_lengths()), position, side="right"))
     raise BadCell(
-        row,
+        words[0].row_of(int(position)),
         f"points at row {codes[position, column]} of column {column}, which has {feature.num_rows}; the file is "
         "damaged, remap it again",
     )

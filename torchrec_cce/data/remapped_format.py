@@ -86,7 +86,7 @@ class RemappedFormat:
 
     def find(self, feature: str, table: str) -> RemappedFeature | None:
         """The columns of a table's feature, None if it is not in the file."""
-        found = (one for one in self.features.values() if (one.feature, one.table) == (feature, table))
+        found = (each for each in self.features.values() if (each.feature, each.table) == (feature, table))
         return next(found, None)
 
     def to_json(self) -> bytes:
@@ -134,22 +134,22 @@ class RemappedFormat:
         document = (schema.metadata or {}).get(METADATA_KEY)
         if document is None:
             raise DataFileError(f"{name}: holds no remapped data; make it with torchrec-cce remap")
-        one = cls.from_json(document, name)
-        for feature in one.features.values():
-            raw = [feature.column] if one.helper == "keep-raw" else []
+        found = cls.from_json(document, name)
+        for feature in found.features.values():
+            raw = [feature.column] if found.helper == "keep-raw" else []
             for column in (*feature.pointers, *feature.helpers, *raw):
                 if len(schema.get_all_field_indices(column)) != 1:
                     raise DataFileError(
                         f"{name}: there is not one column {column!r}, as its metadata says of feature "
                         f"{feature.feature!r}; the columns are {schema.names}"
                     )
-            wanted = feature.item_type(one.layout)
+            wanted = feature.item_type(found.layout)
             for column in (*feature.pointers, *feature.helpers):
                 kind = schema.field(column).type
                 item = kind.value_type if is_id_list(kind) else kind
                 if wanted not in (kind, item):
                     raise DataFileError(f"{name}: column {column!r} is {kind}, not {wanted} or a list of it")
-        return one
+        return found
 
 
 _ADAPTER = TypeAdapter(RemappedFormat)
@@ -172,7 +172,7 @@ def remapped_feature(
     Args:
         shared: several CCE tables have the feature; then names begin with `feature@table`.
     """
-    one = RemappedFeature(
+    unnamed = RemappedFeature(
         feature=feature,
         table=table,
         column=column,
@@ -182,13 +182,13 @@ def remapped_feature(
         pointer_dtype=np.min_scalar_type(num_rows - 1).name,
         pointers=(),
     )
-    count = one.num_words if layout == "words" else 1
+    count = unnamed.num_words if layout == "words" else 1
 
     def names(kind: str) -> tuple[str, ...]:
         base = f"{feature_key(feature, table, shared=shared)}.{kind}"
         return (base,) if count == 1 else tuple(f"{base}.{word}" for word in range(count))
 
-    return replace(one, pointers=names("pointers"), helpers=names("helpers") if helper == "store" else ())
+    return replace(unnamed, pointers=names("pointers"), helpers=names("helpers") if helper == "store" else ())
 
 
 def feature_key(feature: str, table: str, *, shared: bool) -> str:

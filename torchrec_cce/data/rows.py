@@ -45,6 +45,10 @@ class Column:
         np.cumsum(self.lengths, out=offsets[1:])
         return offsets
 
+    def row_of(self, position: int) -> int:
+        """The row whose bag holds the ID at this position of `values`."""
+        return position if self.lengths is None else int(np.searchsorted(self._offsets, position, side="right")) - 1
+
     def slice(self, start: int, stop: int) -> "Column":
         """The bags of rows `start..stop`, `0 ≤ start ≤ stop ≤ N`, as views."""
         if self.lengths is None:

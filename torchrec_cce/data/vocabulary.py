@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_cce.data.arrow import BadCell, to_column, why_not_ids
-from torchrec_cce.data.files import PathLike
+from torchrec_cce.data.arrow import BadCell, check_columns, to_column
+from torchrec_cce.data.files import PathLike, as_data_file_error
 from torchrec_cce.data.key_counts import MIN_MEMORY_BYTES, KeyCounts
 from torchrec_cce.data.parquet import parquet_files
 from torchrec_cce.errors import ConfigError, DataFileError
@@ -119,7 +119,7 @@ def build_vocabulary(
     tally = _Tally(on_progress)
     files = parquet_files(paths)
     for path in files:  # all of them before the first is read, which may take hours
-        _check_columns(path, columns)
+        check_columns(path, _schema(path), [], columns)
     with KeyCounts(memory_bytes=memory_bytes, num_threads=num_threads) as counts:
         parts = (part for path in files for part in _parts(path, columns))
         _read_all(parts, lambda piece: _count(piece, columns, counts, tally), num_threads)
@@ -277,7 +277,7 @@ def _count(piece: _Piece, columns: Sequence[str], counts: KeyCounts, tally: _Tal
 def _parts(path: Path, columns: Sequence[str]) -> Iterator[_Part]:
     """The parts of one file."""
     if not _is_arrow(path):
-        with _as_data_file_error(path):
+        with _reading(path):
             metadata = pq.read_metadata(path)
         row = 0
         for group in range(metadata.num_row_groups):
@@ -286,7 +286,7 @@ def _parts(path: Path, columns: Sequence[str]) -> Iterator[_Part]:
     elif _is_stream(path):
         yield partial(_arrow_stream, path, columns)
     else:
-        with _as_data_file_error(path), pa.ipc.open_file(str(path)) as reader:
+        with _reading(path), pa.ipc.open_file(str(path)) as reader:
             size = reader.num_record_batches
         step = -(-size // _MAX_ARROW_PARTS) or 1
         for start in range(0, size, step):
@@ -296,7 +296,7 @@ def _parts(path: Path, columns: Sequence[str]) -> Iterator[_Part]:
 def _row_group(path: Path, metadata: pq.FileMetaData, group: int, row: int, columns: Sequence[str]) -> Iterator[_Piece]:
     # Buffered, so that a column chunk is read piece by piece, however large it is.
     with (
-        _as_data_file_error(path),
+        _reading(path),
         pq.ParquetFile(path, metadata=metadata, buffer_size=_READ_BYTES, pre_buffer=False) as file,
     ):
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
@@ -306,7 +306,11 @@ def _row_group(path: Path, metadata: pq.FileMetaData, group: int, row: int, colu
 
 def _arrow_batches(path: Path, numbers: range, columns: Sequence[str]) -> Iterator[_Piece]:
     options = _only(columns, _schema(path))
-    with _as_data_file_error(path), pa.OSFile(str(path)) as source, pa.ipc.open_file(source, options=options) as reader:
+    with (
+        _reading(path),
+        pa.OSFile(str(path)) as source,
+        pa.ipc.open_file(source, options=options) as reader,
+    ):
         for number in numbers:
             yield _Piece(path=path, batch=reader.get_batch(number), first_row=0, record_batch=number)
 
@@ -315,7 +319,7 @@ def _arrow_stream(path: Path, columns: Sequence[str]) -> Iterator[_Piece]:
     options = _only(columns, _schema(path))
     row = 0
     with (
-        _as_data_file_error(path),
+        _reading(path),
         pa.OSFile(str(path)) as source,
         pa.ipc.open_stream(source, options=options) as reader,
     ):
@@ -332,36 +336,18 @@ def _is_arrow(path: Path) -> bool:
     return path.suffix in _ARROW_SUFFIXES
 
 
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return as_data_file_error(path, "Arrow IPC" if _is_arrow(path) else "Parquet")
+
+
 def _is_stream(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(len(_ARROW_FILE_MAGIC)) != _ARROW_FILE_MAGIC
 
 
 def _schema(path: Path) -> pa.Schema:
-    with _as_data_file_error(path):
+    with _reading(path):
         if not _is_arrow(path):
             return pq.read_schema(path)
         with pa.OSFile(str(path)) as source:
             return (pa.ipc.open_stream(source) if _is_stream(path) else pa.ipc.open_file(source)).schema
-
-
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    schema = _schema(path)
-    for name in columns:
-        found = len(schema.get_all_field_indices(name))
-        if found != 1:
-            what = "there is no column" if found == 0 else f"{found} columns have the name"
-            raise DataFileError(f"{path}: {what} {name!r}; the columns are {schema.names}")
-        wrong = why_not_ids(schema.field(name).type)
-        if wrong:
-            raise DataFileError(f"{path}: column {name!r} {wrong}")
-
-
-@contextmanager
-def _as_data_file_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        kind = "Arrow IPC" if _is_arrow(path) else "Parquet"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataFileError(f"{path}: cannot be read as {kind} ({reason})") from error

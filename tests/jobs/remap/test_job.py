@@ -216,6 +216,7 @@ def test_what_cannot_work_is_said_before_anything_is_written(place: Place) -> No
         ({"input": f"{place.raw}/x*"}, DataFileError, "x*: no file matches"),
         ({"input": str(place.registry)}, DataFileError, "no *.parquet in this folder or below it"),
         ({"features": {"user": "day"}}, DataFileError, "'day', the column of feature 'user', is a key of its folders"),
+        ({"features": {"user": "day"}}, DataFileError, "or leave the feature out of `features`"),
         ({"output": "raw/new"}, ConfigError, "lie in one another; choose a folder beside the input"),
         ({"output": "."}, ConfigError, "lie in one another; choose a folder beside the input"),
         ({"output": "registry"}, JobError, "registry: holds other data than a remap job's; choose a new folder"),

@@ -15,9 +15,10 @@ from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, HelperPo
 from torchrec_cce.errors import InvalidIDError
 from torchrec_cce.jobs.remap.parquet import file as module
 from torchrec_cce.jobs.remap.parquet.file import remap_parquet
+from torchrec_cce.jobs.remap.parquet.metadata import FileMetaData
 from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
-from torchrec_cce.jobs.remap.remapper import Remapper, Unseen
-from torchrec_cce.maps.pointer_map import Unseen as PolicyOfUnseen
+from torchrec_cce.jobs.remap.remapper import Remapper, UnseenCounts
+from torchrec_cce.maps.pointer_map import Unseen
 
 ROWS = 5000
 
@@ -37,9 +38,9 @@ def remapped(raw: bytes, remapper: Remapper, *, compression: str | None = "zstd"
     return out.getvalue()
 
 
-def unseen_ids(raw: bytes, remapper: Remapper) -> Unseen:
+def unseen_ids(raw: bytes, remapper: Remapper) -> UnseenCounts:
     """Of the decoded rows, one after the other."""
-    found = Unseen()
+    found = UnseenCounts()
     table = pq.read_table(io.BytesIO(raw), columns=[one.column for one in remapper.format.features.values()])
     for key, one in remapper.format.features.items():
         known = set(known_ids(remapper.maps[one.table]))
@@ -99,7 +100,7 @@ IDS = ("plain", "nulls", "narrow", "unsigned", "wide")
 
 
 def remapper(
-    *, num_ids: int = 50, lists: bool = True, policies: tuple[PolicyOfUnseen, ...] = ("hash", "error"), **options: Any
+    *, num_ids: int = 50, lists: bool = True, policies: tuple[Unseen, ...] = ("hash", "error"), **options: Any
 ) -> Remapper:
     names = [*IDS, *(["bags"] if lists else [])]
     sizes = [(4, 300), (4, 70000), (3, 20), (8, 256), (5, 65536), (6, 300)]
@@ -240,7 +241,7 @@ def test_footers_are_understood_to_the_last_byte() -> None:
     raw = write(log(), row_group_size=100, sorting_columns=[pq.SortingColumn(1)], write_page_index=True)
     length = int.from_bytes(raw[-8:-4], "little")
     footer = raw[-8 - length : -8]
-    content, end = read_struct(footer)
+    content, end = read_struct(FileMetaData, footer)
     assert end == length
     assert write_struct(content) == footer
 

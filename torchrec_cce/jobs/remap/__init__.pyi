@@ -1,5 +1,5 @@
 from .job import (
+    RemapProgress as RemapProgress,
     RemapReport as RemapReport,
     remap as remap,
 )
-from .progress import Progress as Progress

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_cce.jobs.remap.parquet.file import Counts, RowsDone
-from torchrec_cce.jobs.remap.remapper import Remapper, Unseen
+from torchrec_cce.jobs.remap.parquet.file import FileCounts, RowsDone
+from torchrec_cce.jobs.remap.remapper import Remapper, UnseenCounts
 
 
 def remap_to_arrow(
@@ -20,7 +20,7 @@ def remap_to_arrow(
     compression: str | None,
     num_threads: int,
     progress: RowsDone = lambda _, __: None,
-) -> Counts:
+) -> FileCounts:
     """Write the remapped file, front to back. Memory holds one row group.
 
     Arguments and errors: as `remap_parquet`; `compression` is lz4, zstd or None.
@@ -28,7 +28,7 @@ def remap_to_arrow(
     raw = pq.ParquetFile(file)
     schema = remapper.schema(raw.schema_arrow, name)
     options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=num_threads > 1)
-    row, unseen = 0, Unseen()
+    row, unseen = 0, UnseenCounts()
     with (
         _arrow_threads(num_threads),
         pa.ipc.new_file(pa.PythonFile(_Sink(write), mode="w"), schema, options=options) as writer,
@@ -40,12 +40,12 @@ def remap_to_arrow(
                 writer.write_batch(remapper.batch(batch, name, first_row=row, unseen=unseen))
                 row += len(batch)
             progress(row, raw.metadata.num_rows)
-    return Counts(row, unseen)
+    return FileCounts(row, unseen)
 
 
 @contextmanager
 def _arrow_threads(count: int) -> Iterator[None]:
-    """What decodes and compresses on several threads takes Arrow's own, of which a worker has one."""
+    """Let Arrow have so many threads for decoding and compressing; a worker leaves it one."""
     before = pa.cpu_count()
     pa.set_cpu_count(count)
     try:
@@ -72,7 +72,7 @@ class _Sink:
         return self._position
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing to do: every write goes through at once."""
 
     def close(self) -> None:
         self.closed = True

@@ -1,8 +1,9 @@
-"""Proof of remapped files: a sample of their rows against the raw files and the map, by another way than the job's."""
+"""Proof of a remapped file: a sample of its rows against the raw file and the map, by another way than the job's."""
 
 import random
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.data.arrow import to_column
-from torchrec_cce.data.remapped_format import RemappedFeature, RemappedFormat, codes_of, is_id_list
+from torchrec_cce.data.remapped_format import Layout, RemappedFeature, RemappedFormat, codes_of, is_id_list
+from torchrec_cce.data.rows import Column
 from torchrec_cce.errors import DataFileError
 from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.pointer_map import PointerMap
@@ -52,10 +54,13 @@ def check_file(source: Store, name: str, output: Store, output_name: str, remapp
         filled = [group for group, count in enumerate(counts) if count]
         for group in rng.sample(filled, min(_GROUPS, len(filled))):
             rows = sorted(rng.sample(range(counts[group]), min(_ROWS, counts[group])))
-            raw_rows = raw.read_row_group(group, use_threads=False).take(rows)
-            new_rows = _read_group(new, filled.index(group)).take(rows)
             first = sum(counts[:group])
-            _compare(raw_rows, new_rows, remapper, place, [first + row for row in rows])
+            _Sample(
+                raw=raw.read_row_group(group, use_threads=False).take(rows),
+                new=_read_group(new, filled.index(group)).take(rows),
+                rows=[first + row for row in rows],
+                place=place,
+            ).compare(remapper)
             checked += len(rows)
     return checked
 
@@ -67,64 +72,81 @@ def _read_group(new: Any, group: int) -> pa.Table:
     return pa.Table.from_batches([new.get_batch(group)])
 
 
-def _compare(raw: pa.Table, new: pa.Table, remapper: Remapper, place: str, rows: Sequence[int]) -> None:
-    remapped = {one.column for one in remapper.format.features.values()}
-    kept = [name for name in raw.schema.names if name in new.schema.names]
-    for name in kept if remapper.format.helper == "keep-raw" else [name for name in kept if name not in remapped]:
-        _same(raw.column(name), new.column(name), place, name, rows)
-    for feature in remapper.format.features.values():
-        array = raw.column(feature.column).combine_chunks()
-        ids = to_column(array).values
-        codebook, helper = expected_codes(remapper.maps[feature.table], ids)
-        for columns, codes in ((feature.pointers, codebook), (feature.helpers, helper)):
-            if columns:
-                _compare_codes(array, [new.column(name) for name in columns], codes, feature, remapper, place, rows)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Sample:
+    """Some rows of a raw file, and what they became."""
 
+    raw: pa.Table
+    new: pa.Table
+    rows: Sequence[int]
+    """Their numbers in the file."""
+    place: str
+    """The new file, for messages."""
 
-def _compare_codes(
-    raw: pa.Array,
-    columns: Sequence[pa.ChunkedArray],
-    codes: npt.NDArray[np.int64],
-    feature: RemappedFeature,
-    remapper: Remapper,
-    place: str,
-    rows: Sequence[int],
-) -> None:
-    arrays = [column.combine_chunks() for column in columns]
-    lengths = to_column(raw).dense_lengths()
-    for array in arrays:
-        _same(raw.is_null(), array.is_null(), place, feature.column, rows)
-        if is_id_list(array.type):
-            _same(pa.array(lengths), array.value_lengths().fill_null(0), place, feature.column, rows)
-    values = [array.flatten() if is_id_list(array.type) else array.drop_null() for array in arrays]
-    found = codes_of(values, feature, remapper.format.layout)
-    wrong = np.flatnonzero((found != codes).any(axis=1))
-    if len(wrong):
+    def compare(self, remapper: Remapper) -> None:
+        """Raises DataFileError where they differ."""
+        remapped = {feature.column for feature in remapper.format.features.values()}
+        for name in self.raw.schema.names:
+            if name in self.new.schema.names and (remapper.format.helper == "keep-raw" or name not in remapped):
+                self._same(self.raw.column(name), self.new.column(name), name)
+        for feature in remapper.format.features.values():
+            array = self.raw.column(feature.column).combine_chunks()
+            bags = to_column(array)
+            codebook, helper = expected_codes(remapper.maps[feature.table], bags.values)
+            for columns, codes in ((feature.pointers, codebook), (feature.helpers, helper)):
+                if columns:
+                    found = self._codes(columns, array, bags, feature, remapper.format.layout)
+                    self._same_codes(found, codes, bags, feature)
+
+    def _codes(
+        self, columns: Sequence[str], raw: pa.Array, bags: Column, feature: RemappedFeature, layout: Layout
+    ) -> npt.NDArray[np.unsignedinteger]:
+        """The codes in new columns, [N, c]; they have the nulls and the lengths of the raw column."""
+        arrays = [self.new.column(name).combine_chunks() for name in columns]
+        for array in arrays:
+            self._same(raw.is_null(), array.is_null(), feature.column)
+            if is_id_list(array.type):
+                self._same(pa.array(bags.dense_lengths()), array.value_lengths().fill_null(0), feature.column)
+        values = [array.flatten() if is_id_list(array.type) else array.drop_null() for array in arrays]
+        return codes_of(values, feature, layout)
+
+    def _same_codes(
+        self,
+        found: npt.NDArray[np.unsignedinteger],
+        wanted: npt.NDArray[np.int64],
+        bags: Column,
+        feature: RemappedFeature,
+    ) -> None:
+        wrong = np.flatnonzero((found != wanted).any(axis=1))
+        if not len(wrong):
+            return
         at = int(wrong[0])
-        row = rows[int(np.searchsorted(np.cumsum(lengths, dtype=np.int64), at, side="right"))]
+        row = self.rows[bags.row_of(at)]
         raise DataFileError(
-            f"{place}: column {feature.pointers[0]!r}, row {row} (the first is 0) has the codes {found[at].tolist()}, "
-            f"the map of table {feature.table!r} gives {codes[at].tolist()}; remap it again"
+            f"{self.place}: column {feature.pointers[0]!r}, row {row} (the first is 0) has the codes "
+            f"{found[at].tolist()}, the map of table {feature.table!r} gives {wanted[at].tolist()}; remap it again"
         )
 
+    def _same(self, raw: Any, new: Any, name: str) -> None:
+        if raw.equals(new):
+            return
+        pairs = zip(self.rows, raw.to_pylist(), new.to_pylist(), strict=True)
+        # NaN, which does not equal itself, is no difference.
+        row = next((row for row, before, after in pairs if before != after and before == before), None)
+        if row is not None:
+            raise DataFileError(f"{self.place}: column {name!r}, row {row} (the first is 0) is not as in the raw file")
 
-def _same(raw: Any, new: Any, place: str, name: str, rows: Sequence[int]) -> None:
-    if raw.equals(new):
-        return
-    pairs = list(zip(raw.to_pylist(), new.to_pylist(), strict=True))
-    row = next((rows[at] for at, (one, other) in enumerate(pairs) if one != other and one == one), None)
-    if row is not None:  # NaN is no difference
-        raise DataFileError(f"{place}: column {name!r}, row {row} (the first is 0) is not as in the raw file")
 
-
-def expected_codes(one: PointerMap, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def expected_codes(
+    pointer_map: PointerMap, ids: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Codebook and helper codes of raw `ids: [N] int64`, [N, c] each, by the map's policy, in plain numpy."""
-    positions = one.positions(ids)
+    positions = pointer_map.positions(ids)
     unseen = positions < 0
-    if one.unseen == "first_row":
-        ids, positions = np.where(unseen, one.first_id, ids), np.where(unseen, 0, positions)
+    if pointer_map.unseen == "first_row":
+        ids, positions = np.where(unseen, pointer_map.first_id, ids), np.where(unseen, 0, positions)
         unseen = np.zeros_like(unseen)
-    codebook = one.codebook_hash.numpy(ids)
-    if one.stored is not None:
-        codebook[~unseen] = one.stored_view[positions[~unseen]]
-    return codebook, one.helper_hash.numpy(ids)
+    codebook = pointer_map.codebook_hash.numpy(ids)
+    if pointer_map.stored is not None:
+        codebook[~unseen] = pointer_map.stored_view[positions[~unseen]]
+    return codebook, pointer_map.helper_hash.numpy(ids)

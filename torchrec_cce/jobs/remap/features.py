@@ -1,4 +1,4 @@
-"""Which features a remap replaces: those that are asked for, or those that the raw data have."""
+"""The features that a remap replaces: those that are asked for, or those that the raw data have."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,11 +28,13 @@ def remapped_format(
     helper: HelperPolicy,
     options: Mapping[str, Any],
 ) -> RemappedFormat:
-    """What a job writes.
+    """The format of a job's output.
 
     Args:
+        opened: the version whose maps replace raw IDs.
         folder, file: a raw file, whose columns decide where `features` does not.
-        features: feature → its raw column.
+        features: feature → its raw column; None for all that have a column of their name.
+        layout, helper: see `torchrec_cce.data.remapped_format`.
         options: of the object store, see `open_store`.
 
     Raises:
@@ -51,7 +53,7 @@ def remapped_format(
         if not features:
             raise DataFileError(
                 f"{name}: no column has the name of a feature of {opened.identity}: {', '.join(tables_of)}; name the "
-                "columns with --features feature=column"
+                "column of each in `features`"
             )
     unknown = [feature for feature in features if feature not in tables_of]
     if unknown:
@@ -88,14 +90,14 @@ def remapped_format(
 def check_hive_keys(folder: str, file: InputFile, remapped: RemappedFormat) -> None:
     """Raise DataFileError if the column of a feature is a key of the file's folders."""
     keys = file.hive_keys()
-    for one in remapped.features.values():
-        if one.column in keys:
+    for feature in remapped.features.values():
+        if feature.column in keys:
             raise DataFileError(
-                f"{folder}/{file.name}: {one.column!r}, the column of feature {one.feature!r}, is a key of its "
-                "folders, which are not remapped; write it as a column, or leave the feature out with --features"
+                f"{folder}/{file.name}: {feature.column!r}, the column of feature {feature.feature!r}, is a key of its "
+                "folders, which are not remapped; write it as a column, or leave the feature out of `features`"
             )
 
 
 def _sizes(table: TableSnapshot) -> dict[str, Any]:
-    one = table.pointer_map
-    return {"map_digest": one.digest, "num_columns": one.num_columns, "num_rows": one.num_rows}
+    known = table.pointer_map
+    return {"map_digest": known.digest, "num_columns": known.num_columns, "num_rows": known.num_rows}

@@ -29,7 +29,7 @@ ARROW_CODECS: dict[Compression, str | None] = {"zstd": "zstd", "lz4": "lz4", "no
 
 @dataclass(frozen=True, kw_only=True)
 class FileTask:
-    """One file, for a worker that knows nothing else."""
+    """What a worker must know to remap one file; it knows nothing else."""
 
     registry: str
     options: dict[str, Any] = field(repr=False)
@@ -45,13 +45,13 @@ class FileTask:
     number: int
     """Of the task in its job."""
     counters: Counters
-    """At `2 · number`: rows that are written, and the bytes of input that they are of."""
+    """From `2 · number` on: rows that are written, and the bytes of input that they come from."""
 
     def __str__(self) -> str:
         return f"{self.folder}/{self.file.name}"
 
     def progress(self, rows: int, of: int) -> None:
-        """Tell the job."""
+        """Tell the job how many rows of how many are written."""
         self.counters.set(2 * self.number, rows, self.file.num_bytes * rows // max(1, of))
 
 
@@ -72,7 +72,7 @@ def remap_file(task: FileTask) -> FileResult:
         )
     remapper = Remapper(
         format=task.remapped,
-        maps={one.table: opened.tables[one.table].pointer_map for one in task.remapped.features.values()},
+        maps={feature.table: opened.tables[feature.table].pointer_map for feature in task.remapped.features.values()},
     )
     folder = OutputFolder(out)
     with folder.at_work():

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from torchrec_cce.errors import CCEError, DataFileError
 from torchrec_cce.maps.store import Store, open_store
+from torchrec_cce.maps.store.store import StoredObject
 
 _WILD = set("*?[")
 
@@ -51,18 +52,18 @@ def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFi
     if pattern is None:
         found = list(_walk(folder, options))
         if found or _is_folder(text):
-            files = [one for one in found if one.name.endswith(".parquet")]
+            files = [file for file in found if file.name.endswith(".parquet")]
             if not files:
                 raise DataFileError(f"{text}: no *.parquet in this folder or below it")
             return folder, files
         folder, _, pattern = text.rpartition("/")
         folder = folder or ("/" if text.startswith("/") else ".")
-        one = stat_input(open_store(folder, **options), pattern)
-        if one is None:
+        file = stat_input(open_store(folder, **options), pattern)
+        if file is None:
             raise DataFileError(f"{text}: no such file or folder")
-        return folder, [one]
+        return folder, [file]
     wanted = pattern.split("/")
-    files = [one for one in _walk(folder, options) if _matches(one.name.split("/"), wanted)]
+    files = [file for file in _walk(folder, options) if _matches(file.name.split("/"), wanted)]
     if not files:
         raise DataFileError(f"{text}: no file matches")
     return folder, files
@@ -78,14 +79,12 @@ def stat_input(storage: Store, name: str) -> InputFile | None:
             return None
         return InputFile(name=name, num_bytes=stat.st_size, stamp=str(stat.st_mtime_ns))
     found = storage.find(name)
-    if found is None:
-        return None
-    return InputFile(name=name, num_bytes=found.num_bytes, stamp=found.etag or found.modified.isoformat())
+    return None if found is None else _of_object(found)
 
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """What goes wrong while a raw file is read, as a DataFileError of one line."""
+    """Turn what goes wrong while a raw file is read into a DataFileError of one line."""
     try:
         yield
     except CCEError:
@@ -102,9 +101,9 @@ def _walk(folder: str, options: Mapping[str, Any]) -> Iterator[InputFile]:
     storage = open_store(folder, **options)
     root = storage.path()
     if root is None:
-        for one in storage.objects(""):
-            if not _hidden(one.name):
-                yield InputFile(name=one.name, num_bytes=one.num_bytes, stamp=one.etag or one.modified.isoformat())
+        for stored in storage.objects(""):
+            if not _hidden(stored.name):
+                yield _of_object(stored)
         return
     names = [
         Path(where, file).relative_to(root).as_posix()
@@ -115,6 +114,10 @@ def _walk(folder: str, options: Mapping[str, Any]) -> Iterator[InputFile]:
         found = None if _hidden(name) else stat_input(storage, name)
         if found is not None:
             yield found
+
+
+def _of_object(found: StoredObject) -> InputFile:
+    return InputFile(name=found.name, num_bytes=found.num_bytes, stamp=found.etag or found.modified.isoformat())
 
 
 def _hidden(name: str) -> bool:

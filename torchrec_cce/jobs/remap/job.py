@@ -1,24 +1,24 @@
 """Remap stored data: raw IDs in Parquet files become index pointers of a published version, file by file."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, HelperPolicy, Layout
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.jobs.remap.features import check_hive_keys, remapped_format
-from torchrec_cce.jobs.remap.file import ARROW_CODECS, FileTask, open_version, remap_file
+from torchrec_cce.jobs.remap.file import ARROW_CODECS, FileResult, FileTask, open_version, remap_file
 from torchrec_cce.jobs.remap.input import list_input
 from torchrec_cce.jobs.remap.output import COMPRESSIONS, FILE_FORMATS, Compression, FileFormat, OutputFolder, RemapJob
-from torchrec_cce.jobs.remap.progress import Progress, Watcher
 from torchrec_cce.maps.store import open_store
 from torchrec_cce.workers import EngineName, engine_of
+from torchrec_cce.workers.engine import Counters
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemapReport:
-    """What a job did."""
+    """What a job did, and what its output holds."""
 
     version: int
     num_files: int
@@ -36,6 +36,19 @@ class RemapReport:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class RemapProgress:
+    """How far a job is."""
+
+    done_files: int
+    num_files: int
+    done_bytes: int
+    """Of input, without what an earlier process did."""
+    num_bytes: int
+    rows: int
+    """Done by this process."""
+
+
 def remap(
     input: str,
     output: str,
@@ -51,7 +64,7 @@ def remap(
     num_workers: int | None = None,
     inverse_check: bool = False,
     options: Mapping[str, Any] | None = None,
-    progress: Callable[[Progress], object] = lambda _: None,
+    progress: Callable[[RemapProgress], object] = lambda _: None,
 ) -> RemapReport:
     """Write files in which raw IDs are replaced by index pointers; everything else is as in the raw files.
 
@@ -82,7 +95,7 @@ def remap(
     for name, value, allowed in (
         ("layout", layout, LAYOUTS),
         ("helper", helper, HELPER_POLICIES),
-        ("format", file_format, FILE_FORMATS),
+        ("file_format", file_format, FILE_FORMATS),
         ("compression", compression, COMPRESSIONS if file_format == "parquet" else tuple(ARROW_CODECS)),
     ):
         if value not in allowed:
@@ -110,8 +123,8 @@ def remap(
         engine_of(engine, num_workers=num_workers, num_tasks=len(files) - len(finished)) as workers,
     ):
         done = dict(finished)
-        todo = sorted((one for one in files if one.name not in done), key=lambda one: -one.num_bytes)
-        total = sum(one.num_bytes for one in todo)
+        todo = sorted((file for file in files if file.name not in done), key=lambda file: -file.num_bytes)
+        total = sum(file.num_bytes for file in todo)
         counters = workers.counters(2 * len(todo))
         tasks = [
             FileTask(
@@ -122,16 +135,16 @@ def remap(
                 remapped=job.remapped,
                 file_format=file_format,
                 compression=compression,
-                file=one,
-                output_name=job.output_name(one),
-                num_threads=max(1, round(workers.num_workers * one.num_bytes / max(1, total))),
+                file=file,
+                output_name=job.output_name(file),
+                num_threads=max(1, round(workers.num_workers * file.num_bytes / max(1, total))),
                 inverse_check=inverse_check,
                 number=number,
                 counters=counters,
             )
-            for number, one in enumerate(todo)
+            for number, file in enumerate(todo)
         ]
-        watcher = Watcher(progress, tasks, counters, num_finished=len(finished))
+        watcher = _Watcher(progress, tasks, counters, num_finished=len(finished))
         checked = 0
         for task, result in workers.run(remap_file, tasks, tick=watcher.tick):
             done[task.file.name] = result.finished
@@ -144,7 +157,7 @@ def remap(
         num_rows=manifest.num_rows,
         num_bytes=manifest.num_bytes,
         skipped_files=len(finished),
-        input_bytes=sum(one.num_bytes for one in files),
+        input_bytes=sum(file.num_bytes for file in files),
         checked_rows=checked,
         unseen=manifest.unseen,
         seconds=time.monotonic() - began,
@@ -152,6 +165,54 @@ def remap(
 
 
 def _check_apart(folder: str, output: str) -> None:
-    one, other = folder.rstrip("/") + "/", output.rstrip("/") + "/"
-    if one.startswith(other) or other.startswith(one):
+    inputs, outputs = folder.rstrip("/") + "/", output.rstrip("/") + "/"
+    if inputs.startswith(outputs) or outputs.startswith(inputs):
         raise ConfigError(f"output {output} and input {folder} lie in one another; choose a folder beside the input")
+
+
+class _Watcher:
+    """Tells `report` how far a job is, from finished files and from what workers count of those in work.
+
+    Args:
+        counters: those of `tasks`.
+        num_finished: files that an earlier process finished.
+    """
+
+    def __init__(
+        self,
+        report: Callable[[RemapProgress], object],
+        tasks: Sequence[FileTask],
+        counters: Counters,
+        *,
+        num_finished: int,
+    ) -> None:
+        self._report, self._counters = report, counters
+        self._left = {task.number: task.file.num_bytes for task in tasks}
+        self._done_files, self._num_files = num_finished, num_finished + len(tasks)
+        self._num_bytes = sum(self._left.values())
+        self._rows = 0
+        self._counted = [0] * 2 * len(tasks)
+
+    def finished(self, task: FileTask, result: FileResult) -> None:
+        """To be called when a file is finished."""
+        del self._left[task.number]
+        self._rows += result.finished.num_rows
+        self._done_files += 1
+        self._tell()
+
+    def tick(self) -> None:
+        """To be called from time to time."""
+        self._counted = self._counters.read()
+        self._tell()
+
+    def _tell(self) -> None:
+        in_work = [self._counted[2 * number : 2 * number + 2] for number in self._left]
+        self._report(
+            RemapProgress(
+                done_files=self._done_files,
+                num_files=self._num_files,
+                done_bytes=self._num_bytes - sum(self._left.values()) + sum(num_bytes for _, num_bytes in in_work),
+                num_bytes=self._num_bytes,
+                rows=self._rows + sum(rows for rows, _ in in_work),
+            )
+        )

@@ -1,4 +1,4 @@
-"""The folder that a job fills: files that appear whole or not at all, and in `_remap` what is finished of which job.
+"""The folder that a job fills: files that appear whole or not at all, and `_remap`, which says what is finished.
 
 Readers of folders pass over names that begin with `_`. `job.json` is there before the first file; a file's record is
 created after the file; `manifest.json` comes when all are there. So a job that died goes on where it was.
@@ -65,12 +65,13 @@ class RemapJob:
             if name not in ("files", "remapped", "features") and getattr(mine, name) != getattr(theirs, name)
         ]
         mine, theirs = (
-            {name: (one.column, one.map_digest) for name, one in job.remapped.features.items()} for job in (self, other)
+            {name: (feature.column, feature.map_digest) for name, feature in job.remapped.features.items()}
+            for job in (self, other)
         )
         found += [
             f"feature {name}" for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)
         ]
-        files, others = ({one.name: one for one in job.files} for job in (self, other))
+        files, others = ({file.name: file for file in job.files} for job in (self, other))
         for name in sorted(files.keys() | others.keys()):
             if files.get(name) != others.get(name):
                 what = "has changed" if name in files and name in others else "is new" if name in files else "is gone"
@@ -162,7 +163,7 @@ class OutputFolder:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Of a worker: while it writes, nobody takes its unfinished files for debris."""
+        """For a worker: while it writes, nobody takes its unfinished files for debris."""
         folder = self._storage.path(FOLDER)
         if folder is None:
             yield
@@ -195,17 +196,17 @@ class OutputFolder:
 
         return guarded
 
-    def record(self, one: FinishedFile) -> None:
+    def record(self, file: FinishedFile) -> None:
         """Note that a file is finished."""
-        self._storage.create(_record_name(one.input), seal(_FINISHED.dump_python(one, mode="json")))
+        self._storage.create(_record_name(file.input), seal(_FINISHED.dump_python(file, mode="json")))
 
     def complete(self, job: RemapJob, files: list[FinishedFile]) -> RemapManifest:
-        """Note that all are."""
+        """Note that all files are finished: write the manifest."""
         manifest = RemapManifest(
-            num_rows=sum(one.num_rows for one in files),
-            num_bytes=sum(one.num_bytes for one in files),
-            unseen=dict(sorted(sum((Counter(one.unseen) for one in files), Counter()).items())),
-            files=tuple(sorted(files, key=lambda one: one.name)),
+            num_rows=sum(file.num_rows for file in files),
+            num_bytes=sum(file.num_bytes for file in files),
+            unseen=dict(sorted(sum((Counter(file.unseen) for file in files), Counter()).items())),
+            files=tuple(sorted(files, key=lambda file: file.name)),
             remapped=job.remapped,
         )
         self._storage.create(MANIFEST, seal(_MANIFESTS.dump_python(manifest, mode="json")))
@@ -219,15 +220,15 @@ class OutputFolder:
                 document = self._storage.read(name)
             except FileNotFoundError:
                 continue
-            one = parse(_FINISHED, document, f"{self.url}/{name}", newest_format=FORMAT)
-            there = self._storage.find(one.name)
-            if there is None or there.num_bytes != one.num_bytes:
+            finished = parse(_FINISHED, document, f"{self.url}/{name}", newest_format=FORMAT)
+            there = self._storage.find(finished.name)
+            if there is None or there.num_bytes != finished.num_bytes:
                 now = "is gone" if there is None else f"has {there.num_bytes}"
                 raise JobError(
-                    f"{self.url}/{one.name}: was finished with {one.num_bytes} bytes and now {now}; restore it, or "
-                    f"delete {name} to have it made again"
+                    f"{self.url}/{finished.name}: was finished with {finished.num_bytes} bytes and now {now}; restore "
+                    f"it, or delete {name} to have it made again"
                 )
-            found[file.name] = one
+            found[file.name] = finished
         return found
 
     def _other_data(self) -> bool:
@@ -274,7 +275,7 @@ class OutputFolder:
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
-        """What the operating system says while a file is written, as a JobError of one line."""
+        """Turn what the operating system says while a file is written into a JobError of one line."""
         try:
             yield
         except CCEError:
@@ -300,7 +301,10 @@ _MOST_PARTS = 512  # Linux takes 1024
 
 
 class Gathered:
-    """Writes to a file descriptor, front to back; what it was given must not change before `flush`."""
+    """Writes to a file descriptor, front to back, many parts in one call.
+
+    A part that it was given must not change before `flush`.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

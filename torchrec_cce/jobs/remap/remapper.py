@@ -1,4 +1,4 @@
-"""Raw IDs to index pointers, one record batch at a time: pure, and the same whatever runs it."""
+"""Raw IDs to index pointers, one record batch at a time. Nothing here reads or writes a file."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from torchrec_cce.data.arrow import BadCell, to_column, why_not_ids
+from torchrec_cce.data.arrow import BadCell, check_columns, to_column
 from torchrec_cce.data.remapped_format import (
     METADATA_KEY,
     Layout,
@@ -23,7 +23,7 @@ from torchrec_cce.kernels.packed import unpack
 from torchrec_cce.maps.pointer_map import PointerMap
 
 Words = list[npt.NDArray[np.uint64]]
-Unseen = Counter[str]
+UnseenCounts = Counter[str]
 """Key of a feature in the format → how many raw IDs of the rows its map does not know, and has something for."""
 
 
@@ -70,7 +70,7 @@ class FeatureMap:
 
 
 class UnseenID(BadCell):
-    """A raw ID that its map does not know and, by its policy, must."""
+    """A raw ID that its map does not know, and must know by its policy."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,9 +84,9 @@ class Remapper:
     def features_of(self, column: str) -> list[FeatureMap]:
         """The features whose raw column this is, in the format's order; none for a column that is left as it is."""
         return [
-            FeatureMap(key=key, feature=one, pointer_map=self.maps[one.table])
-            for key, one in self.format.features.items()
-            if one.column == column
+            FeatureMap(key=key, feature=feature, pointer_map=self.maps[feature.table])
+            for key, feature in self.format.features.items()
+            if feature.column == column
         ]
 
     def schema(self, schema: pa.Schema, name: str) -> pa.Schema:
@@ -102,19 +102,12 @@ class Remapper:
         metadata = dict(schema.metadata or {})
         if METADATA_KEY in metadata:
             raise DataFileError(f"{name}: is remapped already; remap the raw data")
-        for one in self.format.features.values():
-            found = len(schema.get_all_field_indices(one.column))
-            if found != 1:
-                what = "there is no column" if found == 0 else f"{found} columns have the name"
-                raise DataFileError(f"{name}: {what} {one.column!r}; the columns are {schema.names}")
-            wrong = why_not_ids(schema.field(one.column).type)
-            if wrong:
-                raise DataFileError(f"{name}: column {one.column!r} {wrong}")
+        check_columns(name, schema, [], [feature.column for feature in self.format.features.values()])
         fields = [field for raw in schema for field in self.fields(raw)]
         names = [field.name for field in fields]
-        for one in names:
-            if names.count(one) > 1 and schema.names.count(one) < names.count(one):
-                raise DataFileError(f"{name}: the raw data have a column {one!r} already; rename it")
+        for new in names:
+            if names.count(new) > 1 and schema.names.count(new) < names.count(new):
+                raise DataFileError(f"{name}: the raw data have a column {new!r} already; rename it")
         return pa.schema(fields, {**metadata, METADATA_KEY: self.format.to_json()})
 
     def fields(self, raw: pa.Field) -> list[pa.Field]:
@@ -124,13 +117,13 @@ class Remapper:
             return [raw]
         keep = [raw] if self.format.helper == "keep-raw" else []
         return keep + [
-            pa.field(name, _column_type(raw.type, one.feature.item_type(self.format.layout)), raw.nullable)
-            for one in found
-            for name in one.columns
+            pa.field(name, _column_type(raw.type, feature_map.feature.item_type(self.format.layout)), raw.nullable)
+            for feature_map in found
+            for name in feature_map.columns
         ]
 
     def batch(
-        self, batch: pa.RecordBatch, name: str, *, first_row: int = 0, unseen: Unseen | None = None
+        self, batch: pa.RecordBatch, name: str, *, first_row: int = 0, unseen: UnseenCounts | None = None
     ) -> pa.RecordBatch:
         """The remapped batch.
 
@@ -152,7 +145,7 @@ class Remapper:
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def columns(
-        self, column: str, array: pa.Array, name: str, *, first_row: int = 0, unseen: Unseen | None = None
+        self, column: str, array: pa.Array, name: str, *, first_row: int = 0, unseen: UnseenCounts | None = None
     ) -> list[pa.Array]:
         """What takes the place of a raw column in a batch. Arguments and errors: as `batch`."""
         found = self.features_of(column)
@@ -160,7 +153,7 @@ class Remapper:
             return [array]
         keep = [array] if self.format.helper == "keep-raw" else []
         try:
-            return keep + [new for one in found for new in _remapped(array, one, self.format.layout, unseen)]
+            return keep + [new for each in found for new in _remapped(array, each, self.format.layout, unseen)]
         except BadCell as error:
             kind = InvalidIDError if isinstance(error, UnseenID) else DataFileError
             raise kind(f"{name}: column {column!r}, row {first_row + error.row} (the first is 0) {error}") from None
@@ -174,25 +167,25 @@ def _column_type(raw: pa.DataType, item: pa.DataType) -> pa.DataType:
     return item
 
 
-def _remapped(array: pa.Array, one: FeatureMap, layout: Layout, count: Unseen | None) -> list[pa.Array]:
+def _remapped(array: pa.Array, feature_map: FeatureMap, layout: Layout, counts: UnseenCounts | None) -> list[pa.Array]:
     column = to_column(array)
-    words, bad, unseen = one.find(column.values)
+    words, bad, unseen = feature_map.find(column.values)
     if bad >= 0:
-        row = bad if column.lengths is None else _row_of(column.lengths, bad)
+        row = column.row_of(bad)
         value = int(column.values[bad])
         shown = value % 2**64 if value < 0 and _is_unsigned(array.type) else value
-        known = one.pointer_map
+        known = feature_map.pointer_map
         where = f"0..{known.num_ids - 1}" if known.vocabulary is None else f"the {known.num_ids} of its vocabulary"
         raise UnseenID(
             row,
-            f"holds raw ID {shown}, which the map of table {one.feature.table!r} does not know (its IDs are {where}); "
-            'correct the data, or publish a map with unseen="hash"',
+            f"holds raw ID {shown}, which the map of table {feature_map.feature.table!r} does not know (its IDs are "
+            f'{where}); correct the data, or publish a map with unseen="hash"',
         )
-    if count is not None and unseen is not None:
-        count[one.key] += int(np.count_nonzero(unseen))
-    kind = _column_type(array.type, one.feature.item_type(layout))
-    if kind == one.feature.item_type(layout):
-        return [_with_nulls(items, array, layout) for items in one.arrays(words, layout)]
+    if counts is not None and unseen is not None:
+        counts[feature_map.key] += int(np.count_nonzero(unseen))
+    kind = _column_type(array.type, feature_map.feature.item_type(layout))
+    if kind == feature_map.feature.item_type(layout):
+        return [_with_nulls(items, array, layout) for items in feature_map.arrays(words, layout)]
     lengths = column.dense_lengths()
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -200,7 +193,7 @@ def _remapped(array: pa.Array, one: FeatureMap, layout: Layout, count: Unseen | 
     build = pa.LargeListArray if large else pa.ListArray
     starts = pa.array(offsets if large else offsets.astype(np.int32))
     mask = array.is_null() if array.null_count else None
-    return [build.from_arrays(starts, items, type=kind, mask=mask) for items in one.arrays(words, layout)]
+    return [build.from_arrays(starts, items, type=kind, mask=mask) for items in feature_map.arrays(words, layout)]
 
 
 def _with_nulls(items: pa.Array, raw: pa.Array, layout: Layout) -> pa.Array:
@@ -216,11 +209,6 @@ def _with_nulls(items: pa.Array, raw: pa.Array, layout: Layout) -> pa.Array:
     if layout == "words":
         return pa.array(full.reshape(-1), mask=~valid)
     return pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), type=items.type, mask=mask)
-
-
-def _row_of(lengths: npt.NDArray[np.int32], position: int) -> int:
-    """The row whose bag holds the value at `position`."""
-    return int(np.searchsorted(np.cumsum(lengths, dtype=np.int64), position, side="right"))
 
 
 def _is_unsigned(kind: pa.DataType) -> bool:

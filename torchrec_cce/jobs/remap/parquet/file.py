@@ -1,7 +1,7 @@
 """A Parquet file with pointers in place of raw IDs, column chunk by column chunk.
 
-Columns that are no IDs are copied byte for byte, so that nothing about them changes, whatever wrote them. Of ID columns
-the pages are rewritten (`remap_pages`); what that does not cover, as lists of IDs, is decoded and encoded by pyarrow.
+Columns that hold no IDs are copied byte for byte, so that nothing about them changes, whatever wrote them. The pages of
+ID columns are rewritten (`pages.py`); what that does not cover, such as lists of IDs, pyarrow decodes and encodes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.errors import DataFileError
-from torchrec_cce.jobs.remap.parquet.chunks import Chunk, copied, encoded, moved, start_of
-from torchrec_cce.jobs.remap.parquet.fields import FieldPlan, plan_fields
-from torchrec_cce.jobs.remap.parquet.footer import new_footer, new_group
+from torchrec_cce.jobs.remap.parquet.chunks import Chunk, copied, encoded, start_of
+from torchrec_cce.jobs.remap.parquet.footer import FieldPlan, new_footer, new_group, plan_fields
+from torchrec_cce.jobs.remap.parquet.metadata import ColumnChunk, FileMetaData
 from torchrec_cce.jobs.remap.parquet.pages import CannotRewrite, rewrite_chunk
-from torchrec_cce.jobs.remap.parquet.thrift import Struct, read_struct, write_struct
-from torchrec_cce.jobs.remap.remapper import Remapper, Unseen
+from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
+from torchrec_cce.jobs.remap.remapper import Remapper, UnseenCounts
 
 MAGIC = b"PAR1"
 
@@ -28,11 +28,11 @@ RowsDone = Callable[[int, int], object]
 """Told how many rows of how many are written."""
 
 
-class Counts(NamedTuple):
-    """Of a remapped file."""
+class FileCounts(NamedTuple):
+    """What was counted while a file was remapped."""
 
     num_rows: int
-    unseen: Unseen
+    unseen: UnseenCounts
 
 
 def remap_parquet(
@@ -44,7 +44,7 @@ def remap_parquet(
     compression: str | None,
     num_threads: int,
     progress: RowsDone = lambda _, __: None,
-) -> Counts:
+) -> FileCounts:
     """Write the remapped file, front to back.
 
     Row groups stay as they are. Memory holds a few column chunks. The bytes do not depend on `num_threads`.
@@ -63,6 +63,8 @@ def remap_parquet(
 
 
 class _File:
+    """The raw file, and what each of its fields becomes."""
+
     def __init__(self, file: pa.NativeFile, name: str, remapper: Remapper, compression: str | None) -> None:
         self._file = file
         self._name = name
@@ -73,11 +75,11 @@ class _File:
         self._new_schema = remapper.schema(schema, name)
         size = file.size()
         length = int.from_bytes(file.read_at(4, size - 8), "little")
-        self._footer, _ = read_struct(file.read_at(length, size - 8 - length))
-        self._groups: list[Struct] = self._footer[4].value.values
+        self._footer, _ = read_struct(FileMetaData, file.read_at(length, size - 8 - length))
+        self._groups = self._footer.row_groups
         self._plans = plan_fields(self._footer, schema, remapper, self._new_schema)
 
-    def copy(self, write: Write, num_threads: int, progress: RowsDone) -> Counts:
+    def copy(self, write: Write, num_threads: int, progress: RowsDone) -> FileCounts:
         position = 0
 
         def put(data: Any) -> None:
@@ -86,15 +88,15 @@ class _File:
             position += len(data)
 
         put(MAGIC)
-        groups, rows, unseen = [], 0, Unseen()
-        counts = [group[3].value for group in self._groups]
+        groups, rows, unseen = [], 0, UnseenCounts()
+        counts = [group.num_rows for group in self._groups]
         tasks = [
             partial(self._chunks, plan, number, sum(counts[:number]))
             for number, count in enumerate(counts)
             if count
             for plan in self._plans
         ]
-        results = in_order(tasks, num_threads)
+        results = _in_order(tasks, num_threads)
         for group, count in zip(self._groups, counts, strict=True):
             if not count:
                 continue
@@ -103,7 +105,7 @@ class _File:
                 chunks, counted = next(results)
                 unseen.update(counted)
                 for chunk in chunks:
-                    entries.append(moved(chunk.entry, position))
+                    entries.append(chunk.entry_at(position))
                     for part in chunk.parts:
                         put(part)
             groups.append(new_group(group, self._plans, entries, start))
@@ -112,45 +114,50 @@ class _File:
         footer = write_struct(new_footer(self._footer, self._plans, self._new_schema, groups))
         for part in (footer, len(footer).to_bytes(4, "little"), MAGIC):
             put(part)
-        return Counts(rows, unseen)
+        return FileCounts(rows, unseen)
 
-    def _chunks(self, plan: FieldPlan, group: int, first_row: int) -> tuple[list[Chunk], Unseen]:
+    def _chunks(self, plan: FieldPlan, group: int, first_row: int) -> tuple[list[Chunk], UnseenCounts]:
         """The new file's chunks of one field in one row group."""
-        entries: list[Struct] = self._groups[group][1].value.values
+        entries = self._groups[group].columns
         raw = [self._read(entries[leaf]) for leaf in plan.leaves] if plan.copied or plan.rewrites else []
-        kept = [copied(entries[leaf], data) for leaf, data in zip(plan.leaves, raw, strict=False)]
-        new, unseen = self._new_chunks(plan, group, first_row, raw) if plan.features else ([], Unseen())
-        return (kept if plan.copied else []) + new, unseen
-
-    def _new_chunks(self, plan: FieldPlan, group: int, first_row: int, raw: list[bytes]) -> tuple[list[Chunk], Unseen]:
+        kept = [copied(entries[leaf], data) for leaf, data in zip(plan.leaves, raw, strict=True)] if plan.copied else []
+        if not plan.features:
+            return kept, UnseenCounts()
         if plan.rewrites:
             try:
-                return rewrite_chunk(
+                new, unseen = rewrite_chunk(
                     raw[0],
-                    self._groups[group][1].value.values[plan.leaves.start][3].value,
+                    entries[plan.leaves.start].meta_data,
                     plan.features,
                     unsigned=plan.unsigned,
                     optional=plan.optional,
                     compression=self._compression,
                 )
+                return kept + new, unseen
             except CannotRewrite:
-                pass  # also the place of a wrong ID is found by its row
+                pass  # a wrong ID, too, is found by its row
+        new, unseen = self._decoded(plan, group, first_row)
+        return kept + new, unseen
+
+    def _decoded(self, plan: FieldPlan, group: int, first_row: int) -> tuple[list[Chunk], UnseenCounts]:
+        """The chunks of a field's new columns, by way of its decoded rows."""
         table = pq.ParquetFile(self._file, metadata=self._metadata).read_row_group(
             group, columns=[plan.name], use_threads=False
         )
         array = table.column(0).combine_chunks()
-        unseen = Unseen()
+        unseen = UnseenCounts()
         arrays = self._remapper.columns(plan.name, array, self._name, first_row=first_row, unseen=unseen)
         names = plan.new_names
         fields = [self._new_schema.field(name) for name in names]
         return encoded(pa.table(arrays[-len(names) :], schema=pa.schema(fields)), self._compression), unseen
 
-    def _read(self, entry: Struct) -> bytes:
-        if 8 in entry or 9 in entry or 1 in entry:
+    def _read(self, entry: ColumnChunk) -> bytes:
+        elsewhere = (entry.file_path, entry.crypto_metadata, entry.encrypted_column_metadata)
+        if any(field is not None for field in elsewhere):
             raise DataFileError(f"{self._name}: has encrypted columns, or columns in other files; write it anew")
-        meta: Struct = entry[3].value
-        data: bytes = self._file.read_at(meta[7].value, start_of(meta))
-        if len(data) != meta[7].value:
+        size = entry.meta_data.total_compressed_size
+        data: bytes = self._file.read_at(size, start_of(entry.meta_data))
+        if len(data) != size:
             raise DataFileError(f"{self._name}: is cut short")
         return data
 
@@ -158,7 +165,7 @@ class _File:
 T = TypeVar("T")
 
 
-def in_order(calls: Sequence[Callable[[], T]], num_threads: int) -> Iterator[T]:
+def _in_order(calls: Sequence[Callable[[], T]], num_threads: int) -> Iterator[T]:
     """The results of `calls` in their order, few of them ahead: at most twice as many as threads."""
     if num_threads == 1:
         yield from (call() for call in calls)

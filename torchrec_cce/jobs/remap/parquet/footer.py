@@ -1,19 +1,95 @@
-"""The footer of a remapped Parquet file: the raw one's, with what is no longer true replaced."""
+"""The footer of a remapped Parquet file: what each field of the raw file becomes, and what is true of the new one."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from torchrec_cce.data.remapped_format import METADATA_KEY
-from torchrec_cce.jobs.remap.parquet.fields import FieldPlan, num_leaves
-from torchrec_cce.jobs.remap.parquet.thrift import I32, STRUCT, Struct, binary, i64, items
+from torchrec_cce.jobs.remap.parquet.chunks import elements_of
+from torchrec_cce.jobs.remap.parquet.metadata import (
+    CODECS,
+    ColumnChunk,
+    ColumnOrder,
+    Encoding,
+    FileMetaData,
+    KeyValue,
+    Repetition,
+    RowGroup,
+    SchemaElement,
+    SortingColumn,
+    Type,
+)
+from torchrec_cce.jobs.remap.parquet.thrift import Struct
+from torchrec_cce.jobs.remap.remapper import FeatureMap, Remapper
 
 _ARROW_SCHEMA = b"ARROW:schema"
+_REWRITTEN = frozenset(Encoding)
+"""Encodings that are rewritten page by page."""
 
 
-def new_footer(raw: Struct, plans: Sequence[FieldPlan], schema: pa.Schema, groups: list[Struct]) -> Struct:
-    """`FileMetaData` of the new file.
+@dataclass(frozen=True, kw_only=True)
+class FieldPlan:
+    """One field of the raw file, and what it becomes."""
+
+    name: str
+    leaves: range
+    """Its leaf columns in the raw file."""
+    elements: list[SchemaElement]
+    """Its part of the new file's schema."""
+    copied: bool
+    """The raw leaves are in the new file."""
+    features: tuple[FeatureMap, ...]
+    """Those whose raw column it is."""
+    rewrites: bool
+    """Its pages can be rewritten."""
+    optional: bool
+    """It may hold nulls."""
+    unsigned: bool
+
+    @property
+    def new_names(self) -> tuple[str, ...]:
+        """Of the columns that are new in the file."""
+        return tuple(name for feature in self.features for name in feature.columns)
+
+
+def plan_fields(footer: FileMetaData, schema: pa.Schema, remapper: Remapper, new_schema: pa.Schema) -> list[FieldPlan]:
+    """One plan a field, in the order of the file.
+
+    Args:
+        footer: the raw file's.
+        schema, new_schema: of the raw file, and what `remapper` makes of it.
+    """
+    new_trees = _trees(elements_of(new_schema))
+    plans, leaf = [], 0
+    for field, tree in zip(schema, _trees(footer.schema[1:]), strict=True):
+        leaves = range(leaf, leaf := leaf + _num_leaves(tree))
+        features = tuple(remapper.features_of(field.name))
+        is_copied = not features or remapper.format.helper == "keep-raw"
+        new = [next(new_trees) for _ in remapper.fields(field)]
+        if is_copied:
+            new[0] = tree
+        is_plain = remapper.format.layout == "words" and _is_alike(tree, new[-1])
+        plans.append(
+            FieldPlan(
+                name=field.name,
+                leaves=leaves,
+                elements=[element for new_tree in new for element in new_tree],
+                copied=is_copied,
+                features=features,
+                rewrites=bool(features) and is_plain and _can_rewrite(footer, leaves.start),
+                optional=tree[0].repetition_type == Repetition.OPTIONAL,
+                unsigned=pa.types.is_unsigned_integer(_value_type(field.type)),
+            )
+        )
+    return plans
+
+
+def new_footer(
+    raw: FileMetaData, plans: Sequence[FieldPlan], schema: pa.Schema, groups: list[RowGroup]
+) -> FileMetaData:
+    """The footer of the new file.
 
     Args:
         raw: that of the raw file.
@@ -21,56 +97,92 @@ def new_footer(raw: Struct, plans: Sequence[FieldPlan], schema: pa.Schema, group
         groups: its row groups, see `new_group`.
     """
     elements = [element for plan in plans for element in plan.elements]
-    root = {**raw[2].value.values[0], 5: raw[3]._replace(kind=I32, value=len(schema))}
-    kept = [
-        pair for pair in (raw[5].value.values if 5 in raw else []) if pair[1].value not in (_ARROW_SCHEMA, METADATA_KEY)
+    root = SchemaElement(raw.schema[0])
+    root.num_children = len(schema)
+    new = FileMetaData(raw)
+    new.schema = [root, *elements]
+    new.row_groups = groups
+    kept = [pair for pair in raw.key_value_metadata or [] if pair.key not in (_ARROW_SCHEMA, METADATA_KEY)]
+    new.key_value_metadata = [
+        *kept,
+        _pair(METADATA_KEY, schema.metadata[METADATA_KEY]),
+        _pair(_ARROW_SCHEMA, base64.b64encode(schema.serialize().to_pybytes())),
     ]
-    added = {
-        METADATA_KEY: schema.metadata[METADATA_KEY],
-        _ARROW_SCHEMA: base64.b64encode(schema.serialize().to_pybytes()),
-    }
-    pairs = kept + [{1: binary(key), 2: binary(value)} for key, value in added.items()]
-    new = {**raw, 2: items(STRUCT, [root, *elements]), 4: items(STRUCT, groups), 5: items(STRUCT, pairs)}
-    if 7 in raw:
-        type_order = {1: raw[2]._replace(kind=STRUCT, value={})}
-        new[7] = items(STRUCT, [type_order] * num_leaves(elements))
+    if raw.column_orders is not None:
+        order = ColumnOrder()
+        order.TYPE_ORDER = Struct()
+        new.column_orders = [order] * _num_leaves(elements)
     return new
 
 
-def new_group(raw: Struct, plans: Sequence[FieldPlan], entries: list[Struct], start: int) -> Struct:
-    """`RowGroup` of the new file.
+def new_group(raw: RowGroup, plans: Sequence[FieldPlan], entries: list[ColumnChunk], start: int) -> RowGroup:
+    """A row group of the new file.
 
     Args:
         raw: the group of the raw file.
-        entries: its chunks, as `ColumnChunk`.
+        entries: its chunks.
         start: its first byte in the file.
     """
-    metas = [entry[3].value for entry in entries]
-    new = {
-        **raw,
-        1: items(STRUCT, entries),
-        2: i64(sum(meta[6].value for meta in metas)),
-        5: i64(start),
-        6: i64(sum(meta[7].value for meta in metas)),
-    }
-    if 4 in raw:
-        new.pop(4)
-        kept = _still_sorted(raw[4].value.values, plans)
-        if kept:
-            new[4] = items(STRUCT, kept)
+    new = RowGroup(raw)
+    new.columns = entries
+    new.total_byte_size = sum(entry.meta_data.total_uncompressed_size for entry in entries)
+    new.file_offset = start
+    new.total_compressed_size = sum(entry.meta_data.total_compressed_size for entry in entries)
+    new.sorting_columns = _still_sorted(raw.sorting_columns or [], plans) or None
     return new
 
 
-def _still_sorted(columns: list[Struct], plans: Sequence[FieldPlan]) -> list[Struct]:
+def _still_sorted(columns: list[SortingColumn], plans: Sequence[FieldPlan]) -> list[SortingColumn]:
     """The sorting columns up to the first that is not in the new file, with their new numbers."""
     numbers, new = {}, 0
     for plan in plans:
         if plan.copied:
             numbers.update({leaf: new + place for place, leaf in enumerate(plan.leaves)})
-        new += num_leaves(plan.elements)
-    kept: list[Struct] = []
+        new += _num_leaves(plan.elements)
+    kept: list[SortingColumn] = []
     for column in columns:
-        if column[1].value not in numbers:
+        if column.column_idx not in numbers:
             break
-        kept.append({**column, 1: column[1]._replace(value=numbers[column[1].value])})
+        kept.append(SortingColumn(column))
+        kept[-1].column_idx = numbers[column.column_idx]
     return kept
+
+
+def _pair(key: bytes, value: bytes) -> KeyValue:
+    pair = KeyValue()
+    pair.key, pair.value = key, value
+    return pair
+
+
+def _num_leaves(elements: list[SchemaElement]) -> int:
+    """Columns that some elements of a schema have."""
+    return sum(element.num_children is None for element in elements)
+
+
+def _is_alike(tree: list[SchemaElement], new: list[SchemaElement]) -> bool:
+    """Whether a raw field and a new one are plain columns of numbers with the same nulls."""
+    return (
+        len(tree) == len(new) == 1
+        and tree[0].repetition_type == new[0].repetition_type
+        and tree[0].type in (Type.INT32, Type.INT64)
+    )
+
+
+def _can_rewrite(footer: FileMetaData, leaf: int) -> bool:
+    metas = [group.columns[leaf].meta_data for group in footer.row_groups]
+    return all(meta.codec in CODECS and _REWRITTEN.issuperset(meta.encodings) for meta in metas)
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _trees(elements: list[SchemaElement]) -> Iterator[list[SchemaElement]]:
+    """Cut the elements, in their depth-first order, into those of each field of the root."""
+    position = 0
+    while position < len(elements):
+        start, open_children = position, 1
+        while open_children:
+            open_children += (elements[position].num_children or 0) - 1
+            position += 1
+        yield elements[start:position]

@@ -1,15 +1,20 @@
 """Thrift's compact protocol, as Parquet's footers and page headers use it: read, change a field, write the rest back.
 
-A struct is a dict from field number to `Field`; what a later Parquet adds is carried along without being understood.
+A struct is a dict from field number to value. Subclasses name the fields that are used here (`metadata.py`); what they
+do not name, because a later Parquet adds it or nothing asks for it, is carried along without being understood.
 """
 
 import struct
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, overload
 
 _TRUE, _FALSE, _BYTE, _I16, I32, I64, _DOUBLE, BINARY, LIST, _SET, _MAP, STRUCT = range(1, 13)
+_INTEGERS = (I32, I64, _I16)
+
+T = TypeVar("T")
+S = TypeVar("S", bound="Struct")
 
 
-class Field(NamedTuple):
+class Typed(NamedTuple):
     """A value and its type on the wire: bool, int, float, bytes, `Items` or `Struct`."""
 
     kind: int
@@ -23,48 +28,121 @@ class Items(NamedTuple):
     values: list[Any]
 
 
-Struct = dict[int, Field]
+class Struct(dict[int, Typed]):
+    """Any struct. `Kind(other)` is a shallow copy."""
+
+    STRUCTS: ClassVar[dict[int, type["Struct"]]] = {}
+    """Field number → the class of the struct, or of the structs of the list, that the field holds."""
+
+    def __init_subclass__(cls) -> None:
+        cls.STRUCTS = {
+            field.number: field.struct for field in vars(cls).values() if isinstance(field, Field) and field.struct
+        }
 
 
-def i32(value: int) -> Field:
-    return Field(I32, value)
+class Field(Generic[T]):
+    """A named field that is always there: `i64(3)` in the body of a `Struct` is field 3."""
+
+    def __init__(self, number: int, kind: int, struct: type[Struct] | None = None, *, items: int | None = None) -> None:
+        self.number = number
+        self.struct = struct
+        self._kind = kind
+        self._items = items
+
+    @overload
+    def __get__(self, owner: None, kind: type[Struct]) -> "Field[T]": ...
+    @overload
+    def __get__(self, owner: Struct, kind: type[Struct]) -> T: ...
+    def __get__(self, owner: Struct | None, kind: type[Struct]) -> "Field[T] | T":
+        if owner is None:
+            return self
+        value = owner[self.number].value
+        return value if self._items is None else value.values  # type: ignore[no-any-return]
+
+    def __set__(self, owner: Struct, value: T) -> None:
+        owner[self.number] = Typed(self._kind, value if self._items is None else Items(self._items, value))  # type: ignore[arg-type]
 
 
-def i64(value: int) -> Field:
-    return Field(I64, value)
+class OptionalField(Field[T | None]):
+    """A named field that may be absent, and is None then."""
+
+    def __init__(self, field: Field[T]) -> None:
+        super().__init__(field.number, field._kind, field.struct, items=field._items)
+
+    @overload
+    def __get__(self, owner: None, kind: type[Struct]) -> "Field[T | None]": ...
+    @overload
+    def __get__(self, owner: Struct, kind: type[Struct]) -> T | None: ...
+    def __get__(self, owner: Struct | None, kind: type[Struct]) -> "Field[T | None] | T | None":
+        if owner is None:
+            return self
+        found = owner.get(self.number)
+        if found is None:
+            return None
+        return found.value if self._items is None else found.value.values  # type: ignore[no-any-return]
+
+    def __set__(self, owner: Struct, value: T | None) -> None:
+        if value is None:
+            owner.pop(self.number, None)
+        else:
+            super().__set__(owner, value)
 
 
-def binary(value: bytes) -> Field:
-    return Field(BINARY, value)
+def i32(number: int) -> Field[int]:
+    return Field(number, I32)
 
 
-def items(kind: int, values: list[Any]) -> Field:
-    return Field(LIST, Items(kind, values))
+def i64(number: int) -> Field[int]:
+    return Field(number, I64)
 
 
-def read_struct(data: bytes, position: int = 0) -> tuple[Struct, int]:
+def flag(number: int) -> Field[bool]:
+    return Field(number, _TRUE)
+
+
+def binary(number: int) -> Field[bytes]:
+    return Field(number, BINARY)
+
+
+def nested(number: int, struct: type[S]) -> Field[S]:
+    return Field(number, STRUCT, struct)
+
+
+def items(number: int, kind: int) -> Field[list[Any]]:
+    """A list of plain values of a type on the wire."""
+    return Field(number, LIST, items=kind)
+
+
+def structs(number: int, struct: type[S]) -> Field[list[S]]:
+    return Field(number, LIST, struct, items=STRUCT)
+
+
+def read_struct(kind: type[S], data: bytes, position: int = 0) -> tuple[S, int]:
     """The struct at a position, and the position after it.
 
     Raises:
         ValueError, IndexError, struct.error: no such struct, or cut short.
     """
-    found: Struct = {}
-    number = 0
+    found = kind()
+    structs, number = kind.STRUCTS, 0
     while True:
         head = data[position]
         position += 1
         if head == 0:
             return found, position
-        delta, kind = head >> 4, head & 15
+        delta, wire = head >> 4, head & 15
         if delta:
             number += delta
         else:
             number, position = _read_zigzag(data, position)
-        if kind in (_TRUE, _FALSE):
-            found[number] = Field(_TRUE, kind == _TRUE)
+        if wire in _INTEGERS and data[position] < 128:  # most of a header, so without a call
+            found[number] = Typed(wire, (data[position] >> 1) ^ -(data[position] & 1))
+            position += 1
+        elif wire in (_TRUE, _FALSE):
+            found[number] = Typed(_TRUE, wire == _TRUE)
         else:
-            value, position = _read_value(data, position, kind)
-            found[number] = Field(kind, value)
+            value, position = _read_value(data, position, wire, structs.get(number, Struct))
+            found[number] = Typed(wire, value)
 
 
 def write_struct(content: Struct) -> bytes:
@@ -74,8 +152,8 @@ def write_struct(content: Struct) -> bytes:
     return bytes(out)
 
 
-def _read_value(data: bytes, position: int, kind: int) -> tuple[Any, int]:
-    if kind in (_I16, I32, I64):
+def _read_value(data: bytes, position: int, kind: int, struct_kind: type[Struct]) -> tuple[Any, int]:
+    if kind in _INTEGERS:
         return _read_zigzag(data, position)
     if kind == BINARY:
         size, position = _read_varint(data, position)
@@ -83,7 +161,7 @@ def _read_value(data: bytes, position: int, kind: int) -> tuple[Any, int]:
             raise ValueError("a string is cut short")
         return data[position : position + size], position + size
     if kind == STRUCT:
-        return read_struct(data, position)
+        return read_struct(struct_kind, data, position)
     if kind in (LIST, _SET):
         head = data[position]
         position += 1
@@ -92,7 +170,7 @@ def _read_value(data: bytes, position: int, kind: int) -> tuple[Any, int]:
             size, position = _read_varint(data, position)
         values = []
         for _ in range(size):
-            value, position = _read_value(data, position, item)
+            value, position = _read_value(data, position, item, struct_kind)
             values.append(value)
         return Items(item, values), position
     if kind in (_TRUE, _FALSE, _BYTE):  # items of a list; a field's bool is in its header
@@ -136,7 +214,7 @@ def _write_struct(out: bytearray, content: Struct) -> None:
 
 
 def _write_value(out: bytearray, kind: int, value: Any) -> None:
-    if kind in (_I16, I32, I64):
+    if kind in _INTEGERS:
         _write_zigzag(out, value)
     elif kind == BINARY:
         _write_varint(out, len(value))
@@ -148,8 +226,8 @@ def _write_value(out: bytearray, kind: int, value: Any) -> None:
         out.append(min(size, 15) << 4 | value.kind)
         if size >= 15:
             _write_varint(out, size)
-        for one in value.values:
-            _write_value(out, value.kind, one)
+        for item in value.values:
+            _write_value(out, value.kind, item)
     elif kind in (_TRUE, _FALSE, _BYTE):
         out.append(value)
     else:
