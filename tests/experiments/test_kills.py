@@ -107,8 +107,8 @@ def test_a_worker_that_dies_is_a_row_and_is_replaced(tmp_path: Path) -> None:
     killer.start()
     first, second = bench(given, tmp_path, workers=1, show_progress=False)
     killer.join()
-    assert first.ended.error == "its process died: killed, or out of memory; run the plan again to try it again"
-    assert second.outcome is not None
+    assert first.error == "its process died: killed, or out of memory; run the plan again to try it again"
+    assert second.sizes is not None
     again = bench(given, tmp_path, workers=1, show_progress=False)
-    assert [record.ended.error for record in again] == [None, None]
-    assert again[1].outcome == second.outcome
+    assert [result.error for result in again] == [None, None]
+    assert again[1] == second

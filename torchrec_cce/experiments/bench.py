@@ -13,28 +13,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torchrec_cce.data.criteo import criteo_files
 from torchrec_cce.data.parquet import parquet_files
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.experiments.agenda import Agenda, Record
-from torchrec_cce.experiments.outcome import Outcome
+from torchrec_cce.experiments.agenda import Agenda
 from torchrec_cce.experiments.plan import Plan
-from torchrec_cce.experiments.results import versions, write_results
+from torchrec_cce.experiments.results import RESULTS, RUNS, TrialResult, versions, write_results
 from torchrec_cce.experiments.workers import Here, Processes, Workers
 
-RESULTS = "results.parquet"
-RUNS = "runs"
 _WRITE_EVERY_S = 5.0
 
 
 def bench(
     plan: Plan, folder: Path, *, workers: int = 0, show_progress: bool = True, keep_checkpoints: bool = False
-) -> list[Record]:
-    """Run what a plan says and is not in `folder` yet; the results are then in `results.parquet` there.
+) -> list[TrialResult]:
+    """Run the trials of a plan that are not in `folder` yet; the results are then in `results.parquet` there.
 
-    What is interrupted, at whatever moment, goes on when this is called again, and comes to the same. A changed plan
-    runs only what changed.
+    A comparison that is interrupted, at whatever moment, goes on when this is called again, and comes to the same. Of a
+    changed plan only what changed is run.
 
     Args:
-        workers: processes of one thread each; 0 runs the trials in this one, each with a progress line.
-        keep_checkpoints: of all runs; else a checkpoint goes when no other run starts from it any more.
+        workers: processes of one thread each; 0 runs the trials in this process, each with a progress line.
+        keep_checkpoints: of all runs; else a checkpoint is removed when no other run starts from it any more.
+
+    Returns:
+        The results of all trials, in the order of the plan; see `chosen_results`.
 
     Raises:
         ConfigError: another process uses the folder.
@@ -43,8 +43,8 @@ def bench(
     _check_files(plan)
     agenda = Agenda(plan, folder / RUNS, keeps_checkpoints=keep_checkpoints)
     with _held(folder), ExitStack() as stack:
-        results = _Results(folder / RESULTS)
-        stack.callback(results.write, agenda)  # also of a comparison that is interrupted
+        file = _ResultsFile(folder / RESULTS)
+        stack.callback(file.write, agenda)  # also of a comparison that is interrupted
         crew = stack.enter_context(_workers(workers))
         bar = stack.enter_context(_bar(show_progress and workers > 0))
         task = bar.add_task("trials", total=agenda.total)
@@ -55,26 +55,21 @@ def bench(
             ended = crew.ended()
             if not ended:
                 break
-            for trial, how in ended:
-                agenda.record(trial, how)
-            results.write_now_and_then(agenda)
+            for trial, result in ended:
+                agenda.record(trial, result)
+            file.write_now_and_then(agenda)
         agenda.drop_checkpoints()
-    return agenda.records()
+    return agenda.results()
 
 
-def chosen_outcomes(records: list[Record]) -> list[Outcome]:
-    """The outcomes at the chosen learning rates; also of runs that diverged."""
-    return [record.outcome for record in records if record.chosen and record.outcome is not None]
-
-
-class _Results:
-    """The results file."""
+class _ResultsFile:
+    """The results file, written again as trials end."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._versions, self._written = path, versions(), time.monotonic()
 
     def write(self, agenda: Agenda) -> None:
-        write_results(self._path, agenda.records(), self._versions)
+        write_results(self._path, agenda.results(), self._versions)
         self._written = time.monotonic()
 
     def write_now_and_then(self, agenda: Agenda) -> None:

@@ -69,7 +69,7 @@ def bootstrap(
     """
     found = resample(losses, baseline, resamples=resamples, seed=seed)
     tail = (1 - confidence) / 2
-    low, high = np.quantile([one.optimistic for one in found], [tail, 1 - tail], method="nearest")
+    low, high = np.quantile([resampled.optimistic for resampled in found], [tail, 1 - tail], method="nearest")
     return float(low), float(high)
 
 

@@ -7,7 +7,8 @@ from types import TracebackType
 
 import torch
 
-from torchrec_cce.experiments.trial import Ended, Trial, run_trial
+from torchrec_cce.experiments.results import TrialResult
+from torchrec_cce.experiments.trial import Trial, run_trial
 from torchrec_cce.training.quiet import quiet_libraries
 from torchrec_cce.workers.processes import WorkerContext, end_with_parent
 
@@ -29,7 +30,7 @@ class Workers(ABC):
         """Begin a trial, if there is room."""
 
     @abstractmethod
-    def ended(self) -> list[tuple[Trial, Ended]]:
+    def ended(self) -> list[tuple[Trial, TrialResult]]:
         """Wait until a trial has ended; those that have. Empty if none was begun."""
 
     def __enter__(self) -> "Workers":
@@ -54,7 +55,7 @@ class Here(Workers):
     def begin(self, trial: Trial) -> None:
         self._trial = trial
 
-    def ended(self) -> list[tuple[Trial, Ended]]:
+    def ended(self) -> list[tuple[Trial, TrialResult]]:
         if self._trial is None:
             return []
         trial, self._trial = self._trial, None
@@ -70,7 +71,7 @@ class Processes(Workers):
     def __init__(self, count: int) -> None:
         self._context = WorkerContext()
         self._idle = [self._pool() for _ in range(count)]
-        self._running: dict[Future[Ended], tuple[Trial, ProcessPoolExecutor]] = {}
+        self._running: dict[Future[TrialResult], tuple[Trial, ProcessPoolExecutor]] = {}
 
     @property
     def is_free(self) -> bool:
@@ -85,16 +86,16 @@ class Processes(Workers):
             future = pool.submit(run_trial, trial)
         self._running[future] = (trial, pool)
 
-    def ended(self) -> list[tuple[Trial, Ended]]:
+    def ended(self) -> list[tuple[Trial, TrialResult]]:
         done, _ = wait(self._running, return_when=FIRST_COMPLETED)
         return [self._end(future) for future in done]
 
-    def _end(self, future: Future[Ended]) -> tuple[Trial, Ended]:
+    def _end(self, future: Future[TrialResult]) -> tuple[Trial, TrialResult]:
         trial, pool = self._running.pop(future)
         try:
             ended = future.result()
         except BrokenProcessPool:
-            pool, ended = self._pool(), Ended(error=_DIED)
+            pool, ended = self._pool(), trial.result(_DIED)
         self._idle.append(pool)
         return trial, ended
 

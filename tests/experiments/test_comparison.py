@@ -1,19 +1,20 @@
-"""The report's files hold what the outcomes say."""
+"""The report's files hold what the results say."""
 
 import base64
 import io
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from tests.support.outcomes import SIZES, outcome
-from torchrec_cce.experiments.outcome import Outcome
-from torchrec_cce.experiments.report import COLUMNS, TABLE_WIDTH, to_markdown, to_table, write_report
+from tests.support.experiment_results import SIZES, trial_result
+from torchrec_cce.experiments.comparison import COLUMNS, TABLE_WIDTH, comparison_report, to_markdown, to_table
+from torchrec_cce.experiments.report import write_report
+from torchrec_cce.experiments.results import TrialResult
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VOID = {"meta", "img", "br", "link"}
@@ -55,42 +56,47 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def outcomes(tmp_path: Path) -> list[Outcome]:
+def results(tmp_path: Path) -> list[TrialResult]:
     return [
-        outcome(tmp_path, "full"),
-        outcome(tmp_path, "hashing_trick"),
-        outcome(tmp_path, "ce_concat"),
-        *(outcome(tmp_path, "cce", seed=seed, auc=0.7 + seed / 50) for seed in (0, 1)),
+        trial_result(tmp_path, "full"),
+        trial_result(tmp_path, "hashing_trick"),
+        trial_result(tmp_path, "ce_concat"),
+        *(trial_result(tmp_path, "cce", seed=seed, test_auc=0.7 + seed / 50) for seed in (0, 1)),
     ]
 
 
-def test_page(outcomes: list[Outcome], tmp_path: Path) -> None:
-    write_report(tmp_path, outcomes, title="A <title> & more", about={"log": "clicks <made>", "rows": "3,000"})
+def test_page(results: list[TrialResult], tmp_path: Path) -> None:
+    write_report(
+        tmp_path,
+        comparison_report(
+            results, title="A <title> & more", about={"log": "clicks <made>", "rows": "3,000"}, runs=tmp_path
+        ),
+    )
     page = Page((tmp_path / "report.html").read_text())
     head, *rows = page.rows
-    assert head == list(COLUMNS)
+    assert head == [*COLUMNS, "runs"]
     assert [row[0] for row in rows] == ["full", "hashing_trick", "ce_concat", "cce"]
     assert [row[COLUMNS.index("AUC")] for row in rows] == ["0.7000", "0.7000", "0.7000", "0.7100 ± 0.0141"]
     assert rows[-1][COLUMNS.index("pointer bytes")] == "16,000"
-    assert rows[-1][-3:] == ["40.0×", "40.0×", "11.4×"]
+    assert rows[-1][-4:-1] == ["40.0×", "40.0×", "11.4×"]
     assert len(page.images) == 4
     assert all(image.startswith(PNG) for image in page.images)
     for text in ("A <title> & more", "clicks <made>", "3,000"):
         assert text in page.text
 
 
-def test_without_a_clustered_table_there_is_no_plot_of_entropies(outcomes: list[Outcome], tmp_path: Path) -> None:
-    write_report(tmp_path, outcomes[:2], title="t", about={})
+def test_without_a_clustered_table_there_is_no_plot_of_entropies(results: list[TrialResult], tmp_path: Path) -> None:
+    write_report(tmp_path, comparison_report(results[:2], title="t", about={}, runs=tmp_path))
     assert len(Page((tmp_path / "report.html").read_text()).images) == 3
 
 
-def test_json_with_null_for_what_is_no_number(outcomes: list[Outcome], tmp_path: Path) -> None:
-    outcomes.append(outcome(tmp_path, "dhe", bce=math.nan, auc=math.inf, validation_auc=0.7))
-    write_report(tmp_path, outcomes, title="t", about={"log": "l"})
+def test_json_with_null_for_what_is_no_number(results: list[TrialResult], tmp_path: Path) -> None:
+    results.append(trial_result(tmp_path, "dhe", test_bce=math.nan, test_auc=math.inf, validation_auc=0.7))
+    write_report(tmp_path, comparison_report(results, title="t", about={"log": "l"}, runs=tmp_path))
     values = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     assert values["title"] == "t"
     assert values["about"] == {"log": "l"}
-    expected = [asdict(each) for each in outcomes]
+    expected = [result.as_outcome(tmp_path / str(result.run)) for result in results]
     for each in expected:
         each.update({name: None for name, value in each.items() if value != value or value == math.inf})
     assert values["outcomes"] == json.loads(json.dumps(expected, allow_nan=False))
@@ -107,7 +113,8 @@ def test_nothing_is_cut_in_a_terminal(tmp_path: Path) -> None:
         largest_factor=8500.0,
     )
     large = [
-        outcome(tmp_path, "rq_hash_embeddings", max_parameters=64_000, seed=s, auc=0.7 + s, sizes=sizes) for s in (0, 1)
+        trial_result(tmp_path, "rq_hash_embeddings", max_parameters=64_000, seed=s, test_auc=0.7 + s, sizes=sizes)
+        for s in (0, 1)
     ]
     console = Console(width=TABLE_WIDTH, record=True, file=io.StringIO())
     console.print(to_table(large))
@@ -117,18 +124,18 @@ def test_nothing_is_cut_in_a_terminal(tmp_path: Path) -> None:
 
 
 def test_pointers_beside_the_tables_are_pointers(tmp_path: Path) -> None:
-    outcomes = [outcome(tmp_path, "rq", sizes=replace(SIZES, pointer_bytes=0, device_pointer_bytes=16_000))]
-    assert "| 16,000 |" in to_markdown(outcomes)
-    write_report(tmp_path, outcomes, title="t", about={})
+    results = [trial_result(tmp_path, "rq", sizes=replace(SIZES, pointer_bytes=0, device_pointer_bytes=16_000))]
+    assert "| 16,000 |" in to_markdown(results)
+    write_report(tmp_path, comparison_report(results, title="t", about={}, runs=tmp_path))
     assert len(Page((tmp_path / "report.html").read_text()).images) == 3
 
 
-def test_terminal_and_document(outcomes: list[Outcome]) -> None:
+def test_terminal_and_document(results: list[TrialResult]) -> None:
     console = Console(width=TABLE_WIDTH, record=True, file=io.StringIO())
-    console.print(to_table(outcomes))
+    console.print(to_table(results))
     text = console.export_text()
     for method in ("full", "hashing_trick", "ce_concat", "cce"):
         assert sum(line.split()[:1] == [method] for line in text.splitlines()) == 1
-    lines = to_markdown(outcomes).splitlines()
+    lines = to_markdown(results).splitlines()
     assert len(lines) == 2 + 4
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrec_cce.experiments.chart import MAX_SERIES, Chart, Series, in_panels, visible_range
+from torchrec_cce.charts.chart import MAX_SERIES, Chart, Series, in_panels, visible_range
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -54,7 +54,7 @@ def test_bars_and_levels_are_seen() -> None:
 def test_the_legend_says_what_lies_beyond_the_axis() -> None:
     series = [Series(label="seen", x=(1,), y=(0.5,)), Series(label="far", x=(1,), y=(9.0,))]
     assert chart(*series, y_range=(0, 1)).to_png() != chart(*series).to_png()
-    assert [chart(*series, y_range=(0, 1))._label(one) for one in series] == ["seen", "far (beyond the axis)"]
+    assert [chart(*series, y_range=(0, 1))._label(each) for each in series] == ["seen", "far (beyond the axis)"]
 
 
 @pytest.mark.parametrize("log", [False, True])
