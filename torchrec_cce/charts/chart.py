@@ -130,23 +130,27 @@ class BarChart:
         """Draw the chart. Raises MissingExtraError."""
         figure = _new_figure(height=max(4.8, 1 + 0.3 * len(self.names)))
         axes = figure.subplots()
-        places = list(range(len(self.names)))
-        height = 0.8 if self.stacked else 0.8 / len(self.bars)
-        ends = [0.0] * len(places)
-        drawn = []
-        for number, lengths in enumerate(self.bars.values()):
-            shift = 0.0 if self.stacked else (number - (len(self.bars) - 1) / 2) * height
-            at = [place + shift for place in places]
-            colour = _COLOURS[number % len(_COLOURS)]
-            drawn.append(axes.barh(at, lengths, height=height, left=ends if self.stacked else 0, color=colour))
-            ends = [end + length for end, length in zip(ends, lengths, strict=True)]
-        axes.set(xlabel=self.x_label, yticks=places, yticklabels=self.names)
+        drawn = self.draw(axes)
+        axes.set(xlabel=self.x_label, yticks=range(len(self.names)), yticklabels=self.names)
         axes.invert_yaxis()
         axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         _add_legend(figure, drawn, list(self.bars))
         return _to_png(figure)
+
+    def draw(self, axes: Any) -> list[Any]:
+        """Draw the bars alone; returns what stands for each kind of them in a legend."""
+        height = 0.8 if self.stacked else 0.8 / len(self.bars)
+        ends = [0.0] * len(self.names)
+        drawn = []
+        for number, lengths in enumerate(self.bars.values()):
+            shift = 0.0 if self.stacked else (number - (len(self.bars) - 1) / 2) * height
+            places = [place + shift for place in range(len(self.names))]
+            colour = _COLOURS[number % len(_COLOURS)]
+            drawn.append(axes.barh(places, lengths, height=height, left=ends if self.stacked else 0, color=colour))
+            ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+        return drawn
 
 
 @dataclass(frozen=True, kw_only=True)
