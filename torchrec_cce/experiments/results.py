@@ -172,13 +172,11 @@ class TrialResult:
         tables: dict[str, dict[str, int]] = values["config"].get("tables", {})
         largest = max(tables, key=lambda name: tables[name]["num_embeddings"], default="")
         learned, random = tuple(row["entropies"] or ()), tuple(row["random_entropies"] or ())
-        return cls(
-            **values,
-            **{column: math.nan if row[column] is None else row[column] for column in _QUALITIES},
-            **{column: row[column] for column in ("steps", "seconds", "rows_per_second")},
-            sizes=Sizes(largest_table=largest, **{column: row[column] for column in _STORED_SIZES}),
-            entropies={largest: Entropies(learned=learned, random=random)} if learned or random else {},
-        )
+        values |= {column: math.nan if row[column] is None else row[column] for column in _QUALITIES}
+        values |= {column: row[column] for column in ("steps", "seconds", "rows_per_second")}
+        values["sizes"] = Sizes(largest_table=largest, **{column: row[column] for column in _STORED_SIZES})
+        values["entropies"] = {largest: Entropies(learned=learned, random=random)} if learned or random else {}
+        return cls(**values)
 
     def as_outcome(self, run_dir: Path) -> dict[str, Any]:
         """What training came to, as `ended.json` of a run and `report.json` of a comparison hold it."""
