@@ -21,9 +21,10 @@ from benchmarks.figure import report
 from benchmarks.logs import DATA, PLANS, Log, prepare_all_of_gowalla
 from benchmarks.plain_cce import Settings, train_plain
 from benchmarks.reduced import reduced
-from torchrec_cce.experiments.bench import bench, chosen_outcomes
-from torchrec_cce.experiments.outcome import Summary, summarise
+from torchrec_cce.experiments.bench import bench
+from torchrec_cce.experiments.curve import SeedGroup, seed_groups
 from torchrec_cce.experiments.plan import Plan, read_plan
+from torchrec_cce.experiments.results import chosen_results
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.training.command import quiet_libraries
 from torchrec_cce.training.metrics import Quality
@@ -44,7 +45,7 @@ def run_plain(plan: Plan, folder: Path, *, workers: int) -> dict[int, list[Quali
     with LocalEngine(workers) as engine:
 
         def all_of(wanted: Sequence[Settings]) -> dict[Settings, tuple[Quality, Quality]]:
-            return dict(engine.run(partial(_run, plan, folder), wanted))
+            return dict(engine.run(partial(_train_once, plan, folder), wanted))
 
         tuning = {cap: [_settings(plan, cap, rate, first) for rate in plan.learning_rates] for cap in caps}
         found = all_of([settings for tried in tuning.values() for settings in tried])
@@ -69,7 +70,7 @@ def _settings(plan: Plan, cap: int, rate: float, seed: int) -> Settings:
     )
 
 
-def _run(plan: Plan, folder: Path, settings: Settings) -> tuple[Quality, Quality]:
+def _train_once(plan: Plan, folder: Path, settings: Settings) -> tuple[Quality, Quality]:
     """(validation, test) of one run, kept in a file of the folder."""
     path = folder / f"k{settings.num_rows}-lr{settings.learning_rate:g}-seed{settings.seed}.json"
     if not path.exists():
@@ -81,23 +82,23 @@ def _run(plan: Plan, folder: Path, settings: Settings) -> tuple[Quality, Quality
     return validation, test
 
 
-def print_figures(plan: Plan, summaries: Sequence[Summary], plain: dict[int, list[Quality]]) -> None:
+def print_figures(plan: Plan, groups: Sequence[SeedGroup], plain: dict[int, list[Quality]]) -> None:
     """The curve of every method, ours against the plain one, and columns against columns at the same pointer bytes."""
     dim = plan.run.embedding.dim
-    by_name = {(summary.name, summary.max_parameters): summary for summary in summaries}
-    for (name, cap), summary in by_name.items():
+    by_name = {(group.first.name, group.first.max_parameters): group for group in groups}
+    for (name, cap), group in by_name.items():
         per_dimension = "" if cap is None else f", {cap // dim} parameters a dimension"
         against = (
-            f"{summary.auc}, BCE {summary.bce}, rate {summary.learning_rate:g}, {summary.seeds} seeds; pointers "
-            f"{summary.sizes.pointer_bytes:,} bytes, in all {summary.sizes.total_bytes:,}"
+            f"{group.test_auc}, BCE {group.test_bce}, rate {group.first.learning_rate:g}, {len(group.trials)} seeds; "
+            f"pointers {group.sizes.pointer_bytes:,} bytes, in all {group.sizes.total_bytes:,}"
         )
-        report(f"gowalla, {name}{per_dimension}: test AUC", summary.auc.mean, against=against)
+        report(f"gowalla, {name}{per_dimension}: test AUC", group.test_auc.mean, against=against)
     for cap, qualities in plain.items():
         where = f"gowalla, {cap // dim} parameters a dimension"
         peer = [quality.auc for quality in qualities]
         has_spread = len(peer) > 1  # one seed decides nothing
         spread = statistics.stdev(peer) if has_spread else 0.0
-        ours = by_name[OURS, cap].auc
+        ours = by_name[OURS, cap].test_auc
         report(
             f"{where}: test AUC of {OURS} minus the plain implementation's",
             ours.mean - float(np.mean(peer)),
@@ -106,7 +107,7 @@ def print_figures(plan: Plan, summaries: Sequence[Summary], plain: dict[int, lis
             against=f"the plain one: {np.mean(peer):.4f} ± {spread:.4f}; ours: {ours}",
         )
         for more in ("cce, 8 columns", "cce, 16 columns"):
-            other = by_name[more, cap].auc
+            other = by_name[more, cap].test_auc
             width = 8 if cap // (2 * dim) <= 1 << 8 else 16
             report(
                 f"{where}: test AUC of {more} minus that of {OURS}",
@@ -122,9 +123,9 @@ def gowalla_figures(out: Path, *, workers: int, whole: bool = True) -> None:
         return
     plan = read_plan(PLANS / "gowalla_all.toml", sections=LOG.sections(out / "data"))
     plan = plan if whole else reduced(plan)
-    records = bench(plan, out, workers=workers)
+    results = bench(plan, out, workers=workers)
     (out / "plain").mkdir(exist_ok=True)
-    print_figures(plan, summarise(chosen_outcomes(records)), run_plain(plan, out / "plain", workers=workers))
+    print_figures(plan, seed_groups(chosen_results(results)), run_plain(plan, out / "plain", workers=workers))
 
 
 def main() -> None:

@@ -15,11 +15,13 @@ from typing import Any
 
 from benchmarks.figure import report
 from benchmarks.logs import DATA, LOGS
-from torchrec_cce.experiments.bench import bench, chosen_outcomes
+from torchrec_cce.experiments.bench import bench
+from torchrec_cce.experiments.comparison import comparison_report, to_markdown
 from torchrec_cce.experiments.crossing import bootstrap, crossing
-from torchrec_cce.experiments.outcome import Outcome, Summary, summarise
+from torchrec_cce.experiments.curve import SeedGroup, compressed, curves_of, full_table, seed_groups
 from torchrec_cce.experiments.plan import parse_plan
-from torchrec_cce.experiments.report import to_markdown, write_report
+from torchrec_cce.experiments.report import write_report
+from torchrec_cce.experiments.results import RUNS, TrialResult, chosen_results
 from torchrec_cce.methods.registry import Method
 
 FOLDER = Path("runs/bench-quality")
@@ -126,9 +128,9 @@ def run(experiment: Experiment) -> None:
         },
         sections=log.sections(folder / "data"),
     )
-    outcomes = chosen_outcomes(bench(plan, folder, workers=WORKERS, show_progress=False))
-    print_figures(experiment.name, summarise(outcomes))
-    print_crossings(experiment.name, outcomes)
+    results = chosen_results(bench(plan, folder, workers=WORKERS, show_progress=False))
+    print_figures(experiment.name, seed_groups(results))
+    print_crossings(experiment.name, results)
     recluster, training = plan.run.recluster, plan.run.training
     about = {
         "log": f"{log.about}; {experiment.sections['model']['name'].upper()}",
@@ -137,64 +139,64 @@ def run(experiment: Experiment) -> None:
             f"{', '.join(methods)}: best of {', '.join(map(str, rates))} on validation"
             for methods, rates in experiment.learning_rates.items()
         ),
-        "chosen": "; ".join(f"{_name(summary)}: {summary.learning_rate:g}" for summary in summarise(outcomes)),
+        "chosen": "; ".join(f"{_name(group)}: {group.first.learning_rate:g}" for group in seed_groups(results)),
         "clusterings": f"{recluster.ct}, every {recluster.cf} batches of {training.batch_size}",
         "epochs": str(training.epochs),
     }
-    write_report(folder, outcomes, title=f"Quality against size on {experiment.name}", about=about)
+    title = f"Quality against size on {experiment.name}"
+    write_report(folder, comparison_report(results, title=title, about=about, runs=folder / RUNS))
     lines = [f"- {name}: {value}" for name, value in about.items()]
-    (folder / "results.md").write_text("\n".join([f"# {experiment.name}", "", *lines, "", to_markdown(outcomes), ""]))
+    (folder / "results.md").write_text("\n".join([f"# {experiment.name}", "", *lines, "", to_markdown(results), ""]))
     shutil.rmtree(folder / "data")
     print(f"{folder / 'results.md'}, after {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
-def print_figures(log: str, summaries: Sequence[Summary]) -> None:
+def print_figures(log: str, groups: Sequence[SeedGroup]) -> None:
     """AUC, BCE and the three compression factors of each method and cap."""
-    full = next(summary for summary in summaries if summary.method == "full")
-    concat_at = {summary.max_parameters: summary for summary in summaries if summary.method == "ce_concat"}
-    for summary in summaries:
-        rival = concat_at.get(summary.max_parameters) if summary.method == "cce" else None
-        auc, bce = summary.auc, summary.bce
+    full = next(group for group in groups if group.first.method == "full")
+    concat_at = {group.first.max_parameters: group for group in groups if group.first.method == "ce_concat"}
+    for group in groups:
+        rival = concat_at.get(group.first.max_parameters) if group.first.method == "cce" else None
+        auc, bce = group.test_auc, group.test_bce
         report(
-            f"{log}, {_name(summary)}: test AUC, mean of {summary.seeds} seeds",
+            f"{log}, {_name(group)}: test AUC, mean of {len(group.trials)} seeds",
             auc.mean,
             target="≥ CE concat at the same cap" if rival else None,
-            holds=auc.mean >= rival.auc.mean if rival else None,
-            against=f"this is {auc}; full tables {full.auc}" + (f"; CE concat {rival.auc}" if rival else ""),
+            holds=auc.mean >= rival.test_auc.mean if rival else None,
+            against=f"this is {auc}; full tables {full.test_auc}" + (f"; CE concat {rival.test_auc}" if rival else ""),
         )
         report(
-            f"{log}, {_name(summary)}: test BCE, mean of {summary.seeds} seeds",
+            f"{log}, {_name(group)}: test BCE, mean of {len(group.trials)} seeds",
             bce.mean,
             target="≤ CE concat at the same cap" if rival else None,
-            holds=bce.mean <= rival.bce.mean if rival else None,
-            against=f"this is {bce}; full tables {full.bce}" + (f"; CE concat {rival.bce}" if rival else ""),
+            holds=bce.mean <= rival.test_bce.mean if rival else None,
+            against=f"this is {bce}; full tables {full.test_bce}" + (f"; CE concat {rival.test_bce}" if rival else ""),
         )
-        if summary.method == "full":
+        if group.first.method == "full":
             continue
-        sizes = summary.sizes
+        sizes = group.sizes
         for what, factor in (
             ("trained parameters, all tables", sizes.parameter_factor),
             (f"trained parameters, largest table ({sizes.largest_table})", sizes.largest_factor),
             ("total bytes, pointers counted", sizes.byte_factor),
         ):
-            report(f"{log}, {_name(summary)}: {what}, times fewer", factor, against="full tables")
+            report(f"{log}, {_name(group)}: {what}, times fewer", factor, against="full tables")
 
 
-def print_crossings(log: str, outcomes: Sequence[Outcome]) -> None:
+def print_crossings(log: str, results: Sequence[TrialResult]) -> None:
     """How many times fewer parameters each method needs to reach the full tables' BCE; extrapolated if it must be."""
-    full = [outcome for outcome in outcomes if outcome.method == "full"]
-    baseline, parameters = [outcome.bce for outcome in full], full[0].sizes.full_parameters
-    for method in dict.fromkeys(outcome.method for outcome in outcomes if outcome.method != "full"):
-        losses: dict[int, list[float]] = {}
-        for outcome in outcomes:
-            if outcome.method == method:
-                losses.setdefault(outcome.sizes.parameters, []).append(outcome.bce)
+    curves = curves_of(results)
+    full = full_table(curves)
+    assert full is not None
+    baseline, parameters = [trial.test_bce for trial in full.trials], full.sizes.full_parameters
+    for curve in compressed(curves):
+        losses = {group.sizes.parameters: [trial.test_bce for trial in group.trials] for group in curve.points}
         if len(losses) < 2:
             continue
         found = crossing({budget: fmean(values) for budget, values in losses.items()}, fmean(baseline))
         low, high = bootstrap(losses, baseline)
         report(
-            f"{log}, {method}: trained parameters, all tables, times fewer at the full tables' test BCE",
+            f"{log}, {curve.name}: trained parameters, all tables, times fewer at the full tables' test BCE",
             parameters / found.optimistic,
             against=f"{'measured' if found.is_measured else 'extrapolated, by a line'}; by a parabola "
             f"{parameters / found.pessimistic:.3g}; 95 % of resampled seeds: {parameters / high:.3g} to "
@@ -202,8 +204,9 @@ def print_crossings(log: str, outcomes: Sequence[Outcome]) -> None:
         )
 
 
-def _name(summary: Summary) -> str:
-    return summary.method if summary.max_parameters is None else f"{summary.method}, cap {summary.max_parameters}"
+def _name(group: SeedGroup) -> str:
+    first = group.first
+    return first.method if first.max_parameters is None else f"{first.method}, cap {first.max_parameters}"
 
 
 def main() -> None:

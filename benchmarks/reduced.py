@@ -11,7 +11,7 @@ T = TypeVar("T", int, float)
 def reduced(plan: Plan) -> Plan:
     """A plan at one cap, from one seed and at one learning rate, each the middle one."""
 
-    def reduce(entry: MethodEntry) -> MethodEntry:
+    def shortened(entry: MethodEntry) -> MethodEntry:
         return replace(
             entry,
             caps=entry.caps and _middle(entry.caps),
@@ -21,7 +21,7 @@ def reduced(plan: Plan) -> Plan:
 
     return replace(
         plan,
-        methods=tuple(reduce(entry) for entry in plan.methods),
+        methods=tuple(shortened(entry) for entry in plan.methods),
         caps=plan.caps and _middle(plan.caps),
         learning_rates=_middle(plan.learning_rates),
         seeds=plan.seeds[:1],

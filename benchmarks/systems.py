@@ -14,27 +14,29 @@ from benchmarks.figure import report
 from benchmarks.gowalla import gowalla_figures
 from benchmarks.logs import DATA, LOGS, PLANS
 from benchmarks.reduced import reduced
-from torchrec_cce.experiments.bench import RESULTS, bench, chosen_outcomes
-from torchrec_cce.experiments.outcome import Summary, summarise
+from torchrec_cce.experiments.bench import bench
+from torchrec_cce.experiments.curve import SeedGroup, seed_groups
 from torchrec_cce.experiments.plan import read_plan
+from torchrec_cce.experiments.results import RESULTS, chosen_results
 from torchrec_cce.training.command import quiet_libraries
 
 FOLDER = Path("runs/bench-systems")
 
 
-def print_figures(log: str, summaries: list[Summary]) -> None:
+def print_figures(log: str, groups: list[SeedGroup]) -> None:
     """Test BCE and AUC of each method and cap, and the three compression factors."""
-    full = next(summary for summary in summaries if summary.method == "full")
-    for summary in summaries:
-        cap = "" if summary.max_parameters is None else f", cap {summary.max_parameters}"
-        name, sizes = f"{log}, {summary.name}{cap}", summary.sizes
+    full = next(group for group in groups if group.first.method == "full")
+    for group in groups:
+        first, sizes = group.first, group.sizes
+        cap = "" if first.max_parameters is None else f", cap {first.max_parameters}"
+        name = f"{log}, {first.name}{cap}"
         factors = (
             f"trained parameters ÷ {sizes.parameter_factor:.1f}, of the largest table ÷ {sizes.largest_factor:.1f}, "
             f"bytes with pointers ÷ {sizes.byte_factor:.1f}"
         )
-        against = f"{summary.seeds} seeds; full tables {full.bce}, AUC {full.auc}; {factors}"
-        report(f"{name}: test BCE at the rate {summary.learning_rate:g}", summary.bce.mean, against=against)
-        report(f"{name}: test AUC", summary.auc.mean, against="as above")
+        against = f"{len(group.trials)} seeds; full tables {full.test_bce}, AUC {full.test_auc}; {factors}"
+        report(f"{name}: test BCE at the rate {first.learning_rate:g}", group.test_bce.mean, against=against)
+        report(f"{name}: test AUC", group.test_auc.mean, against="as above")
 
 
 def main() -> None:
@@ -52,11 +54,11 @@ def main() -> None:
         print(f"{name} is skipped: {DATA} does not name the folder that holds it", file=sys.stderr)
         return
     plan = read_plan(path, sections=LOGS[name].sections(given.out / "data" / name))
-    records = bench(plan if given.plan else reduced(plan), given.out, workers=given.workers)
-    print_figures(name, summarise(chosen_outcomes(records)))
-    for record in records:
-        if record.chosen and record.ended.error is not None:
-            print(f"{record.run} failed: {record.ended.error}", file=sys.stderr)
+    results = bench(plan if given.plan else reduced(plan), given.out, workers=given.workers)
+    print_figures(name, seed_groups(chosen_results(results)))
+    for result in results:
+        if result.chosen and result.error is not None:
+            print(f"{result.run} failed: {result.error}", file=sys.stderr)
     print(f"results: {given.out / RESULTS}", file=sys.stderr)
     if given.plan is None:
         gowalla_figures(given.out / "gowalla", workers=given.workers, whole=False)

@@ -29,8 +29,8 @@ def read(path: Path) -> Plan:
 def test_plans_are_valid_and_every_method_fits_under_its_caps(path: Path) -> None:
     plan = read(path)
     for entry in plan.methods:
-        for cap in plan.caps_of(entry):
-            plan.configure(entry, cap=cap, seed=0, learning_rate=0.1, source=Path("runs/source"))
+        for max_parameters in plan.caps_of(entry):
+            plan.configure(entry, max_parameters=max_parameters, seed=0, learning_rate=0.1, source=Path("runs/source"))
 
 
 def test_every_method_is_measured() -> None:

@@ -14,7 +14,7 @@ def test_a_measured_crossing_lies_between_its_neighbours() -> None:
     assert found.optimistic == found.pessimistic == pytest.approx(200)  # half way on the logarithmic axis
 
 
-def test_the_smallest_budget_may_do() -> None:
+def test_the_smallest_size_may_do() -> None:
     assert crossing({100: 0.4, 200: 0.3}, 0.45).optimistic == 100
 
 
@@ -51,5 +51,5 @@ def test_the_interval_holds_the_crossing_and_narrows_with_the_spread() -> None:
 
 @pytest.mark.parametrize("losses", [{}, {100: 0.5}, {0: 0.5, 100: 0.4}, {10: 0.5, 100: math.nan}])
 def test_what_has_no_crossing(losses: dict[int, float]) -> None:
-    with pytest.raises(ConfigError, match="a crossing needs two budgets above 0"):
+    with pytest.raises(ConfigError, match="a crossing needs two sizes above 0"):
         crossing(losses, 0.4)

@@ -12,10 +12,10 @@ from pydantic import TypeAdapter
 
 from tests.support.documents import PNG, Page
 from tests.support.experiment_results import failed, results, row, write_metrics
+from torchrec_cce.charts.chart import Chart, HeatMap
 from torchrec_cce.errors import MissingExtraError
-from torchrec_cce.experiments.chart import Chart
-from torchrec_cce.experiments.experiment_report import ExperimentReport, write_experiment_report
-from torchrec_cce.experiments.heat_map import HeatMap
+from torchrec_cce.experiments.experiment_report import experiment_report
+from torchrec_cce.experiments.report import write_report
 
 Rows = list[dict[str, Any]]
 
@@ -59,8 +59,8 @@ def edge_cases() -> dict[str, Rows]:
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[Rows], tuple[dict[str, Any], Page]]:
     def written(rows: Rows) -> tuple[dict[str, Any], Page]:
-        report = ExperimentReport.of(results(*rows), title="A <title>", runs=tmp_path / "runs")
-        write_experiment_report(tmp_path, report)
+        report = experiment_report(results(*rows), title="A <title>", runs=tmp_path / "runs")
+        write_report(tmp_path, report)
         values = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
         return values, Page((tmp_path / "report.html").read_text())
 
@@ -70,10 +70,10 @@ def write(tmp_path: Path) -> Callable[[Rows], tuple[dict[str, Any], Page]]:
 def test_pictures_are_drawn_from_the_numbers_in_the_json(
     write: Callable[[Rows], tuple[dict[str, Any], Page]], tmp_path: Path
 ) -> None:
-    for one in whole():
-        if one["method"] == "cce":
-            learned = [0.9 * value for value in one["random_entropies"]]
-            write_metrics(tmp_path / "runs", one["run"], {100: learned, 200: learned})
+    for each in whole():
+        if each["method"] == "cce":
+            learned = [0.9 * value for value in each["random_entropies"]]
+            write_metrics(tmp_path / "runs", each["run"], {100: learned, 200: learned})
     values, page = write(whole())
     kinds: dict[str, Any] = {"chart": Chart, "heat map": HeatMap}
     drawn = []
@@ -94,7 +94,7 @@ def test_pictures_are_drawn_from_the_numbers_in_the_json(
 
 def test_every_number_names_runs_of_the_file(write: Callable[[Rows], tuple[dict[str, Any], Page]]) -> None:
     values, page = write(whole())
-    runs = {one["run"] for one in whole()}
+    runs = {each["run"] for each in whole()}
     rows = [line for table in values["tables"] for line in table["rows"]]
     assert len(rows) > 30
     assert all(line["runs"] and set(line["runs"]) <= runs for line in rows)
@@ -111,7 +111,7 @@ def test_every_number_names_runs_of_the_file(write: Callable[[Rows], tuple[dict[
 
 def test_points_of_a_chart_are_means_of_their_runs(write: Callable[[Rows], tuple[dict[str, Any], Page]]) -> None:
     values, _ = write(whole())
-    losses = {one["run"]: one for one in values["trials"]}
+    losses = {trial["run"]: trial for trial in values["trials"]}
     for metric in ("bce", "auc"):
         (chart,) = (picture for picture in values["pictures"] if picture["name"] == f"{metric}-1")
         assert [series["label"] for series in chart["series"]] == ["hashing_trick", "pq", "cce", "full"]
@@ -129,7 +129,7 @@ def test_the_page_says_what_the_json_says(write: Callable[[Rows], tuple[dict[str
         assert tuple(table["columns"]) in cells
         for line in table["rows"]:
             assert tuple(line["cells"]) in cells
-    by_name = {one["name"]: one for one in values["compression"]}
+    by_name = {each["name"]: each for each in values["compression"]}
     assert by_name["cce"]["state"] == "measured"
     assert by_name["hashing_trick"]["state"] == "extrapolated"
     assert set(by_name) == {"hashing_trick", "rq", "pq", "cce", "cce late"}
@@ -148,7 +148,7 @@ def test_odd_experiments_have_a_report(case: str, write: Callable[[Rows], tuple[
         assert "there is nothing to compare with" in page.text
         assert values["compression"] == []
     if case == "one cap, one seed":
-        assert [one["state"] for one in values["compression"]] == ["one cap", "smallest cap"]
+        assert [each["state"] for each in values["compression"]] == ["one cap", "smallest cap"]
 
 
 @pytest.mark.parametrize("library", ["matplotlib.figure", "jinja2"])
@@ -156,8 +156,8 @@ def test_without_the_libraries_for_a_page_there_are_its_numbers(
     library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    report = ExperimentReport.of(results(row("full"), row("cce", cap=8000)), title="t")
+    report = experiment_report(results(row("full"), row("cce", cap=8000)), title="t")
     with pytest.raises(MissingExtraError, match=rf"{library} is needed .* install torchrec-cce\[report\]"):
-        write_experiment_report(tmp_path, report)
+        write_report(tmp_path, report)
     assert json.loads((tmp_path / "report.json").read_text())["pareto_front"]
     assert not (tmp_path / "report.html").exists()

@@ -19,7 +19,8 @@ from tests.support.bench_plans import plan, values
 from tests.support.launch import Job, command
 from torchrec_cce.experiments import bench as bench_module
 from torchrec_cce.experiments.bench import bench
-from torchrec_cce.experiments.trial import Ended, Trial
+from torchrec_cce.experiments.results import TrialResult
+from torchrec_cce.experiments.trial import Trial
 
 DIED = "its process died: killed, or out of memory; run the plan again to try it again"
 CLOCKS = ["seconds", "rows_per_second"]
@@ -112,14 +113,14 @@ def test_a_worker_that_dies_is_a_row_and_is_replaced(tmp_path: Path) -> None:
     killer.start()
     first, second = bench(given, tmp_path, workers=1, show_progress=False)
     killer.join()
-    assert first.ended.error == DIED
-    assert second.outcome is not None
+    assert first.error == DIED
+    assert second.sizes is not None
     again = bench(given, tmp_path, workers=1, show_progress=False)
-    assert [record.ended.error for record in again] == [None, None]
-    assert again[1].outcome == second.outcome
+    assert [result.error for result in again] == [None, None]
+    assert again[1] == second
 
 
-def answer_at_length(trial: Trial) -> Ended:
+def answer_at_length(trial: Trial) -> TrialResult:
     """In a worker: a large answer, in the middle of which the worker of the first trial is killed."""
     send = Connection._send  # type: ignore[attr-defined]
 
@@ -130,7 +131,7 @@ def answer_at_length(trial: Trial) -> Ended:
 
     if trial.run_dir.name.startswith("full-"):
         Connection._send = send_half_and_die  # type: ignore[attr-defined]
-    return Ended(error="x" * (1 << 20))
+    return trial.result("x" * (1 << 20))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -141,10 +142,10 @@ def test_a_worker_that_dies_in_the_middle_of_a_large_answer(
     monkeypatch.setattr(bench_module, "_run_in_worker", answer_at_length)
     log = runs.write_criteo_log(tmp_path / "log.tsv")
     methods = [{"method": method} for method in ("full", "cce", "hashing_trick")]
-    records = bench(
+    results = bench(
         plan(log, *methods, learning_rates=[0.1], seeds=[7]), tmp_path, workers=workers, show_progress=False
     )
-    assert [(record.method, record.ended.error) for record in records] == [
+    assert [(result.method, result.error) for result in results] == [
         ("full", DIED),
         ("cce", "x" * (1 << 20)),
         ("hashing_trick", "x" * (1 << 20)),

@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from tests.support.experiment_results import results, row
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.experiments.outcome import Spread
+from torchrec_cce.experiments.curve import MeanDeviation
 from torchrec_cce.experiments.pareto import Candidate, advise, candidates_of, pareto_front
 
 
 def candidate(number: int, total_bytes: int, auc: float) -> Candidate:
-    spread = Spread(mean=auc, deviation=0.0)
+    spread = MeanDeviation(mean=auc, deviation=0.0)
     return Candidate(
         name=str(number),
         method="cce",
-        cap=None,
+        max_parameters=None,
         learning_rate=0.05,
         settings={},
         largest=None,
@@ -42,9 +42,9 @@ def test_front_is_what_nothing_dominates(points: list[tuple[int, float]]) -> Non
         for size, auc in known
         if not any(s <= size and a >= auc and (s, a) != (size, auc) for s, a in known)
     }
-    found = [(one.total_bytes, one.validation_auc) for one in front]
+    found = [(each.total_bytes, each.validation_auc) for each in front]
     assert found == sorted(undominated)
-    assert [one.name for one in front] == [str(points.index(point)) for point in found]
+    assert [each.name for each in front] == [str(points.index(point)) for point in found]
 
 
 @given(
@@ -55,10 +55,10 @@ def test_advice_is_the_best_that_fits(points: list[tuple[int, float]], max_bytes
     trials = results(
         *(row("ce_sum", name=str(number), cap=cap, auc=auc) for number, (cap, auc) in enumerate(points))
     ).trials
-    fitting = [trial for trial in trials if trial.total_bytes <= max_bytes]
+    fitting = [trial for trial in trials if trial.sizes.total_bytes <= max_bytes]
     if fitting:
         best = max(trial.validation_auc for trial in fitting)
-        smallest = min(trial.total_bytes for trial in fitting if trial.validation_auc == best)
+        smallest = min(trial.sizes.total_bytes for trial in fitting if trial.validation_auc == best)
         found = advise(trials, max_bytes=max_bytes)
         assert (found.validation_auc, found.total_bytes) == (best, smallest)
     else:
@@ -69,9 +69,9 @@ def test_advice_is_the_best_that_fits(points: list[tuple[int, float]], max_bytes
 def test_the_budget_counts_pointers_and_is_met_exactly() -> None:
     trials = results(row("full", auc=0.9), row("cce", cap=8000, auc=0.8), row("ce_concat", cap=8000, auc=0.7)).trials
     cce = trials[1]
-    assert cce.total_bytes == 4 * (8000 + 7 * 16) + 400_000
-    assert advise(trials, max_bytes=cce.total_bytes).name == "cce"
-    assert advise(trials, max_bytes=cce.total_bytes - 1).name == "ce_concat"
+    assert cce.sizes.total_bytes == 4 * (8000 + 7 * 16) + 400_000
+    assert advise(trials, max_bytes=cce.sizes.total_bytes).name == "cce"
+    assert advise(trials, max_bytes=cce.sizes.total_bytes - 1).name == "ce_concat"
     assert advise(trials, max_bytes=10**9).name == "full"
 
 
@@ -94,13 +94,13 @@ def test_nothing_to_choose_from(rows: list[dict[str, object]]) -> None:
 
 def test_a_candidate_says_what_to_configure() -> None:
     rows = [row("cce", cap=16_000, seed=seed, auc=auc, rate_at_end=True) for seed, auc in ((0, 0.7), (1, 0.8))]
-    (one,) = candidates_of(results(*rows).trials)
-    assert one.validation_auc == pytest.approx(0.751)
-    assert one.auc.mean == pytest.approx(0.75)
-    assert one.largest is not None
-    assert (one.largest.num_columns, one.largest.num_rows, one.largest.pointer_bits) == (4, 500, 16)
-    assert one.runs == ("cce-16000-0", "cce-16000-1")
-    assert list(one.settings) == ["embedding", "optimizer", "recluster"]
+    (cce,) = candidates_of(results(*rows).trials)
+    assert cce.validation_auc == pytest.approx(0.751)
+    assert cce.auc.mean == pytest.approx(0.75)
+    assert cce.largest is not None
+    assert (cce.largest.num_columns, cce.largest.num_rows, cce.largest.pointer_bits) == (4, 500, 16)
+    assert cce.runs == ("cce-16000-0", "cce-16000-1")
+    assert list(cce.settings) == ["embedding", "optimizer", "recluster"]
     (other,) = candidates_of(results(row("rq", cap=16_000)).trials)
     assert list(other.settings) == ["embedding", "optimizer"]
     assert (other.pointer_bytes, other.accelerator_bytes) == (0, other.total_bytes)

@@ -1,4 +1,4 @@
-"""Made-up results files of experiments."""
+"""Made-up results of trials, and results files of them."""
 
 import json
 import math
@@ -10,12 +10,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.clustering.entropy import random_entropies
-from torchrec_cce.experiments.largest_table import largest_table
-from torchrec_cce.experiments.results import Results, results_of
+from torchrec_cce.experiments.entropies import largest_table
+from torchrec_cce.experiments.results import Entropies, Results, TrialResult, results_of
+from torchrec_cce.training.sizes import Sizes
 
 TABLES = {"item": 100_000, "day": 7}
 DIM = 16
 FULL_PARAMETERS = (100_000 + 7) * DIM
+
+SIZES = Sizes(
+    full_parameters=64_000,
+    parameters=1600,
+    full_bytes=256_000,
+    table_bytes=6400,
+    pointer_bytes=16_000,
+    largest_table="item",
+    largest_factor=40.0,
+)
 
 SCHEMA = pa.schema(
     {
@@ -135,3 +146,29 @@ def write_metrics(folder: Path, run: str, entropies: Mapping[int, Sequence[float
         records.append({"kind": "recluster", "step": step, "table": "item", "entropies": list(values)})
         records.append({"kind": "validation", "step": step, "bce": 0.5, "auc": math.nan})
     (folder / run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def trial_result(folder: Path, method: str, **changes: Any) -> TrialResult:
+    """The result of a trial, with metrics on disk in `folder`, as the curves are drawn from them."""
+    values: dict[str, Any] = {
+        "name": method,
+        "method": method,
+        "max_parameters": None if method == "full" else 800,
+        "seed": 0,
+        "learning_rate": 0.05,
+        "validation_bce": 0.5,
+        "test_bce": 0.51,
+        "test_auc": 0.7,
+        "sizes": SIZES,
+        "entropies": {"item": Entropies(learned=(3.0, 5.5), random=(3.2, 6.0))} if method == "cce" else {},
+        "steps": 20,
+        "rows_per_second": 1000.0,
+        "seconds": 2.0,
+        **changes,
+    }
+    run = f"{method}-{values['max_parameters']}-{values['seed']}"
+    (folder / run).mkdir(parents=True, exist_ok=True)
+    records = [{"kind": "validation", "step": step, "bce": 0.6 - step / 100} for step in (5, 10)]
+    records.insert(1, {"kind": "recluster", "step": 7, "table": "item"})
+    (folder / run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return TrialResult(**{"run": run, **values})

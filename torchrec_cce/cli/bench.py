@@ -11,7 +11,7 @@ from torchrec_cce.cli.table import print_table
 from torchrec_cce.training.command import one_line_errors, quiet_libraries, say
 
 if TYPE_CHECKING:
-    from torchrec_cce.experiments.outcome import Outcome
+    from torchrec_cce.experiments.results import TrialResult
 
 _FAILED = 1
 _INTERRUPTED = 130
@@ -30,32 +30,32 @@ def bench(
 ) -> None:
     """Compare methods on one log, at several caps and seeds, each at its best learning rate."""
     quiet_libraries()
-    from torchrec_cce.experiments.bench import RESULTS, chosen_outcomes
     from torchrec_cce.experiments.bench import bench as run
     from torchrec_cce.experiments.plan import read_plan
+    from torchrec_cce.experiments.results import RESULTS, chosen_results
 
     with one_line_errors():
         try:
-            records = run(read_plan(plan), out, workers=workers or os.cpu_count() or 1, show_progress=not quiet)
+            results = run(read_plan(plan), out, workers=workers or os.cpu_count() or 1, show_progress=not quiet)
         except KeyboardInterrupt as interrupt:
             say(f"interrupted; the same command goes on, and the results so far are in {out / RESULTS}")
             raise typer.Exit(_INTERRUPTED) from interrupt
-    outcomes = chosen_outcomes(records)
-    print_outcomes(outcomes)
-    for record in records:
-        if record.chosen and record.ended.error is not None:
-            cap = "" if record.key.setting.cap is None else f" at {record.key.setting.cap:,}"
-            say(f"failed: {record.key.setting.entry}{cap}, seed {record.key.seed}: {record.ended.error}")
+    trained = chosen_results(results)
+    print_comparison(trained)
+    for result in results:
+        if result.chosen and result.error is not None:
+            cap = "" if result.max_parameters is None else f" at {result.max_parameters:,}"
+            say(f"failed: {result.name}{cap}, seed {result.seed}: {result.error}")
     typer.echo(f"results: {out / RESULTS}")
-    if not outcomes:
+    if not trained:
         raise typer.Exit(_FAILED)
 
 
-def print_outcomes(outcomes: "Sequence[Outcome]") -> None:
+def print_comparison(results: "Sequence[TrialResult]") -> None:
     """The table of a comparison."""
-    from torchrec_cce.experiments.outcome import summarise
-    from torchrec_cce.experiments.report import COLUMNS, NOTE, cells
+    from torchrec_cce.experiments.comparison import COLUMNS, NOTE, cells
+    from torchrec_cce.experiments.curve import seed_groups
 
     headers = [column.replace(" ", "\n") for column in COLUMNS]
-    print_table(headers, [cells(summary) for summary in summarise(outcomes)], numbers=True)
+    print_table(headers, [cells(group) for group in seed_groups(results)], numbers=True)
     typer.echo(NOTE)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from torchrec_cce.cli import maps
-from torchrec_cce.cli.bench import bench, print_outcomes
+from torchrec_cce.cli.bench import bench, print_comparison
 from torchrec_cce.cli.plan import plan
 from torchrec_cce.cli.recluster import recluster
 from torchrec_cce.cli.remap import remap
@@ -46,7 +46,7 @@ def demo(
     from torchrec_cce.experiments.demo import run_demo
 
     with one_line_errors():
-        outcomes, about = run_demo(
+        results, about = run_demo(
             out,
             data=data,
             label=label,
@@ -55,7 +55,7 @@ def demo(
             max_parameters=max_parameters,
             seed=seed,
         )
-    print_outcomes(outcomes)
+    print_comparison(results)
     for name, fact in about.items():
         typer.echo(f"{name}: {fact}")
     typer.echo(f"report: {out / 'report.html'} and {out / 'report.json'}")

@@ -25,29 +25,29 @@ def report(
 ) -> None:
     """Write what an experiment came to as a page with plots and as JSON."""
     quiet_libraries()
-    from torchrec_cce.experiments.experiment_report import ExperimentReport, write_experiment_report
+    from torchrec_cce.experiments.experiment_report import experiment_report
     from torchrec_cce.experiments.pareto import advise
-    from torchrec_cce.experiments.results import read_results
+    from torchrec_cce.experiments.report import write_report
+    from torchrec_cce.experiments.results import RUNS, read_results
 
     with one_line_errors():
         read = read_results(results)
-        beside = results.parent / "runs" if runs is None else runs
-        found = ExperimentReport.of(read, title=title or results.resolve().parent.name, runs=beside)
-        write_experiment_report(out, found)
+        beside = results.parent / RUNS if runs is None else runs
+        write_report(out, experiment_report(read, title=title or results.resolve().parent.name, runs=beside))
         typer.echo(f"report: {out / 'report.html'} and {out / 'report.json'}")
         if max_bytes is not None:
             _print_advice(advise(read.trials, max_bytes=max_bytes))
 
 
-def _print_advice(one: "Candidate") -> None:
-    largest = one.largest
+def _print_advice(advice: "Candidate") -> None:
+    largest = advice.largest
     rows = [
-        ("total bytes", f"{one.total_bytes:,}"),
-        ("on the accelerator", f"{one.accelerator_bytes:,}"),
-        ("in host memory", f"{one.pointer_bytes:,}"),
-        ("test AUC", str(one.auc)),
-        ("test BCE", str(one.bce)),
-        ("runs", ", ".join(one.runs)),
+        ("total bytes", f"{advice.total_bytes:,}"),
+        ("on the accelerator", f"{advice.accelerator_bytes:,}"),
+        ("in host memory", f"{advice.pointer_bytes:,}"),
+        ("test AUC", str(advice.auc)),
+        ("test BCE", str(advice.bce)),
+        ("runs", ", ".join(advice.runs)),
     ]
     if largest is not None:
         rows.insert(
@@ -57,5 +57,5 @@ def _print_advice(one: "Candidate") -> None:
                 f"{largest.num_columns} columns of {largest.num_rows:,} rows, {largest.pointer_bits}-bit pointers",
             ),
         )
-    print_table((one.label, ""), rows)
-    typer.echo(one.to_toml())
+    print_table((advice.label, ""), rows)
+    typer.echo(advice.to_toml())

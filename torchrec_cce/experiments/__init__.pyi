@@ -1,12 +1,6 @@
-from .bench import (
-    bench as bench,
-    chosen_outcomes as chosen_outcomes,
-)
+from .bench import bench as bench
 from .dense_ids import write_dense as write_dense
-from .experiment_report import (
-    ExperimentReport as ExperimentReport,
-    write_experiment_report as write_experiment_report,
-)
+from .experiment_report import experiment_report as experiment_report
 from .pareto import (
     Candidate as Candidate,
     advise as advise,
@@ -18,7 +12,13 @@ from .plan import (
     read_plan as read_plan,
 )
 from .planted_log import write_click_log as write_click_log
+from .report import (
+    Report as Report,
+    write_report as write_report,
+)
 from .results import (
     Results as Results,
+    TrialResult as TrialResult,
+    chosen_results as chosen_results,
     read_results as read_results,
 )

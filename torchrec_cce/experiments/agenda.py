@@ -6,262 +6,249 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from torchrec_cce.experiments.outcome import Outcome
 from torchrec_cce.experiments.plan import MethodEntry, Plan, in_order_of_need
-from torchrec_cce.experiments.trial import Ended, Trial, drop_checkpoint, ended_before, forget
+from torchrec_cce.experiments.results import TrialResult
+from torchrec_cce.experiments.trial import Trial, drop_checkpoint, forget, result_before
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import RunConfig, config_digest
 from torchrec_cce.training.config_file import WrongValue
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A method with its settings, under a cap: what has one learning rate."""
+class SizedEntry:
+    """An entry of the plan under one cap. It has one learning rate, which is chosen."""
 
-    entry: str
-    cap: int | None
+    name: str
+    """Of the entry."""
+    max_parameters: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Key:
-    """A trial, by what it is one of."""
+class TrialID:
+    """Says which trial of a plan is meant."""
 
-    setting: Setting
+    entry: SizedEntry
     learning_rate: float
     seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """A trial that has ended."""
-
-    key: Key
-    method: str
-    chosen: bool
-    """Whether this learning rate is the one that was chosen."""
-    rate_at_end: bool
-    """Whether the chosen rate is the lowest or the highest of several that were tried."""
-    config: RunConfig | None
-    """None if there can be none."""
-    run: str
-    """Name of the folder."""
-    ended: Ended
-
-    @property
-    def outcome(self) -> Outcome | None:
-        return self.ended.outcome
 
 
 class Agenda:
     """The trials of a plan, whose runs are folders of `runs`.
 
-    The first seed of a setting tries each learning rate; the one with the lowest validation BCE is chosen, and the
-    other seeds run with it. A derived trial waits for the run that it starts from.
+    The first seed of an entry under a cap tries each learning rate; the rate with the lowest validation BCE is chosen,
+    and the other seeds run with it. A derived trial waits for the run that it starts from.
     """
 
     def __init__(self, plan: Plan, runs: Path, *, keeps_checkpoints: bool = False) -> None:
         self._plan, self._runs, self._keeps = plan, runs, keeps_checkpoints
-        self._settings = [
-            Setting(entry=entry.name, cap=cap) for entry in in_order_of_need(plan) for cap in plan.caps_of(entry)
+        self._entries = [
+            SizedEntry(name=entry.name, max_parameters=max_parameters)
+            for entry in in_order_of_need(plan)
+            for max_parameters in plan.caps_of(entry)
         ]
-        self._ended: dict[Key, Ended] = {}
-        self._begun: dict[Key, Trial] = {}
-        self._configs: dict[Key, RunConfig] = {}
+        self._results: dict[TrialID, TrialResult] = {}
+        self._begun: dict[TrialID, Trial] = {}
+        self._configs: dict[TrialID, RunConfig] = {}
 
     @property
     def total(self) -> int:
-        """Trials, as far as is known: none of a setting whose runs all failed is run from another seed."""
+        """The number of trials, as far as it is known: an entry whose runs all failed is not run from other seeds."""
         return sum(
-            len(self._tuning(setting))
-            + (0 if self._has_failed(setting) else len(self._plan.seeds_of(self._entry(setting))) - 1)
-            for setting in self._settings
+            len(self._tuning(entry))
+            + (0 if self._has_failed(entry) else len(self._plan.seeds_of(self._settings(entry))) - 1)
+            for entry in self._entries
         )
 
     @property
     def num_ended(self) -> int:
-        return len(self._ended)
+        return len(self._results)
 
     def next(self) -> Trial | None:
         """A trial that can begin now, and now counts as begun. Those that need no run are recorded on the way."""
         while True:
-            recorded = len(self._ended)
-            for key in self._open():
-                trial = self._ready(key)
+            recorded = len(self._results)
+            for trial_id in self._open():
+                trial = self._ready(trial_id)
                 if trial is not None:
                     return trial
-            if len(self._ended) == recorded:
+            if len(self._results) == recorded:
                 return None
 
-    def record(self, trial: Trial, ended: Ended) -> None:
-        """A trial that was begun has ended. Checkpoints that nobody waits for are removed."""
-        (key,) = (key for key, begun in self._begun.items() if begun.run_dir == trial.run_dir)
-        del self._begun[key]
-        self._ended[key] = ended
+    def record(self, trial: Trial, result: TrialResult) -> None:
+        """A trial that was begun has ended. Checkpoints that no trial waits for are removed."""
+        (trial_id,) = (trial_id for trial_id, begun in self._begun.items() if begun.run_dir == trial.run_dir)
+        del self._begun[trial_id]
+        self._results[trial_id] = result
         self.drop_checkpoints()
 
     def drop_checkpoints(self) -> None:
-        """Remove those that nobody waits for."""
+        """Remove the checkpoints that no trial waits for."""
         if self._keeps:
             return
-        for key in self._ended:
-            if not self._is_awaited(key):
-                drop_checkpoint(self._run_dir(key))
+        for trial_id in self._results:
+            if not self._is_awaited(trial_id):
+                drop_checkpoint(self._run_dir(trial_id))
 
-    def records(self) -> list[Record]:
-        """Of all that has ended, in the order of the plan."""
+    def results(self) -> list[TrialResult]:
+        """Of all trials that have ended, in the order of the plan."""
         found = []
-        for entry in self._plan.methods:
-            rates = self._plan.rates_of(entry)
-            for setting in (one for one in self._settings if one.entry == entry.name):
-                chosen = self._chosen(setting)
-                has_choice = len(rates) > 1 and not self._has_failed(setting)
-                for key in self._known(setting):
-                    if key not in self._ended:
-                        continue
-                    is_chosen = key.learning_rate == chosen
-                    found.append(
-                        Record(
-                            key=key,
-                            method=entry.method,
-                            chosen=is_chosen,
-                            rate_at_end=is_chosen and has_choice and chosen in (rates[0], rates[-1]),
-                            config=self._configs.get(key),
-                            run=self._run_dir(key).name,
-                            ended=self._ended[key],
-                        )
-                    )
+        for settings in self._plan.methods:
+            rates = self._plan.rates_of(settings)
+            for entry in (entry for entry in self._entries if entry.name == settings.name):
+                chosen = self._chosen(entry)
+                has_choice = len(rates) > 1 and not self._has_failed(entry)
+                for trial_id in self._known(entry):
+                    if trial_id in self._results:
+                        is_chosen = trial_id.learning_rate == chosen
+                        at_end = is_chosen and has_choice and chosen in (rates[0], rates[-1])
+                        found.append(replace(self._results[trial_id], chosen=is_chosen, rate_at_end=at_end))
         return found
 
-    def _entry(self, setting: Setting) -> MethodEntry:
-        return self._plan.entry(setting.entry)
+    def _settings(self, entry: SizedEntry) -> MethodEntry:
+        return self._plan.entry(entry.name)
 
-    def _tuning(self, setting: Setting) -> list[Key]:
-        entry = self._entry(setting)
-        seed = self._plan.seeds_of(entry)[0]
-        return [Key(setting=setting, learning_rate=rate, seed=seed) for rate in self._plan.rates_of(entry)]
+    def _tuning(self, entry: SizedEntry) -> list[TrialID]:
+        settings = self._settings(entry)
+        seed = self._plan.seeds_of(settings)[0]
+        return [TrialID(entry=entry, learning_rate=rate, seed=seed) for rate in self._plan.rates_of(settings)]
 
-    def _known(self, setting: Setting) -> list[Key]:
+    def _known(self, entry: SizedEntry) -> list[TrialID]:
         """The trials that are known to be wanted."""
-        tuning, rate = self._tuning(setting), self._chosen(setting)
-        if rate is None or self._has_failed(setting):
+        tuning, rate = self._tuning(entry), self._chosen(entry)
+        if rate is None or self._has_failed(entry):
             return tuning
-        seeds = self._plan.seeds_of(self._entry(setting))
-        return tuning + [Key(setting=setting, learning_rate=rate, seed=seed) for seed in seeds[1:]]
+        seeds = self._plan.seeds_of(self._settings(entry))
+        return tuning + [TrialID(entry=entry, learning_rate=rate, seed=seed) for seed in seeds[1:]]
 
-    def _open(self) -> Iterator[Key]:
-        for setting in self._settings:
-            for key in self._known(setting):
-                if key not in self._ended and key not in self._begun:
-                    yield key
+    def _open(self) -> Iterator[TrialID]:
+        for entry in self._entries:
+            for trial_id in self._known(entry):
+                if trial_id not in self._results and trial_id not in self._begun:
+                    yield trial_id
 
-    def _chosen(self, setting: Setting) -> float | None:
+    def _chosen(self, entry: SizedEntry) -> float | None:
         """The learning rate of the lowest validation BCE; the lowest rate if all failed; None while it is not known."""
-        tuning = self._tuning(setting)
-        if any(key not in self._ended for key in tuning):
+        tuning = self._tuning(entry)
+        if any(trial_id not in self._results for trial_id in tuning):
             return None
-        return min(tuning, key=lambda key: _loss(self._ended[key])).learning_rate
+        return min(tuning, key=lambda trial_id: _loss(self._results[trial_id])).learning_rate
 
-    def _has_failed(self, setting: Setting) -> bool:
-        return all(key in self._ended and self._ended[key].error is not None for key in self._tuning(setting))
+    def _has_failed(self, entry: SizedEntry) -> bool:
+        return all(
+            trial_id in self._results and self._results[trial_id].error is not None for trial_id in self._tuning(entry)
+        )
 
-    def _source(self, key: Key) -> Key | None:
+    def _source(self, trial_id: TrialID) -> TrialID | None:
         """The trial that a derived one starts from, once it is known. It may have failed."""
-        entry = self._entry(key.setting)
-        assert entry.derive is not None
-        setting = Setting(entry=entry.derive.source, cap=self._plan.source_cap(entry, key.setting.cap))
-        rate = self._chosen(setting)
+        settings = self._settings(trial_id.entry)
+        assert settings.derive is not None
+        max_parameters = self._plan.source_cap(settings, trial_id.entry.max_parameters)
+        entry = SizedEntry(name=settings.derive.source, max_parameters=max_parameters)
+        rate = self._chosen(entry)
         if rate is None:
             return None
-        if self._has_failed(setting):
-            return self._tuning(setting)[0]
-        return Key(setting=setting, learning_rate=rate, seed=key.seed)
+        if self._has_failed(entry):
+            return self._tuning(entry)[0]
+        return TrialID(entry=entry, learning_rate=rate, seed=trial_id.seed)
 
-    def _ready(self, key: Key) -> Trial | None:
+    def _ready(self, trial_id: TrialID) -> Trial | None:
         """The trial, if it can begin now. One that needs no run is recorded instead."""
         source = None
-        if self._entry(key.setting).derive is not None:
-            source = self._source(key)
-            if source is None or source not in self._ended:
+        if self._settings(trial_id.entry).derive is not None:
+            source = self._source(trial_id)
+            if source is None or source not in self._results:
                 return None
-            failure = self._ended[source].error
+            failure = self._results[source].error
             if failure is not None:
                 name = self._run_dir(source).name
-                self._ended[key] = Ended(error=f"the run it starts from, {name}, failed: {failure}")
+                self._record_failure(trial_id, f"the run it starts from, {name}, failed: {failure}")
                 return None
-        config = self._config_of(key)
+        config = self._config_of(trial_id)
         if isinstance(config, str):
-            self._ended[key] = Ended(error=config)
+            self._record_failure(trial_id, config)
             return None
-        self._configs[key] = config
-        run_dir, digest = self._run_dir(key), self._digest(config, source)
-        before = ended_before(run_dir, digest)
+        self._configs[trial_id] = config
+        trial = Trial(
+            name=trial_id.entry.name,
+            config=config,
+            run_dir=self._run_dir(trial_id),
+            digest=self._digest(config, source),
+            keeps_checkpoint=self._keeps or self._is_awaited(trial_id),
+        )
+        before = result_before(trial)
         if before is not None:
-            self._ended[key] = before
+            self._results[trial_id] = before
             return None
         if source is not None and not checkpoint.exists(self._run_dir(source)):
-            # It ended when nobody waited for it.
-            del self._ended[source]
+            # It ended when no trial waited for it.
+            del self._results[source]
             forget(self._run_dir(source))
             return self._ready(source)
-        trial = Trial(
-            name=key.setting.entry,
-            config=config,
-            run_dir=run_dir,
-            digest=digest,
-            keeps_checkpoint=self._keeps or self._is_awaited(key),
-        )
-        self._begun[key] = trial
+        self._begun[trial_id] = trial
         return trial
 
-    def _config_of(self, key: Key) -> RunConfig | str:
+    def _record_failure(self, trial_id: TrialID, error: str) -> None:
+        """Record a trial that cannot be run, since there is no configuration for it."""
+        self._results[trial_id] = TrialResult(
+            name=trial_id.entry.name,
+            method=self._settings(trial_id.entry).method,
+            max_parameters=trial_id.entry.max_parameters,
+            seed=trial_id.seed,
+            learning_rate=trial_id.learning_rate,
+            run=self._run_dir(trial_id).name,
+            error=error,
+        )
+
+    def _config_of(self, trial_id: TrialID) -> RunConfig | str:
         """The configuration of a run, or why there is none."""
-        entry = self._entry(key.setting)
-        source = self._source(key) if entry.derive is not None else None
+        settings = self._settings(trial_id.entry)
+        source = self._source(trial_id) if settings.derive is not None else None
         try:
             return self._plan.configure(
-                entry,
-                cap=key.setting.cap,
-                seed=key.seed,
-                learning_rate=key.learning_rate,
+                settings,
+                max_parameters=trial_id.entry.max_parameters,
+                seed=trial_id.seed,
+                learning_rate=trial_id.learning_rate,
                 source=None if source is None else self._run_dir(source),
             )
         except ValidationError as error:
             return WrongValue.first_of(error, RunConfig).message
 
-    def _digest(self, config: RunConfig, source: Key | None) -> str:
+    def _digest(self, config: RunConfig, source: TrialID | None) -> str:
         """Of all that decides what a run comes to, wherever its folder is."""
         if source is None:
             return config_digest(config)
         assert config.derive is not None
-        derives = self._entry(source.setting).derive is not None
+        derives = self._settings(source.entry).derive is not None
         below = self._digest(self._configs[source], self._source(source) if derives else None)
         return config_digest(replace(config, derive=replace(config.derive, run=below)))
 
-    def _run_dir(self, key: Key) -> Path:
-        cap = "" if key.setting.cap is None else f"-{key.setting.cap}"
-        return self._runs / f"{self._entry(key.setting).slug}{cap}-lr{key.learning_rate:g}-seed{key.seed}"
+    def _run_dir(self, trial_id: TrialID) -> Path:
+        entry = trial_id.entry
+        cap = "" if entry.max_parameters is None else f"-{entry.max_parameters}"
+        return self._runs / f"{self._settings(entry).slug}{cap}-lr{trial_id.learning_rate:g}-seed{trial_id.seed}"
 
-    def _is_awaited(self, key: Key) -> bool:
+    def _is_awaited(self, trial_id: TrialID) -> bool:
         """Whether some trial may still start from this one."""
-        chosen = self._chosen(key.setting)
-        if chosen not in (None, key.learning_rate):
+        chosen = self._chosen(trial_id.entry)
+        if chosen not in (None, trial_id.learning_rate):
             return False
         return any(
-            self._plan.source_cap(entry, cap) == key.setting.cap
-            and not self._is_over(Setting(entry=entry.name, cap=cap), key.seed)
-            for entry in self._plan.derived_from(self._entry(key.setting))
-            for cap in self._plan.caps_of(entry)
+            self._plan.source_cap(settings, max_parameters) == trial_id.entry.max_parameters
+            and not self._is_over(SizedEntry(name=settings.name, max_parameters=max_parameters), trial_id.seed)
+            for settings in self._plan.derived_from(self._settings(trial_id.entry))
+            for max_parameters in self._plan.caps_of(settings)
         )
 
-    def _is_over(self, setting: Setting, seed: int) -> bool:
-        """Whether no trial of a setting with this seed will begin any more."""
-        if seed not in self._plan.seeds_of(self._entry(setting)):
+    def _is_over(self, entry: SizedEntry, seed: int) -> bool:
+        """Whether no trial of an entry with this seed will begin any more."""
+        if seed not in self._plan.seeds_of(self._settings(entry)):
             return True
-        if self._chosen(setting) is None:
+        if self._chosen(entry) is None:
             return False
-        return all(key in self._ended for key in self._known(setting) if key.seed == seed)
+        return all(trial_id in self._results for trial_id in self._known(entry) if trial_id.seed == seed)
 
 
-def _loss(ended: Ended) -> float:
+def _loss(result: TrialResult) -> float:
     """What a learning rate is chosen by; a run that failed is the worst."""
-    return float("inf") if ended.outcome is None or ended.error is not None else ended.outcome.validation_bce
+    return result.validation_bce if result.error is None else float("inf")

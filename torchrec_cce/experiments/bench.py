@@ -14,34 +14,34 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torchrec_cce.data.criteo import criteo_files
 from torchrec_cce.data.parquet import parquet_files
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.experiments.agenda import Agenda, Record
-from torchrec_cce.experiments.outcome import Outcome
+from torchrec_cce.experiments.agenda import Agenda
 from torchrec_cce.experiments.plan import Plan
-from torchrec_cce.experiments.results import versions, write_results
-from torchrec_cce.experiments.trial import Ended, Trial, run_trial
+from torchrec_cce.experiments.results import RESULTS, RUNS, TrialResult, versions, write_results
+from torchrec_cce.experiments.trial import Trial, run_trial
 from torchrec_cce.training.command import quiet_libraries
 from torchrec_cce.workers.inline import InlineEngine
 from torchrec_cce.workers.local import LocalEngine
 
-RESULTS = "results.parquet"
-RUNS = "runs"
 _WRITE_EVERY_S = 5.0
 _STOPPING_S = 30.0
 """Within which a trial that was asked to stop writes its checkpoint, to go on from there the next time."""
-_DIED = Ended(error="its process died: killed, or out of memory; run the plan again to try it again")
+_DIED = "its process died: killed, or out of memory; run the plan again to try it again"
 
 
 def bench(
     plan: Plan, folder: Path, *, workers: int = 0, show_progress: bool = True, keep_checkpoints: bool = False
-) -> list[Record]:
-    """Run what a plan says and is not in `folder` yet; the results are then in `results.parquet` there.
+) -> list[TrialResult]:
+    """Run the trials of a plan that are not in `folder` yet; the results are then in `results.parquet` there.
 
-    What is interrupted, at whatever moment, goes on when this is called again, and comes to the same. A changed plan
-    runs only what changed.
+    A comparison that is interrupted, at whatever moment, goes on when this is called again, and comes to the same. Of a
+    changed plan only what changed is run.
 
     Args:
-        workers: processes of one thread each; 0 runs the trials in this one, each with a progress line.
-        keep_checkpoints: of all runs; else a checkpoint goes when no other run starts from it any more.
+        workers: processes of one thread each; 0 runs the trials in this process, each with a progress line.
+        keep_checkpoints: of all runs; else a checkpoint is removed when no other run starts from it any more.
+
+    Returns:
+        The results of all trials, in the order of the plan; see `chosen_results`.
 
     Raises:
         ConfigError: another process uses the folder.
@@ -50,8 +50,8 @@ def bench(
     _check_files(plan)
     agenda = Agenda(plan, folder / RUNS, keeps_checkpoints=keep_checkpoints)
     with _held(folder), ExitStack() as stack:
-        results = _Results(folder / RESULTS)
-        stack.callback(results.write, agenda)  # also of a comparison that is interrupted
+        file = _ResultsFile(folder / RESULTS)
+        stack.callback(file.write, agenda)  # also of a comparison that is interrupted
         engine = stack.enter_context(LocalEngine(workers, stopping_s=_STOPPING_S) if workers else InlineEngine())
         bar = stack.enter_context(_bar(show_progress and workers > 0))
         task = bar.add_task("trials", total=agenda.total)
@@ -62,26 +62,23 @@ def bench(
                 bar.update(task, completed=agenda.num_ended, total=agenda.total)
                 yield None if trial is None else replace(trial, show_progress=show_progress and workers == 0)
 
-        for trial, ended in engine.run(_run_in_worker if workers else run_trial, trials(), lost=lambda _: _DIED):
-            agenda.record(trial, ended)
-            results.write_now_and_then(agenda)
+        for trial, result in engine.run(
+            _run_in_worker if workers else run_trial, trials(), lost=lambda trial: trial.result(_DIED)
+        ):
+            agenda.record(trial, result)
+            file.write_now_and_then(agenda)
         agenda.drop_checkpoints()
-    return agenda.records()
+    return agenda.results()
 
 
-def chosen_outcomes(records: list[Record]) -> list[Outcome]:
-    """The outcomes at the chosen learning rates; also of runs that diverged."""
-    return [record.outcome for record in records if record.chosen and record.outcome is not None]
-
-
-class _Results:
-    """The results file."""
+class _ResultsFile:
+    """The results file, written again as trials end."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._versions, self._written = path, versions(), time.monotonic()
 
     def write(self, agenda: Agenda) -> None:
-        write_results(self._path, agenda.records(), self._versions)
+        write_results(self._path, agenda.results(), self._versions)
         self._written = time.monotonic()
 
     def write_now_and_then(self, agenda: Agenda) -> None:
@@ -89,7 +86,7 @@ class _Results:
             self.write(agenda)
 
 
-def _run_in_worker(trial: Trial) -> Ended:
+def _run_in_worker(trial: Trial) -> TrialResult:
     torch.set_num_threads(1)
     quiet_libraries()
     return run_trial(trial)

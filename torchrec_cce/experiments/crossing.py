@@ -1,4 +1,4 @@
-"""Where a method's loss curve meets that of full tables: the budget that compression factors are made of."""
+"""Where a method's loss curve meets that of full tables: the size that compression factors are made of."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,45 +12,43 @@ from torchrec_cce.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
-    """The smallest budget at which a curve reaches the baseline: as measured, or a range beyond what was measured.
+    """The smallest size at which a curve reaches the baseline: as measured, or a range beyond what was measured.
 
-    The curve is taken over the logarithm of the budget, as the paper draws it. Where the largest budget does not reach
-    the baseline, the line through its last two points is optimistic, the parabola through its last three pessimistic
-    (page 14 of the paper).
+    A size is a number of trained parameters, and the curve is taken over its logarithm, as the paper draws it. Where
+    the largest size does not reach the baseline, the line through its last two points is optimistic, the parabola
+    through its last three pessimistic (page 14 of the paper).
     """
 
     optimistic: float
-    """Budget; infinite where not even the line comes down to the baseline."""
+    """A size; infinite where not even the line comes down to the baseline."""
     pessimistic: float
-    """Budget, at least the optimistic one; infinite where the parabola turns before it reaches the baseline."""
+    """A size, at least the optimistic one; infinite where the parabola turns before it reaches the baseline."""
     is_measured: bool
-    """Whether the curve reaches the baseline between budgets that were measured: then both are equal."""
+    """Whether the curve reaches the baseline between sizes that were measured: then both are equal."""
     is_smallest: bool = False
-    """Whether the smallest budget that was measured does already: a smaller one may."""
+    """Whether the smallest size that was measured does already: a smaller one may."""
 
 
 def crossing(losses: Mapping[int, float], baseline: float) -> Crossing:
-    """Where `losses`, budget → loss, come down to `baseline`.
+    """Where `losses`, size → loss, come down to `baseline`.
 
     Raises:
-        ConfigError: fewer than two budgets, one that is not positive, or a loss that is not finite.
+        ConfigError: fewer than two sizes, one that is not positive, or a loss that is not finite.
     """
     if len(losses) < 2 or min(losses) < 1 or not all(map(math.isfinite, [*losses.values(), baseline])):
-        raise ConfigError(f"losses={dict(losses)}: a crossing needs two budgets above 0 with finite losses, or more")
-    budgets = sorted(losses)
-    x = np.log([float(budget) for budget in budgets])
-    y = np.array([losses[budget] for budget in budgets]) - baseline
+        raise ConfigError(f"losses={dict(losses)}: a crossing needs two sizes above 0 with finite losses, or more")
+    sizes = sorted(losses)
+    x = np.log([float(size) for size in sizes])
+    y = np.array([losses[size] for size in sizes]) - baseline
     reached = np.flatnonzero(y <= 0)
     if len(reached):
         at = int(reached[0])
-        found = budgets[0] if at == 0 else _budget(_root_of_line(x[at - 1 : at + 1], y[at - 1 : at + 1]))
+        found = sizes[0] if at == 0 else _size(_root_of_line(x[at - 1 : at + 1], y[at - 1 : at + 1]))
         return Crossing(optimistic=found, pessimistic=found, is_measured=True, is_smallest=at == 0)
     line = _root_of_line(x[-2:], y[-2:])
     parabola = _root_of_parabola(x[-3:], y[-3:]) if len(x) > 2 else line
     # A curve that bends down would make the parabola the optimistic one.
-    return Crossing(
-        optimistic=_budget(min(line, parabola)), pessimistic=_budget(max(line, parabola)), is_measured=False
-    )
+    return Crossing(optimistic=_size(min(line, parabola)), pessimistic=_size(max(line, parabola)), is_measured=False)
 
 
 def bootstrap(
@@ -61,15 +59,15 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """A confidence interval, over seeds, of the optimistic crossing: budgets (lowest, highest), either may be infinite.
+    """A confidence interval, over seeds, of the optimistic crossing: sizes (lowest, highest), either may be infinite.
 
     Args:
-        losses: budget → the loss of each seed.
+        losses: size → the loss of each seed.
         baseline: the loss of each seed of the full table.
     """
     found = resample(losses, baseline, resamples=resamples, seed=seed)
     tail = (1 - confidence) / 2
-    low, high = np.quantile([one.optimistic for one in found], [tail, 1 - tail], method="nearest")
+    low, high = np.quantile([resampled.optimistic for resampled in found], [tail, 1 - tail], method="nearest")
     return float(low), float(high)
 
 
@@ -78,19 +76,17 @@ def resample(
 ) -> list[Crossing]:
     """The crossings of the means of as many seeds, drawn again and again with replacement. Arguments as `bootstrap`."""
     rng = np.random.default_rng(seed)
-    arrays = {budget: np.asarray(values, np.float64) for budget, values in losses.items()}
+    arrays = {size: np.asarray(values, np.float64) for size, values in losses.items()}
     against = np.asarray(baseline, np.float64)
 
     def mean(values: npt.NDArray[np.float64]) -> float:
         return float(values[rng.integers(0, len(values), len(values))].mean())
 
-    return [
-        crossing({budget: mean(values) for budget, values in arrays.items()}, mean(against)) for _ in range(resamples)
-    ]
+    return [crossing({size: mean(values) for size, values in arrays.items()}, mean(against)) for _ in range(resamples)]
 
 
-def _budget(log_budget: float) -> float:
-    return math.exp(log_budget) if log_budget < 700 else math.inf
+def _size(log_size: float) -> float:
+    return math.exp(log_size) if log_size < 700 else math.inf
 
 
 def _root_of_line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:

@@ -17,12 +17,13 @@ from torchrec_cce.data.parquet import parquet_files, read_parquet
 from torchrec_cce.data.rows import Rows
 from torchrec_cce.data.tsv import DENSE_FEATURES
 from torchrec_cce.errors import ConfigError, DataFileError
-from torchrec_cce.experiments.bench import bench, chosen_outcomes
+from torchrec_cce.experiments.bench import bench
+from torchrec_cce.experiments.comparison import comparison_report
 from torchrec_cce.experiments.dense_ids import write_dense
-from torchrec_cce.experiments.outcome import Outcome
 from torchrec_cce.experiments.plan import MethodEntry, Plan
 from torchrec_cce.experiments.planted_log import write_click_log
 from torchrec_cce.experiments.report import write_report
+from torchrec_cce.experiments.results import RUNS, TrialResult, chosen_results
 from torchrec_cce.methods.registry import Method
 from torchrec_cce.training.config import RunConfig, can_name_a_table, parse_config
 
@@ -41,22 +42,23 @@ def run_demo(
     max_rows: int,
     max_parameters: int | None,
     seed: int,
-) -> tuple[list[Outcome], dict[str, str]]:
+) -> tuple[list[TrialResult], dict[str, str]]:
     """Train full tables, the hashing trick, CE concat and CCE, and write `report.json` and `report.html` to `folder`.
 
     Args:
         data: a Criteo TSV (plain or .gz) or Parquet; None makes a log in Criteo's layout with planted clusters.
-        label: the column of clicks in Parquet. Floating-point columns are dense features, integers and lists are IDs.
-        ignore: columns of Parquet that are neither, e.g. a time.
+        label: the field of clicks in Parquet. Floating-point fields are dense features, integers and lists are IDs.
+        ignore: fields of Parquet that are neither, e.g. a time.
         max_rows: the first rows of `data` that are used, or the rows that are made.
         max_parameters: the cap for each table; None for a 40th of what the largest full table has.
         seed: of the log, the weights and the clusterings.
 
     Returns:
-        The outcomes, and facts about the comparison.
+        The results, and facts about the comparison.
 
     Raises:
-        ConfigError: `folder` holds something else than an older demo, or `data`. DataFileError: `data` cannot be read.
+        ConfigError: `folder` is neither empty nor of an older demo, or `data` lies in it.
+        DataFileError: `data` cannot be read.
     """
     if data is not None and not data.exists():
         raise DataFileError(f"{data}: no such file or folder")
@@ -69,26 +71,27 @@ def run_demo(
         truth = write_click_log(data, num_rows=max_rows, seed=seed)
         about["best possible AUC"] = f"{truth.bayes_auc:.4f}, from the true click probabilities"
     base, num_rows = prepare(folder / "data", data, label=label, ignore=ignore, max_rows=max_rows)
-    cap = max_parameters or max(base.universes().values()) * base.embedding.dim // 40
+    max_parameters = max_parameters or max(base.universes().values()) * base.embedding.dim // 40
     plan = Plan(
         run=base,
         methods=tuple(MethodEntry(method=method) for method in DEMO_METHODS),
-        caps=(cap,),
+        caps=(max_parameters,),
         seeds=(seed,),
         learning_rates=(base.optimizer.embedding_learning_rate,),
     )
-    outcomes = chosen_outcomes(bench(plan, folder, keep_checkpoints=True))
+    results = chosen_results(bench(plan, folder, keep_checkpoints=True))
     about |= {
         "rows": f"{num_rows:,}, one epoch over the first 80 %, tested on the last 10 %",
         "ID columns": ", ".join(base.universes()),
-        "cap": f"{cap:,} trained parameters a table; smaller tables stay full",
+        "cap": f"{max_parameters:,} trained parameters a table; smaller tables stay full",
         "versions": ", ".join(
             f"{name} {version(name)}" for name in ("torchrec-cce", "torch", "torchrec", "fbgemm-gpu")
         ),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
-    write_report(folder, outcomes, title="CCE against full tables, the hashing trick and CE concat", about=about)
-    return outcomes, about
+    title = "CCE against full tables, the hashing trick and CE concat"
+    write_report(folder, comparison_report(results, title=title, about=about, runs=folder / RUNS))
+    return results, about
 
 
 def _clear(folder: Path) -> None:
@@ -106,11 +109,11 @@ def prepare(
 ) -> tuple[RunConfig, int]:
     """Number the raw IDs of `data` from 0, so that tables have as many rows as there are IDs, and split it."""
     parquet = data.is_dir() or data.suffix == ".parquet"
-    columns = (
-        _parquet_columns(data, {label, *ignore}) if parquet else _Columns(dense=list(DENSE_FEATURES), ids=[], lists=[])
+    fields = (
+        _parquet_fields(data, {label, *ignore}) if parquet else _Fields(dense=list(DENSE_FEATURES), ids=[], lists=[])
     )
     read = (
-        partial(read_parquet, data, label=label, ids={name: name for name in columns.ids}, dense=columns.dense)
+        partial(read_parquet, data, label=label, ids={name: name for name in fields.ids}, dense=fields.dense)
         if parquet
         else partial(read_criteo, data)
     )
@@ -127,15 +130,15 @@ def prepare(
     paths = {split: folder / f"{split}.parquet" for split in splits}
     encoder = write_dense(
         {paths[split]: partial(rows_of, *stretch) for split, stretch in zip(splits, pairwise(ends), strict=True)},
-        dense=columns.dense,
-        multi_hot=columns.lists,
+        dense=fields.dense,
+        multi_hot=fields.lists,
     )
     steps = -(-ends[1] // _BATCH_SIZE)
     config = parse_config(
         {
             "data": {
                 "format": "parquet",
-                "dense": columns.dense,
+                "dense": fields.dense,
                 **{split: {"path": str(path)} for split, path in paths.items()},
             },
             "tables": {
@@ -149,8 +152,8 @@ def prepare(
     return config, num_rows
 
 
-class _Columns(NamedTuple):
-    """What the columns of a log are."""
+class _Fields(NamedTuple):
+    """What the fields of a log are."""
 
     dense: list[str]
     ids: list[str]
@@ -158,9 +161,9 @@ class _Columns(NamedTuple):
     """Those of `ids` that hold bags of any number of IDs."""
 
 
-def _parquet_columns(data: Path, ignore: Collection[str]) -> _Columns:
+def _parquet_fields(data: Path, ignore: Collection[str]) -> _Fields:
     """By their types: floating-point numbers are dense features, integers and lists of them are IDs."""
-    columns = _Columns(dense=[], ids=[], lists=[])
+    fields = _Fields(dense=[], ids=[], lists=[])
     for field in pq.read_schema(parquet_files(data)[0]):
         kind = field.type
         is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
@@ -169,9 +172,9 @@ def _parquet_columns(data: Path, ignore: Collection[str]) -> _Columns:
         if field.name in ignore:
             continue
         if pa.types.is_integer(kind):
-            columns.ids.append(field.name)
+            fields.ids.append(field.name)
             if is_list:
-                columns.lists.append(field.name)
+                fields.lists.append(field.name)
         elif pa.types.is_floating(kind) and not is_list:
-            columns.dense.append(field.name)
-    return columns
+            fields.dense.append(field.name)
+    return fields

@@ -23,7 +23,7 @@ class DenseIDs:
     """An encoder of raw IDs into `[0, num_embeddings)` for each feature."""
 
     raw: Mapping[str, npt.NDArray[np.int64]]
-    """Feature → [n] int64: its distinct raw IDs; the position of one is its dense ID."""
+    """Feature → [n] int64: its distinct raw IDs, each at the place that is its dense ID."""
 
     @classmethod
     def collect(cls, chunks: Iterable[Rows]) -> "DenseIDs":

@@ -1,196 +1,120 @@
-"""The report of an experiment: a page, its pictures, and the numbers that both are made of."""
+"""The report of an experiment: a page with its pictures, and the numbers that both are made of."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torchrec_cce.experiments.chart import Chart
-from torchrec_cce.experiments.collapse import Collapse, collapses
-from torchrec_cce.experiments.curve import Curve, Point, compressed, curves_of, full_table
-from torchrec_cce.experiments.entropy_history import entropy_charts, entropy_histories
-from torchrec_cce.experiments.experiment_tables import (
-    Table,
-    collapse_table,
-    compression_table,
-    failures_table,
-    pareto_table,
-    points_table,
-)
-from torchrec_cce.experiments.factor import Compression, compression
-from torchrec_cce.experiments.heat_map import HeatMap
-from torchrec_cce.experiments.pareto import Candidate, candidates_of, pareto_front
-from torchrec_cce.experiments.pareto_chart import pareto_chart
+from torchrec_cce.charts.chart import Chart, Picture
+from torchrec_cce.experiments.compression import Compression, Range, compression
+from torchrec_cce.experiments.curve import Curve, MeanDeviation, SeedGroup, compressed, curves_of, full_table
+from torchrec_cce.experiments.entropies import Collapse, collapses, entropy_charts, entropy_histories
+from torchrec_cce.experiments.family import strategies_of
+from torchrec_cce.experiments.pareto import Candidate, candidates_of, pareto_chart, pareto_front
 from torchrec_cce.experiments.quality_charts import quality_charts, strategy_charts
-from torchrec_cce.experiments.results import Results
-from torchrec_cce.experiments.strategy import strategies_of
-from torchrec_cce.experiments.theory_charts import convergence_chart, expectation_chart, factorization_map
-from torchrec_cce.files.atomic import atomic_path, write_json
-from torchrec_cce.files.page import data_url, write_page
+from torchrec_cce.experiments.report import Report, Row, Section, Table
+from torchrec_cce.experiments.results import Results, TrialResult
+from torchrec_cce.experiments.theory.figures import convergence_chart, expectation_chart, factorization_map
 
-Picture = Chart | HeatMap
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of the page."""
-
-    title: str
-    lines: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+_SHOWN = 4
+"""Of H1 … Hc, which `report.json` has all; H1 and H2 tell nearly all that there is."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExperimentReport:
-    """All that is told of an experiment."""
+def experiment_report(results: Results, *, title: str, runs: Path | None = None) -> Report:
+    """Work out all that is told of an experiment.
 
-    title: str
-    results: Results
-    curves: tuple[Curve, ...]
-    """Trials at tuned rates."""
-    full: Point | None
-    compression: tuple[Compression, ...]
-    """Empty without full tables to compare with."""
-    candidates: tuple[Candidate, ...]
-    front: tuple[Candidate, ...]
-    collapses: tuple[Collapse, ...]
-    charts: Mapping[str, tuple[Picture, ...]]
-    """Subject → pictures."""
-
-    @classmethod
-    def of(cls, results: Results, *, title: str, runs: Path | None = None) -> "ExperimentReport":
-        """Work everything out.
-
-        Args:
-            runs: the folder that holds those of the runs, for what they measured meanwhile; None if there is none.
-        """
-        curves = curves_of(results.chosen)
-        full = full_table(curves)
-        candidates = candidates_of(results.trials)
-        front = pareto_front(candidates)
-        strategies = strategies_of(curves)
-        charts: dict[str, Sequence[Picture]] = {
-            "BCE": quality_charts(curves, "BCE"),
-            "AUC": quality_charts(curves, "AUC"),
-            "clusterings": [*strategy_charts(strategies, full, "BCE"), *strategy_charts(strategies, full, "AUC")],
-            "bytes": [pareto_chart(candidates, front)] if candidates else [],
-            "entropies": [] if runs is None else entropy_charts(entropy_histories(curves, runs)),
-            "theory": [factorization_map(), convergence_chart(), expectation_chart()],
-        }
-        return cls(
-            title=title,
-            results=results,
-            curves=tuple(curves),
-            full=full,
-            compression=() if full is None else tuple(compression(curve, full) for curve in compressed(curves)),
-            candidates=tuple(candidates),
-            front=tuple(front),
-            collapses=tuple(collapses(curves)),
-            charts={subject: tuple(pictures) for subject, pictures in charts.items()},
-        )
-
-    @property
-    def about(self) -> dict[str, str]:
-        """Facts that belong beside the numbers."""
-        versions = sorted({json.dumps(trial.versions, sort_keys=True) for trial in self.results.trials})
-        return {
-            "trials": f"{len(self.results.trials)}, {len(self.results.chosen)} of them at tuned rates; "
-            f"{len(self.results.failures)} without a result",
-            "full tables": "none were run"
-            if self.full is None
-            else f"test BCE {self.full.test_bce}, AUC {self.full.test_auc}, {self.full.first.full_bytes:,} bytes",
-            "versions": "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(one).items()) for one in versions),
-        }
-
-    @property
-    def pictures(self) -> list[Picture]:
-        return [picture for pictures in self.charts.values() for picture in pictures]
-
-    def sections(self) -> list[Section]:
-        """What the page shows, in its order."""
-        nothing = () if self.curves else ("No trial at a tuned rate has a result.",)
-        without_full = () if self.full else ("No full tables were run, so that there is nothing to compare with.",)
-        found = [
-            Section(title="Test BCE against parameters", lines=nothing, pictures=self.charts["BCE"]),
-            Section(title="Test AUC against parameters", pictures=self.charts["AUC"]),
-            Section(
-                title="Compression at the quality of full tables",
-                lines=without_full,
-                tables=(compression_table(self.compression),) if self.compression else (),
-            ),
-            Section(
-                title="What to configure for a budget of bytes",
-                tables=(pareto_table(self.front),) if self.front else (),
-                pictures=self.charts["bytes"],
-            ),
-            Section(title="Strategies for CCE", pictures=self.charts["clusterings"]),
-            Section(
-                title="Entropies of the largest table's pointers",
-                tables=(collapse_table(self.collapses),) if self.collapses else (),
-                pictures=self.charts["entropies"],
-            ),
-            Section(title="Everything that was run", tables=(points_table(self.curves),) if self.curves else ()),
-            Section(
-                title="Trials without a result",
-                tables=(failures_table(self.results.failures),) if self.results.failures else (),
-            ),
-            Section(title="Theory", pictures=self.charts["theory"]),
-        ]
-        return [section for section in found if section.lines or section.tables or section.pictures]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Every number of the page, and the runs that it is made of."""
-        return {
-            "title": self.title,
-            "about": self.about,
-            "trials": [_without(asdict(trial), "config") for trial in self.results.trials],
-            "failures": [asdict(failure) for failure in self.results.failures],
-            "curves": [_curve(curve) for curve in self.curves],
-            "compression": [asdict(one) for one in self.compression],
-            "candidates": [asdict(one) for one in self.candidates],
-            "pareto_front": [one.label for one in self.front],
-            "entropies": [asdict(one) for one in self.collapses],
-            "tables": [asdict(table) for section in self.sections() for table in section.tables],
-            "pictures": [
-                {"kind": "chart" if isinstance(picture, Chart) else "heat map", **asdict(picture)}
-                for picture in self.pictures
-            ],
-        }
-
-
-def write_experiment_report(folder: Path, report: ExperimentReport) -> None:
-    """Write `report.json`, and `report.html` with its pictures, which are also in `pictures/`, to `folder`.
-
-    Raises:
-        MissingExtraError: matplotlib or jinja2 is not installed; `report.json` is there all the same.
+    Args:
+        runs: the folder that holds those of the runs, for what they measured meanwhile; None if there is none.
     """
-    write_json(folder / "report.json", report.as_dict(), indent=2, strict=True)
-    drawn = {picture.name: picture.to_png() for picture in report.pictures}
-    for name, png in drawn.items():
-        with atomic_path(folder / "pictures" / f"{name}.png") as temporary:
-            temporary.write_bytes(png)
+    curves = curves_of(results.chosen)
+    full = full_table(curves)
+    found = [] if full is None else [compression(curve, full) for curve in compressed(curves)]
+    candidates = candidates_of(results.trials)
+    front = pareto_front(candidates)
+    spreads = collapses(curves)
+    strategies = strategies_of(curves)
+    pictures: dict[str, Sequence[Picture]] = {
+        "BCE": quality_charts(curves, "BCE"),
+        "AUC": quality_charts(curves, "AUC"),
+        "clusterings": [*strategy_charts(strategies, full, "BCE"), *strategy_charts(strategies, full, "AUC")],
+        "bytes": [pareto_chart(candidates, front)] if candidates else [],
+        "entropies": [] if runs is None else entropy_charts(entropy_histories(curves, runs)),
+        "theory": [factorization_map(), convergence_chart(), expectation_chart()],
+    }
     sections = [
-        {
-            "title": section.title,
-            "lines": section.lines,
-            "tables": section.tables,
-            "pictures": [
-                {"name": picture.name, "text": picture.text, "url": data_url(drawn[picture.name])}
-                for picture in section.pictures
-            ],
-        }
-        for section in report.sections()
+        Section(
+            title="Test BCE against parameters",
+            lines=() if curves else ("No trial at a tuned rate has a result.",),
+            pictures=tuple(pictures["BCE"]),
+        ),
+        Section(title="Test AUC against parameters", pictures=tuple(pictures["AUC"])),
+        Section(
+            title="Compression at the quality of full tables",
+            lines=() if full else ("No full tables were run, so that there is nothing to compare with.",),
+            tables=(compression_table(found),) if found else (),
+        ),
+        Section(
+            title="What to configure for a budget of bytes",
+            tables=(pareto_table(front),) if front else (),
+            pictures=tuple(pictures["bytes"]),
+        ),
+        Section(title="Strategies for CCE", pictures=tuple(pictures["clusterings"])),
+        Section(
+            title="Entropies of the largest table's pointers",
+            tables=(collapse_table(spreads),) if spreads else (),
+            pictures=tuple(pictures["entropies"]),
+        ),
+        Section(title="Everything that was run", tables=(points_table(curves),) if curves else ()),
+        Section(
+            title="Trials without a result",
+            tables=(failures_table(results.failures),) if results.failures else (),
+        ),
+        Section(title="Theory", pictures=tuple(pictures["theory"])),
     ]
-    write_page(
-        folder / "report.html",
-        Path(__file__).with_name("experiment.html"),
-        {},
-        title=report.title,
-        about=report.about,
-        sections=sections,
+    about = _about(results, full)
+    return Report(
+        title=title,
+        about=about,
+        sections=tuple(section for section in sections if section.lines or section.tables or section.pictures),
+        values={
+            "title": title,
+            "about": about,
+            "trials": [_trial(trial) for trial in results.trials],
+            "failures": [_failure(trial) for trial in results.failures],
+            "curves": [_curve(curve) for curve in curves],
+            "compression": [asdict(each) for each in found],
+            "candidates": [_with_cap(candidate) for candidate in candidates],
+            "pareto_front": [candidate.label for candidate in front],
+            "entropies": [_with_cap(collapse) for collapse in spreads],
+            "tables": [asdict(table) for section in sections for table in section.tables],
+            "pictures": [_picture(picture) for subject in pictures.values() for picture in subject],
+        },
     )
+
+
+def _about(results: Results, full: SeedGroup | None) -> dict[str, str]:
+    """Facts that belong beside the numbers."""
+    versions = sorted({json.dumps(trial.versions, sort_keys=True) for trial in results.trials})
+    return {
+        "trials": f"{len(results.trials)}, {len(results.chosen)} of them at tuned rates; "
+        f"{len(results.failures)} without a result",
+        "full tables": "none were run"
+        if full is None
+        else f"test BCE {full.test_bce}, AUC {full.test_auc}, {full.sizes.full_bytes:,} bytes",
+        "versions": "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(each).items()) for each in versions),
+    }
+
+
+def _trial(trial: TrialResult) -> dict[str, Any]:
+    row = {column: value for column, value in trial.row().items() if column not in ("error", "config")}
+    return {**row, "entropies": row["entropies"] or [], "random_entropies": row["random_entropies"] or []}
+
+
+def _failure(trial: TrialResult) -> dict[str, Any]:
+    row = trial.row()
+    names = ("name", "method", "cap", "seed", "learning_rate", "chosen", "run")
+    return {**{name: row[name] for name in names}, "error": trial.failure}
 
 
 def _curve(curve: Curve) -> dict[str, Any]:
@@ -199,8 +123,8 @@ def _curve(curve: Curve) -> dict[str, Any]:
         "method": curve.method,
         "points": [
             {
-                "cap": point.first.cap,
-                "parameters": point.first.parameters,
+                "cap": point.first.max_parameters,
+                "parameters": point.sizes.parameters,
                 "test_bce": asdict(point.test_bce),
                 "test_auc": asdict(point.test_auc),
                 "validation_bce": asdict(point.validation_bce),
@@ -212,5 +136,211 @@ def _curve(curve: Curve) -> dict[str, Any]:
     }
 
 
-def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != name}
+def _with_cap(told: Candidate | Collapse) -> dict[str, Any]:
+    """The fields of what is told of an entry under one cap, which is called `cap` in files."""
+    return {"cap" if name == "max_parameters" else name: value for name, value in asdict(told).items()}
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    return {"kind": "chart" if isinstance(picture, Chart) else "heat map", **asdict(picture)}
+
+
+def points_table(curves: Sequence[Curve]) -> Table:
+    """Everything at its tuned rate."""
+    return Table(
+        title="Everything that was run",
+        note="Mean ± standard deviation over seeds, each entry and cap at the learning rate with the lowest validation "
+        "BCE; * marks a rate at the end of those that were tried, where a better one may lie beyond. Host: pointers of "
+        "maps. Accelerator: tables, and pointers that live beside them.",
+        columns=(
+            "entry",
+            "cap",
+            "seeds",
+            "rate",
+            "test AUC",
+            "test BCE",
+            "trained parameters",
+            "÷ all tables",
+            "÷ largest",
+            "÷ bytes",
+            "host bytes",
+            "accelerator bytes",
+        ),
+        rows=tuple(_point_row(point) for curve in curves for point in curve.points),
+    )
+
+
+def compression_table(found: Sequence[Compression]) -> Table:
+    """How much smaller each entry is at the quality of full tables."""
+    return Table(
+        title="Compression at the quality of full tables",
+        note="Where the curve of test BCE over trained parameters meets full tables. Between two caps: measured. "
+        "Beyond the largest: from the parabola through the last three caps (pessimistic) to the line through the last "
+        "two (optimistic), as in the paper. “≥”: the smallest cap does already. “below 1”: only with more than full "
+        "tables take. In brackets 95 % of resampled seeds. All tables: Σ n·d over trained parameters. Bytes: with "
+        "pointers.",
+        columns=("entry", "found", "÷ all tables", "÷ largest", "÷ bytes", "accelerator bytes", "host bytes"),
+        rows=tuple(_compression_row(each) for each in found),
+    )
+
+
+def pareto_table(front: Sequence[Candidate]) -> Table:
+    """What to configure for a budget."""
+    return Table(
+        title="What to configure for a budget of bytes",
+        note="No other entry has as high a validation AUC in as few bytes. Columns × rows and pointer width are those "
+        "of the largest table, where pointers are learned.",
+        columns=(
+            "entry",
+            "cap",
+            "columns × rows",
+            "pointer bits",
+            "total bytes",
+            "accelerator bytes",
+            "host bytes",
+            "validation AUC",
+            "test AUC",
+            "test BCE",
+        ),
+        rows=tuple(_candidate_row(candidate) for candidate in front),
+    )
+
+
+def collapse_table(found: Sequence[Collapse]) -> Table:
+    """What was learned, by the entropies of pointers."""
+    most = min(_SHOWN, max((len(collapse.entropies) for collapse in found), default=0))
+    return Table(
+        title="Entropies of the largest table's pointers",
+        note="In nats, mean over seeds: found / of random pointers / of product quantization of the trained full table "
+        "with as many columns and rows, where it was run. The verdict is that of the gates before publishing, at their "
+        "defaults; “like PQ” is H1 and H2 within a tenth of product quantization's. More columns: in report.json.",
+        columns=("entry", "cap", "columns × rows", *(f"H{m}" for m in range(1, most + 1)), "verdict"),
+        rows=tuple(_collapse_row(collapse, most) for collapse in found),
+    )
+
+
+def failures_table(failures: Sequence[TrialResult]) -> Table:
+    """What came to nothing; one row for trials that differ in seed and rate only."""
+    groups: dict[tuple[str, int | None, str], list[TrialResult]] = {}
+    for failure in failures:
+        groups.setdefault((failure.name, failure.max_parameters, str(failure.failure)), []).append(failure)
+    return Table(
+        title="Trials without a result",
+        note="They are in no figure above.",
+        columns=("entry", "cap", "seeds", "rates", "why"),
+        rows=tuple(
+            Row(
+                cells=(
+                    name,
+                    _number(max_parameters),
+                    ", ".join(str(seed) for seed in sorted({failure.seed for failure in group})),
+                    ", ".join(f"{rate:g}" for rate in sorted({failure.learning_rate for failure in group})),
+                    error,
+                ),
+                runs=tuple(failure.run for failure in group if failure.run is not None),
+            )
+            for (name, max_parameters, error), group in groups.items()
+        ),
+    )
+
+
+def _point_row(point: SeedGroup) -> Row:
+    first, sizes = point.first, point.sizes
+    at_end = "*" if any(trial.rate_at_end for trial in point.trials) else ""
+    return Row(
+        cells=(
+            first.name,
+            _number(first.max_parameters),
+            str(len(point.trials)),
+            f"{first.learning_rate:g}{at_end}",
+            _five_digits(point.test_auc),
+            _five_digits(point.test_bce),
+            _number(sizes.parameters),
+            _factor(sizes.parameter_factor),
+            _factor(sizes.largest_factor),
+            _factor(sizes.byte_factor),
+            _number(sizes.pointer_bytes),
+            _number(sizes.table_bytes + sizes.device_pointer_bytes),
+        ),
+        runs=point.runs,
+    )
+
+
+def _compression_row(entry: Compression) -> Row:
+    at = entry.found
+    least = "≥ " if entry.state == "smallest cap" else ""
+    cells: tuple[str, ...] = ("–",) * 5
+    if at is not None:
+        factors = (at.parameter_factor, at.largest_factor, at.byte_factor)
+        sizes = (at.accelerator_bytes, at.host_bytes)
+        cells = (*(least + _factors(factor) for factor in factors), *(_sizes(size) for size in sizes))
+    return Row(cells=(entry.name, entry.state, *cells), runs=(*entry.runs, *entry.full_runs))
+
+
+def _candidate_row(candidate: Candidate) -> Row:
+    return Row(
+        cells=(
+            candidate.name,
+            _number(candidate.max_parameters),
+            "" if candidate.largest is None else f"{candidate.largest.num_columns} × {candidate.largest.num_rows:,}",
+            "" if candidate.largest is None else str(candidate.largest.pointer_bits),
+            _number(candidate.total_bytes),
+            _number(candidate.accelerator_bytes),
+            _number(candidate.pointer_bytes),
+            f"{candidate.validation_auc:.5f}",
+            _five_digits(candidate.auc),
+            _five_digits(candidate.bce),
+        ),
+        runs=candidate.runs,
+    )
+
+
+def _collapse_row(collapse: Collapse, most: int) -> Row:
+    def beside(m: int) -> str:
+        return " / ".join(_nats(values, m) for values in (collapse.entropies, collapse.random, collapse.pq))
+
+    entropies = [beside(m) if m < len(collapse.entropies) else "" for m in range(most)]
+    table = "" if collapse.table is None else f"{collapse.table.num_columns} × {collapse.table.num_rows:,}"
+    return Row(
+        cells=(collapse.name, _number(collapse.max_parameters), table, *entropies, collapse.verdict or "unknown"),
+        runs=(*collapse.runs, *collapse.pq_runs),
+    )
+
+
+def _nats(values: tuple[float, ...] | None, m: int) -> str:
+    return "–" if values is None or m >= len(values) else f"{values[m]:.2f}"
+
+
+def _five_digits(spread: MeanDeviation) -> str:
+    """Losses of methods differ in the fourth digit, and over seeds in the fifth."""
+    return f"{spread.mean:.5f} ± {spread.deviation:.5f}" if spread.deviation else f"{spread.mean:.5f}"
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _factor(value: float) -> str:
+    if value == 0:
+        return "never"
+    if value < 1:
+        return "below 1"
+    return f"{value:,.0f}×" if value >= 100 else f"{value:.1f}×"
+
+
+def _factors(found: Range) -> str:
+    return _from_to(_factor(found.pessimistic), _factor(found.optimistic), found, _factor)
+
+
+def _sizes(found: Range) -> str:
+    def size(value: float) -> str:
+        return "∞" if value == float("inf") else f"{value:,.0f}"
+
+    return _from_to(size(found.optimistic), size(found.pessimistic), None, size)
+
+
+def _from_to(first: str, last: str, spread: Range | None, show: Callable[[float], str]) -> str:
+    text = first if first == last else f"{first} – {last}"
+    if spread is None or spread.worst is None or spread.best is None:
+        return text
+    return f"{text} [{show(spread.worst)} – {show(spread.best)}]"

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torchrec_cce.charts.chart import Chart, Series, Style, visible_range
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.experiments.curve import Point, curves_of
-from torchrec_cce.experiments.largest_table import LargestTable, largest_table
-from torchrec_cce.experiments.outcome import Spread
-from torchrec_cce.experiments.results import Result
+from torchrec_cce.experiments.curve import MeanDeviation, SeedGroup, curves_of
+from torchrec_cce.experiments.entropies import LargestTable, largest_table
+from torchrec_cce.experiments.family import family_of
+from torchrec_cce.experiments.results import TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One entry at one cap: what it takes and what it gives."""
+    """One entry under one cap: what it takes and what it gives."""
 
     name: str
     method: str
-    cap: int | None
+    max_parameters: int | None
     learning_rate: float
     """Of the embedding tables."""
     settings: dict[str, dict[str, Any]]
@@ -28,9 +29,9 @@ class Candidate:
     """Columns, rows and pointer width of the largest table, where it has learned pointers."""
     validation_auc: float
     """Mean over seeds: what is chosen by. NaN is never chosen."""
-    auc: Spread
-    """On the test split, by which nothing is chosen."""
-    bce: Spread
+    auc: MeanDeviation
+    """On the test split, like the BCE; by neither anything is chosen."""
+    bce: MeanDeviation
     table_bytes: int
     pointer_bytes: int
     """In host memory."""
@@ -45,7 +46,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        return self.name if self.cap is None else f"{self.name} at {self.cap:,}"
+        return self.name if self.max_parameters is None else f"{self.name} at {self.max_parameters:,}"
 
     def to_toml(self) -> str:
         """The sections to configure, for a run's file."""
@@ -57,26 +58,26 @@ class Candidate:
         return "\n".join(lines)
 
 
-def candidates_of(results: Sequence[Result]) -> list[Candidate]:
-    """One for each entry and cap of the trials at their tuned rates, full tables among them."""
+def candidates_of(results: Sequence[TrialResult]) -> list[Candidate]:
+    """One for each entry and cap of the trials at their chosen rates, full tables among them."""
     chosen = [result for result in results if result.chosen]
     return [_candidate(point) for curve in curves_of(chosen) for point in curve.points]
 
 
 def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those with a higher validation AUC than every other that is no larger, by total bytes, ascending.
+    """The candidates with a higher validation AUC than every other of at most their total bytes; by bytes, ascending.
 
     Of several with equal bytes and equal AUC, the first stays.
     """
     known = [candidate for candidate in candidates if not math.isnan(candidate.validation_auc)]
     front: list[Candidate] = []
-    for candidate in sorted(known, key=lambda one: (one.total_bytes, -one.validation_auc)):
+    for candidate in sorted(known, key=lambda candidate: (candidate.total_bytes, -candidate.validation_auc)):
         if not front or candidate.validation_auc > front[-1].validation_auc:
             front.append(candidate)
     return front
 
 
-def advise(results: Sequence[Result], *, max_bytes: int) -> Candidate:
+def advise(results: Sequence[TrialResult], *, max_bytes: int) -> Candidate:
     """The entry to configure: the highest validation AUC among those whose tables and pointers fit in `max_bytes`.
 
     Raises:
@@ -95,22 +96,50 @@ def advise(results: Sequence[Result], *, max_bytes: int) -> Candidate:
     return fitting[-1]
 
 
-def _candidate(point: Point) -> Candidate:
+def pareto_chart(candidates: Sequence[Candidate], front: Sequence[Candidate]) -> Chart:
+    """Test AUC against bytes: everything by family, and the entries that validation AUC puts on the front, joined."""
+    families: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        families.setdefault(family_of(candidate.method), []).append(candidate)
+    series = [_series(family, members) for family, members in families.items()]
+    return Chart(
+        name="pareto",
+        caption="Test AUC against the bytes of tables and pointers, host and accelerator together. The line joins what "
+        "no other entry beats in both size and validation AUC; as it is drawn in test AUC it may fall",
+        x_label="bytes of tables and pointers",
+        y_label="test AUC",
+        series=(*series, _series("front", front, style="reference")),
+        log_x=True,
+        y_range=visible_range(series, lower_is_better=False),
+    )
+
+
+def _candidate(point: SeedGroup) -> Candidate:
     first = point.first
     sections = ("embedding", "optimizer", "recluster") if first.method == "cce" else ("embedding", "optimizer")
     return Candidate(
         name=first.name,
         method=first.method,
-        cap=first.cap,
+        max_parameters=first.max_parameters,
         learning_rate=first.learning_rate,
         settings={name: first.config[name] for name in sections if name in first.config},
         largest=largest_table(first.config),
         validation_auc=point.validation_auc.mean,
         auc=point.test_auc,
         bce=point.test_bce,
-        table_bytes=first.table_bytes,
-        pointer_bytes=first.pointer_bytes,
-        device_pointer_bytes=first.device_pointer_bytes,
-        total_bytes=first.total_bytes,
+        table_bytes=point.sizes.table_bytes,
+        pointer_bytes=point.sizes.pointer_bytes,
+        device_pointer_bytes=point.sizes.device_pointer_bytes,
+        total_bytes=point.sizes.total_bytes,
         runs=point.runs,
+    )
+
+
+def _series(label: str, members: Sequence[Candidate], *, style: Style = "points") -> Series:
+    return Series(
+        label=label,
+        x=tuple(float(candidate.total_bytes) for candidate in members),
+        y=tuple(candidate.auc.mean for candidate in members),
+        style=style,
+        runs=tuple(candidate.runs for candidate in members),
     )

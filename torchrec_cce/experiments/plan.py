@@ -28,27 +28,27 @@ class DeriveFrom:
     """Another entry, from whose finished run of the same seed an entry's run starts: see `[derive]` of a run."""
 
     source: Annotated[str, Field(alias="from")]
-    """Its name; `from` in a file."""
+    """The name of the other entry; `from` in a file."""
     cap_factor: PositiveFloat = 1.0
-    """The other entry's cap over this one's. Full tables have none."""
+    """The other entry's cap over this entry's. Full tables have none."""
     circular: bool = False
     dense: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class MethodEntry:
-    """One method with its settings, at every cap and seed."""
+    """One method with its settings, under every cap and from every seed."""
 
     method: Method
     name: str = ""
-    """What reports call it; the method if not given."""
+    """What reports call the entry; the method if not given."""
     num_columns: PositiveInt | None = None
     num_terms: PositiveInt | None = None
     use_helper: bool | None = None
     caps: Caps | None = None
     learning_rates: Rates | None = None
     seeds: Seeds | None = None
-    """These three: in place of the plan's."""
+    """These three are in place of the plan's."""
     derive: DeriveFrom | None = None
     data: dict[str, Any] = field(default_factory=dict)
     embedding: dict[str, Any] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class MethodEntry:
     optimizer: dict[str, Any] = field(default_factory=dict)
     recluster: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    """These six: what differs from the sections of the plan's `[run]`."""
+    """These six say what differs from the sections of the plan's `[run]`."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -68,19 +68,19 @@ class MethodEntry:
 
     @property
     def slug(self) -> str:
-        """The name as part of a folder's."""
+        """The name, as the names of the runs' folders begin with it."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Plan:
-    """Methods × caps × seeds on one log, each method and cap at the best of a few learning rates."""
+    """Methods × caps × seeds on one log, each method under each cap at the best of a few learning rates."""
 
     run: RunConfig
-    """What all runs share. Its method, cap, learning rate of the tables, seed and `derive` are those of the trials."""
+    """What all runs share. Each trial has its own method, cap, learning rate of the tables, seed and `derive`."""
     methods: Annotated[tuple[MethodEntry, ...], Field(min_length=1)]
     seeds: Seeds = (0,)
-    """The learning rate is chosen from the first."""
+    """The learning rate is chosen with the first seed."""
     caps: Caps | None = None
     """Trained parameters of a table at most."""
     learning_rates: Rates = (0.05,)
@@ -123,9 +123,9 @@ class Plan:
 
     def _check_sections(self, entry: MethodEntry, keys: list[str]) -> None:
         """Raise WrongValue for what cannot be configured under any cap."""
-        cap = None if entry.method == "full" else _NO_CAP
+        max_parameters = None if entry.method == "full" else _NO_CAP
         try:
-            self.configure(entry, cap=cap, seed=0, learning_rate=1.0, source=Path("source"))
+            self.configure(entry, max_parameters=max_parameters, seed=0, learning_rate=1.0, source=Path("source"))
         except ValidationError as error:
             wrong = WrongValue.first_of(error, RunConfig)
             own = wrong.keys[1:] if wrong.keys[:1] == ["embedding"] and not entry.embedding else wrong.keys
@@ -150,22 +150,28 @@ class Plan:
             return [None]
         found: list[int | None] = list(entry.caps or self.caps or ())
         for other in self.derived_from(entry):
-            found += [self.source_cap(other, cap) for cap in self.caps_of(other)]
+            found += [self.source_cap(other, max_parameters) for max_parameters in self.caps_of(other)]
         return list(dict.fromkeys(found))
 
     def derived_from(self, entry: MethodEntry) -> list[MethodEntry]:
         """The entries that start from `entry`."""
         return [other for other in self.methods if other.derive is not None and other.derive.source == entry.name]
 
-    def source_cap(self, entry: MethodEntry, cap: int | None) -> int | None:
-        """The cap of the run that a derived entry starts from at `cap`."""
+    def source_cap(self, entry: MethodEntry, max_parameters: int | None) -> int | None:
+        """The cap of the run that a derived entry starts from, whose own cap is `max_parameters`."""
         assert entry.derive is not None
-        if self.entry(entry.derive.source).method == "full" or cap is None:
+        if self.entry(entry.derive.source).method == "full" or max_parameters is None:
             return None
-        return round(cap * entry.derive.cap_factor)
+        return round(max_parameters * entry.derive.cap_factor)
 
     def configure(
-        self, entry: MethodEntry, *, cap: int | None, seed: int, learning_rate: float, source: Path | None = None
+        self,
+        entry: MethodEntry,
+        *,
+        max_parameters: int | None,
+        seed: int,
+        learning_rate: float,
+        source: Path | None = None,
     ) -> RunConfig:
         """The configuration of one run.
 
@@ -180,7 +186,7 @@ class Plan:
             values[section] = _merged(values[section], getattr(entry, section))
         given = {name: getattr(entry, name) for name in ("num_columns", "num_terms", "use_helper")}
         values["embedding"] |= {name: value for name, value in given.items() if value is not None}
-        values["embedding"] |= {"method": entry.method, "max_parameters": cap}
+        values["embedding"] |= {"method": entry.method, "max_parameters": max_parameters}
         values["optimizer"] |= {"embedding_learning_rate": learning_rate}
         values["seed"] = seed
         if entry.derive is not None:

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from torchrec_cce.experiments.chart import Chart, Series, visible_range
-from torchrec_cce.experiments.curve import Curve, Point, compressed, full_table
-from torchrec_cce.experiments.family import overview, panels
-from torchrec_cce.experiments.outcome import Spread
-from torchrec_cce.experiments.strategy import Strategies
+from torchrec_cce.charts.chart import Chart, Series, visible_range
+from torchrec_cce.experiments.curve import Curve, MeanDeviation, SeedGroup, compressed, full_table
+from torchrec_cce.experiments.family import Strategies, overview, panels
 
 Metric = Literal["BCE", "AUC"]
 _FIGURES: dict[tuple[Metric, bool], str] = {
@@ -31,7 +29,7 @@ def quality_charts(curves: Sequence[Curve], metric: Metric) -> list[Chart]:
     for number, (title, members) in enumerate((item for item in groups.items() if item[1]), start=1):
         guide = [] if reference is None or reference in members else [reference]
         charts.append(
-            _chart(
+            quality_chart(
                 name=f"{metric.lower()}-{number}",
                 what=f"{_FIGURES[metric, False]}, {title}",
                 metric=metric,
@@ -43,10 +41,10 @@ def quality_charts(curves: Sequence[Curve], metric: Metric) -> list[Chart]:
     return charts
 
 
-def strategy_charts(groups: Sequence[Strategies], full: Point | None, metric: Metric) -> list[Chart]:
+def strategy_charts(groups: Sequence[Strategies], full: SeedGroup | None, metric: Metric) -> list[Chart]:
     """One chart for each group of CCE entries that differ in their clusterings only."""
     return [
-        _chart(
+        quality_chart(
             name=f"clusterings-{metric.lower()}-{number}",
             what=f"{_FIGURES[metric, True]}, {group.title}",
             metric=metric,
@@ -58,20 +56,20 @@ def strategy_charts(groups: Sequence[Strategies], full: Point | None, metric: Me
     ]
 
 
-def _chart(
-    *, name: str, what: str, metric: Metric, curves: dict[str, Curve], guide: Sequence[Curve], full: Point | None
+def quality_chart(
+    *, name: str, what: str, metric: Metric, curves: dict[str, Curve], guide: Sequence[Curve], full: SeedGroup | None
 ) -> Chart:
     series = [_series(label, curve, metric) for label, curve in curves.items()]
     series += [replace(_series(curve.name, curve, metric), style="reference") for curve in guide]
     if full is not None:
-        level = _spread(full, metric)
+        level = _quality(full, metric)
         deviation = (level.deviation,)
         series.append(
             Series(label=full.first.name, y=(level.mean,), deviation=deviation, style="level", runs=(full.runs,))
         )
     caption = f"{what}: test {metric} against {_PARAMETERS}; bars are one standard deviation over seeds"
     if full is not None:
-        caption += f"; dashed, full tables: {_spread(full, metric).mean:.5f}, {full.first.parameters:,} parameters"
+        caption += f"; dashed, full tables: {_quality(full, metric).mean:.5f}, {full.sizes.parameters:,} parameters"
     if guide:
         caption += f"; grey line, {guide[0].name}, as a guide"
     return Chart(
@@ -86,15 +84,15 @@ def _chart(
 
 
 def _series(label: str, curve: Curve, metric: Metric) -> Series:
-    spreads = [_spread(point, metric) for point in curve.points]
+    spreads = [_quality(point, metric) for point in curve.points]
     return Series(
         label=label,
-        x=tuple(float(point.first.parameters) for point in curve.points),
+        x=tuple(float(point.sizes.parameters) for point in curve.points),
         y=tuple(spread.mean for spread in spreads),
         deviation=tuple(spread.deviation for spread in spreads),
         runs=tuple(point.runs for point in curve.points),
     )
 
 
-def _spread(point: Point, metric: Metric) -> Spread:
+def _quality(point: SeedGroup, metric: Metric) -> MeanDeviation:
     return point.test_bce if metric == "BCE" else point.test_auc

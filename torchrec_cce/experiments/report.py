@@ -1,160 +1,78 @@
-"""A comparison of methods as a table, a JSON file and a page with plots."""
+"""What the reports on trials share: sections of tables and pictures, written as a page and as JSON."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torchrec_cce.experiments.outcome import Outcome, Summary, summarise
+from torchrec_cce.charts.chart import Picture
+from torchrec_cce.charts.page import write_page, write_pictures
 from torchrec_cce.files.atomic import write_json
-from torchrec_cce.files.page import new_plot, to_png, write_page
-
-COLUMNS = (
-    "method",
-    "cap",
-    "AUC",
-    "BCE",
-    "trained parameters",
-    "table bytes",
-    "pointer bytes",
-    "÷ parameters",
-    "÷ largest",
-    "÷ bytes",
-)
-NOTE = (
-    "cap: trained parameters a table. ÷ parameters: Σ n·d of full tables over trained parameters, all tables. "
-    "÷ largest: the same for the largest table alone. ÷ bytes: full tables over trained tables plus stored pointers."
-)
 
 
-def cells(summary: Summary) -> tuple[str, ...]:
-    """One row of the table, as `COLUMNS` names them."""
-    sizes = summary.sizes
-    return (
-        summary.name,
-        "" if summary.max_parameters is None else f"{summary.max_parameters:,}",
-        str(summary.auc),
-        str(summary.bce),
-        f"{sizes.parameters:,}",
-        f"{sizes.table_bytes:,}",
-        f"{sizes.pointer_bytes + sizes.device_pointer_bytes:,}",
-        f"{sizes.parameter_factor:.1f}×",
-        f"{sizes.largest_factor:.1f}×",
-        f"{sizes.byte_factor:.1f}×",
-    )
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a table."""
+
+    cells: tuple[str, ...]
+    runs: tuple[str, ...]
+    """The folders of the runs that its numbers are made of."""
 
 
-def to_markdown(outcomes: Sequence[Outcome]) -> str:
-    """For a document."""
-    lines = [COLUMNS, tuple("---" if column == COLUMNS[0] else "---:" for column in COLUMNS)]
-    lines += [cells(summary) for summary in summarise(outcomes)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
 
 
-def write_report(folder: Path, outcomes: Sequence[Outcome], *, title: str, about: dict[str, str]) -> None:
-    """Write `report.json` and `report.html`, which needs no other file, to `folder`.
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page."""
 
-    Args:
-        about: facts that belong beside the numbers, e.g. the data and the versions.
+    title: str
+    lines: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A page, and the numbers that it is made of."""
+
+    title: str
+    about: Mapping[str, str]
+    """Facts that belong beside the numbers, e.g. the data and the versions."""
+    sections: tuple[Section, ...]
+    """In the order of the page."""
+    values: Mapping[str, Any]
+    """What `report.json` holds."""
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write a report to `folder`: `report.json`; `report.html`, which needs no other file; its pictures in `pictures/`.
+
+    Raises:
+        MissingExtraError: matplotlib or jinja2 is not installed; `report.json` is there all the same.
     """
-    values = {"title": title, "about": about, "outcomes": [asdict(outcome) for outcome in outcomes]}
-    write_json(folder / "report.json", values, indent=2, strict=True)
+    write_json(folder / "report.json", report.values, indent=2, strict=True)
+    pictures = [picture for section in report.sections for picture in section.pictures]
+    drawn = write_pictures(folder / "pictures", pictures)
     write_page(
         folder / "report.html",
         Path(__file__).with_name("report.html"),
-        _plots(outcomes),
-        title=title,
-        about=about,
-        columns=COLUMNS,
-        rows=[cells(summary) for summary in summarise(outcomes)],
-        note=NOTE,
+        title=report.title,
+        about=report.about,
+        sections=[
+            {
+                "title": section.title,
+                "lines": section.lines,
+                "tables": section.tables,
+                "pictures": [drawn[picture.name] for picture in section.pictures],
+            }
+            for section in report.sections
+        ],
     )
-
-
-def _plots(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
-    """Caption → PNG."""
-    plots = {
-        "Test AUC against trained parameters; bars are one standard deviation over seeds": _quality_plot(outcomes),
-        "Bytes of tables and of index pointers": _bytes_plot(outcomes),
-        "Validation BCE while training, first seed; a clustering makes the curve of CCE jump": _curves_plot(outcomes),
-    }
-    if any(outcome.entropies for outcome in outcomes):
-        caption = (
-            "Entropy of the pointers of CCE's largest table: as random as a hash (dashed) nothing was learned, near "
-            "zero the columns collapsed"
-        )
-        plots[caption] = _entropy_plot(outcomes)
-    return plots
-
-
-def _quality_plot(outcomes: Sequence[Outcome]) -> bytes:
-    figure, axes = new_plot()
-    by_method: dict[str, list[Summary]] = {}
-    for summary in summarise(outcomes):
-        by_method.setdefault(summary.name, []).append(summary)
-    for method, summaries in by_method.items():
-        if summaries[0].max_parameters is None:
-            full = summaries[0]
-            axes.axhline(full.auc.mean, linestyle="--", color="gray")
-            axes.plot(full.sizes.parameters, full.auc.mean, marker="o", linestyle="", color="gray", label=method)
-            continue
-        axes.errorbar(
-            [summary.sizes.parameters for summary in summaries],
-            [summary.auc.mean for summary in summaries],
-            yerr=[summary.auc.deviation for summary in summaries],
-            marker="o",
-            capsize=3,
-            label=method,
-        )
-    axes.set(xscale="log", xlabel="trained parameters of all tables", ylabel="test AUC")
-    axes.legend()
-    return to_png(figure)
-
-
-def _bytes_plot(outcomes: Sequence[Outcome]) -> bytes:
-    figure, axes = new_plot()
-    summaries = summarise(outcomes)
-    names = [_name(summary) for summary in summaries]
-    tables = [summary.sizes.table_bytes for summary in summaries]
-    axes.barh(names, tables, label="tables (accelerator)")
-    axes.barh(names, [s.sizes.pointer_bytes for s in summaries], left=tables, label="pointers (host)")
-    beside = [s.sizes.device_pointer_bytes for s in summaries]
-    if any(beside):
-        left = [s.sizes.total_bytes - s.sizes.device_pointer_bytes for s in summaries]
-        axes.barh(names, beside, left=left, label="pointers (accelerator)")
-    axes.set(xlabel="bytes")
-    axes.invert_yaxis()
-    axes.legend()
-    return to_png(figure)
-
-
-def _curves_plot(outcomes: Sequence[Outcome]) -> bytes:
-    figure, axes = new_plot()
-    first_seed = min(outcome.seed for outcome in outcomes)
-    for outcome in outcomes:
-        if outcome.seed != first_seed:
-            continue
-        records = [json.loads(line) for line in (Path(outcome.run_dir) / "metrics.jsonl").read_text().splitlines()]
-        curve = [(record["step"], record["bce"]) for record in records if record["kind"] == "validation"]
-        axes.plot([step for step, _ in curve], [bce for _, bce in curve], marker=".", label=_name(outcome))
-    axes.set(xlabel="batches", ylabel="validation BCE")
-    figure.legend(loc="outside right upper")  # no corner is free of curves
-    return to_png(figure)
-
-
-def _entropy_plot(outcomes: Sequence[Outcome]) -> bytes:
-    figure, axes = new_plot()
-    for outcome in outcomes:
-        entropies = outcome.entropies.get(outcome.sizes.largest_table)
-        if entropies is not None:
-            columns = range(1, len(entropies.learned) + 1)
-            (line,) = axes.plot(columns, entropies.learned, marker="o", label=f"{_name(outcome)}, seed {outcome.seed}")
-            axes.plot(columns, entropies.random, linestyle="--", color=line.get_color())
-    axes.set(xlabel="columns together", ylabel="entropy, nats", ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend()
-    return to_png(figure)
-
-
-def _name(one: Outcome | Summary) -> str:
-    return one.name if one.max_parameters is None else f"{one.name} {one.max_parameters:,}"

@@ -1,11 +1,11 @@
-"""The results file of an experiment: one row a trial."""
+"""`TrialResult`: what a trial came to, and the results file of an experiment, which has a row for each."""
 
 import json
 import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.errors import DataFileError
-from torchrec_cce.experiments.agenda import Record
-from torchrec_cce.experiments.outcome import Entropies, Outcome
 from torchrec_cce.files.atomic import atomic_path
 from torchrec_cce.training.sizes import Sizes
 
+RESULTS = "results.parquet"
+"""In the folder of an experiment: its results file."""
+RUNS = "runs"
+"""Beside it: the folder that holds those of the runs."""
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -51,99 +53,156 @@ SCHEMA = pa.schema(
         ("versions", pa.string()),
     ]
 )
-"""Of a file, as it is written."""
-COLUMNS = tuple(SCHEMA.names)
-"""What is read of a file; others are left alone."""
+"""The columns of a results file. When one is read, other columns are left alone."""
+_QUALITIES = ("validation_bce", "validation_auc", "test_bce", "test_auc")
+_STORED_SIZES = (
+    "full_parameters",
+    "parameters",
+    "largest_factor",
+    "table_bytes",
+    "pointer_bytes",
+    "device_pointer_bytes",
+    "full_bytes",
+)
+_NOT_FINITE = "it has no finite test BCE and AUC"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """One trial that came to its end."""
+class Entropies:
+    """How the pointers of one table are spread (Appendix G), in nats."""
+
+    learned: tuple[float, ...]
+    """`H1 … Hc`: the smallest entropy of any 1, 2, … c columns together. Near 0 they have collapsed."""
+    random: tuple[float, ...]
+    """The same for pointers by hashes. Where `learned` is as large as this, nothing was learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """What one trial came to: an entry of a plan, under one cap, at one learning rate and from one seed.
+
+    A trial that ended in an error before it was trained has no sizes, and no quality; one that diverged has sizes and
+    an error.
+    """
 
     name: str
-    """Of the entry: a method with its settings, at any cap."""
+    """The name of the entry: a method with its settings, under any cap."""
     method: str
-    cap: int | None
+    max_parameters: int | None
     """Trained parameters of a table at most; None for full tables."""
     seed: int
     learning_rate: float
-    chosen: bool
-    """Whether this learning rate is the entry's own at this cap. The others were only tried."""
-    rate_at_end: bool
-    """Whether the best rate was the lowest or the highest that was tried."""
-    validation_bce: float
-    validation_auc: float
-    test_bce: float
-    test_auc: float
-    """NaN, like the three above, where there is none."""
-    steps: int
-    seconds: float
-    rows_per_second: float
-    full_parameters: int
-    """`Σ n·d`: what full tables would train."""
-    parameters: int
-    """Trained parameters of all tables."""
-    largest_factor: float
-    """Full over trained parameters of the largest table."""
-    table_bytes: int
-    pointer_bytes: int
-    """Of index pointers in host memory."""
-    device_pointer_bytes: int
-    """Of index pointers that live beside the tables."""
-    total_bytes: int
-    full_bytes: int
-    entropies: tuple[float, ...]
-    """`H1 … Hc` of the largest table's pointers, in nats; empty where none are learned."""
-    random_entropies: tuple[float, ...]
-    run: str
-    """The folder of the run."""
-    config: dict[str, Any]
-    """The run's configuration."""
-    versions: dict[str, Any]
+    """Of the embedding tables."""
+    chosen: bool = False
+    """Whether this learning rate is the entry's own under this cap. The others were only tried."""
+    rate_at_end: bool = False
+    """Whether the chosen rate is the lowest or the highest of several that were tried."""
+    validation_bce: float = math.nan
+    """The lowest of the run."""
+    validation_auc: float = math.nan
+    """When the validation BCE is the lowest; so are the two below."""
+    test_bce: float = math.nan
+    test_auc: float = math.nan
+    steps: int = 0
+    """Batches that were trained."""
+    seconds: float = math.nan
+    """The time of the whole run, with its start, reading, evaluations and clusterings."""
+    rows_per_second: float = math.nan
+    """Of training alone."""
+    sizes: Sizes | None = None
+    entropies: dict[str, Entropies] = field(default_factory=dict)
+    """Table with learned pointers → how these are spread after the last clustering."""
+    error: str | None = None
+    run: str | None = None
+    """The name of the run's folder; None if there is none."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The run's configuration; empty if there can be none."""
+    versions: dict[str, Any] = field(default_factory=dict)
+    """What the result may depend on beside the plan, as its file says."""
 
     @property
-    def is_finite(self) -> bool:
-        """Whether the trial has a test loss and an AUC."""
-        return math.isfinite(self.test_bce) and math.isfinite(self.test_auc)
+    def failure(self) -> str | None:
+        """Why the trial has no finite test loss and AUC that count; None if it has."""
+        finite = self.sizes is not None and math.isfinite(self.test_bce) and math.isfinite(self.test_auc)
+        return self.error or (None if finite else _NOT_FINITE)
 
     @property
-    def largest_parameters(self) -> float:
-        """Trained parameters of the largest table."""
-        return self.largest_full_parameters / self.largest_factor
+    def largest_entropies(self) -> Entropies | None:
+        """Those of the largest table; None if its pointers are not learned."""
+        return None if self.sizes is None else self.entropies.get(self.sizes.largest_table)
 
     @property
     def largest_full_parameters(self) -> int:
         """`n·d` of the largest table; of all tables where the configuration does not say."""
-        sizes = [table["num_embeddings"] for table in self.config.get("tables", {}).values()]
-        return max(sizes) * int(self.config["embedding"]["dim"]) if sizes else self.full_parameters
+        assert self.sizes is not None
+        tables = [table["num_embeddings"] for table in self.config.get("tables", {}).values()]
+        return max(tables) * int(self.config["embedding"]["dim"]) if tables else self.sizes.full_parameters
 
+    @property
+    def largest_parameters(self) -> float:
+        """Trained parameters of the largest table."""
+        assert self.sizes is not None
+        return self.largest_full_parameters / self.sizes.largest_factor
 
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A trial that ended in an error, or without a finite test loss and AUC."""
+    def row(self) -> dict[str, Any]:
+        """The result by the columns of a results file; None where a trial that failed has nothing to say."""
+        row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+        for column in ("name", "method", "seed", "learning_rate", "chosen", "rate_at_end", "error", "run"):
+            row[column] = getattr(self, column)
+        row |= {"cap": self.max_parameters, "config": self.config or None, "versions": self.versions}
+        if self.sizes is not None:
+            for column in (*_QUALITIES, "steps", "seconds", "rows_per_second"):
+                row[column] = getattr(self, column)
+            for column in (*_STORED_SIZES, "total_bytes"):
+                row[column] = getattr(self.sizes, column)
+        if self.largest_entropies is not None:
+            row["entropies"] = list(self.largest_entropies.learned)
+            row["random_entropies"] = list(self.largest_entropies.random)
+        return row
 
-    name: str
-    method: str
-    cap: int | None
-    seed: int
-    learning_rate: float
-    chosen: bool
-    run: str | None
-    """None where there is no folder."""
-    error: str
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> "TrialResult":
+        """The result that a row of a results file holds; it has the entropies of the largest table alone."""
+        values = {column: row[column] for column in ("name", "method", "seed", "learning_rate", "error", "run")}
+        values |= {"chosen": bool(row["chosen"]), "rate_at_end": bool(row["rate_at_end"])}
+        values |= {"max_parameters": row["cap"], "config": json.loads(row["config"] or "{}")}
+        values["versions"] = json.loads(row["versions"] or "{}")
+        if row["parameters"] is None:
+            return cls(**values)
+        tables: dict[str, dict[str, int]] = values["config"].get("tables", {})
+        largest = max(tables, key=lambda name: tables[name]["num_embeddings"], default="")
+        learned, random = tuple(row["entropies"] or ()), tuple(row["random_entropies"] or ())
+        values |= {column: math.nan if row[column] is None else row[column] for column in _QUALITIES}
+        values |= {column: row[column] for column in ("steps", "seconds", "rows_per_second")}
+        values["sizes"] = Sizes(largest_table=largest, **{column: row[column] for column in _STORED_SIZES})
+        values["entropies"] = {largest: Entropies(learned=learned, random=random)} if learned or random else {}
+        return cls(**values)
+
+    def as_outcome(self, run_dir: Path) -> dict[str, Any]:
+        """What training came to, as `ended.json` of a run and `report.json` of a comparison hold it."""
+        values = asdict(self)
+        names = ("method", "name", "max_parameters", "seed", "learning_rate", "validation_bce", "validation_auc")
+        return {
+            **{name: values[name] for name in names},
+            "bce": self.test_bce,
+            "auc": self.test_auc,
+            **{name: values[name] for name in ("sizes", "entropies", "steps", "rows_per_second", "seconds")},
+            "run_dir": str(run_dir),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """All of a file."""
+    """What a results file holds."""
 
-    trials: tuple[Result, ...]
+    trials: tuple[TrialResult, ...]
     """Those with a finite test loss and AUC, in the order of the file."""
-    failures: tuple[Failure, ...]
+    failures: tuple[TrialResult, ...]
+    """The others."""
 
     @property
-    def chosen(self) -> list[Result]:
-        """The trials at the tuned rates: those that count."""
+    def chosen(self) -> list[TrialResult]:
+        """The trials at the chosen learning rates: those that count."""
         return [trial for trial in self.trials if trial.chosen]
 
 
@@ -157,58 +216,34 @@ def read_results(path: Path) -> Results:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise DataFileError(f"{path}: cannot be read as a results file: {error}") from error
-    missing = [column for column in COLUMNS if column not in table.column_names]
+    missing = [column for column in SCHEMA.names if column not in table.column_names]
     if missing:
         raise DataFileError(f"{path}: lacks the columns {', '.join(missing)} of a results file")
-    return results_of(table.select(list(COLUMNS)).to_pylist())
+    return results_of(table.select(SCHEMA.names).to_pylist())
 
 
-def results_of(rows: Sequence[dict[str, Any]]) -> Results:
-    """The results that `rows` with the `COLUMNS` are."""
-    trials, failures = [], []
+def results_of(rows: Sequence[Mapping[str, Any]]) -> Results:
+    """The results that `rows` hold, which have the columns of a results file."""
+    results = [TrialResult.of_row(row) for row in rows]
+    return Results(
+        trials=tuple(result for result in results if result.failure is None),
+        failures=tuple(result for result in results if result.failure is not None),
+    )
+
+
+def write_results(path: Path, results: Sequence[TrialResult], versions: Mapping[str, Any]) -> None:
+    """Write a results file, whole or not at all; every row has these `versions`."""
+    rows = [result.row() for result in results]
     for row in rows:
-        trial = None if row["error"] is not None else _trial(row)
-        if trial is not None and trial.is_finite:
-            trials.append(trial)
-        else:
-            failures.append(_failure(row, row["error"] or "it has no finite test BCE and AUC"))
-    return Results(trials=tuple(trials), failures=tuple(failures))
-
-
-def _trial(row: dict[str, Any]) -> Result:
-    values = {column: row[column] for column in COLUMNS if column != "error"}
-    for column in ("validation_bce", "validation_auc", "test_bce", "test_auc"):
-        values[column] = math.nan if row[column] is None else row[column]
-    for column in ("entropies", "random_entropies"):
-        values[column] = tuple(row[column] or ())
-    for column in ("config", "versions"):
-        values[column] = json.loads(row[column] or "{}")
-    return Result(**values)
-
-
-def _failure(row: dict[str, Any], error: str) -> Failure:
-    names = ("name", "method", "cap", "seed", "learning_rate", "chosen", "run")
-    return Failure(**{name: row[name] for name in names}, error=error)
-
-
-def write_results(path: Path, records: Sequence[Record], versions: Mapping[str, Any]) -> None:
-    """Write a file, whole or not at all."""
-    stamp = json.dumps(versions)
-    rows = [{"versions": stamp, **_row(record)} for record in records]
+        row["config"] = row["config"] and json.dumps(row["config"])
+        row["versions"] = json.dumps(versions)
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
 
 
-def read_outcomes(path: Path, runs: Path) -> list[Outcome]:
-    """The outcomes at the chosen learning rates, with the entropies of the largest table alone.
-
-    Args:
-        runs: the folder of the runs' folders.
-
-    Raises:
-        DataFileError: `path` is no results file.
-    """
-    return [_outcome(result, runs) for result in read_results(path).chosen]
+def chosen_results(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """The results at the chosen learning rates of all trials that were trained; also of those that diverged."""
+    return [result for result in results if result.chosen and result.sizes is not None]
 
 
 def versions() -> dict[str, Any]:
@@ -222,75 +257,3 @@ def versions() -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": os.cpu_count(),
     }
-
-
-def _row(record: Record) -> dict[str, Any]:
-    key = record.key
-    row: dict[str, Any] = {
-        "name": key.setting.entry,
-        "method": record.method,
-        "cap": key.setting.cap,
-        "seed": key.seed,
-        "learning_rate": key.learning_rate,
-        "chosen": record.chosen,
-        "rate_at_end": record.rate_at_end,
-        "error": record.ended.error,
-        "run": record.run,
-        "config": None if record.config is None else json.dumps(record.config.as_dict()),
-    }
-    outcome = record.ended.outcome
-    if outcome is None:
-        return row
-    sizes = outcome.sizes
-    entropies = outcome.entropies.get(sizes.largest_table)
-    return row | {
-        "validation_bce": outcome.validation_bce,
-        "validation_auc": outcome.validation_auc,
-        "test_bce": outcome.bce,
-        "test_auc": outcome.auc,
-        "steps": outcome.steps,
-        "seconds": outcome.seconds,
-        "rows_per_second": outcome.rows_per_second,
-        "full_parameters": sizes.full_parameters,
-        "parameters": sizes.parameters,
-        "largest_factor": sizes.largest_factor,
-        "table_bytes": sizes.table_bytes,
-        "pointer_bytes": sizes.pointer_bytes,
-        "device_pointer_bytes": sizes.device_pointer_bytes,
-        "total_bytes": sizes.total_bytes,
-        "full_bytes": sizes.full_bytes,
-        "entropies": None if entropies is None else list(entropies.learned),
-        "random_entropies": None if entropies is None else list(entropies.random),
-    }
-
-
-def _outcome(result: Result, runs: Path) -> Outcome:
-    tables: dict[str, dict[str, int]] = result.config["tables"]
-    largest = max(tables, key=lambda name: tables[name]["num_embeddings"])
-    entropies = Entropies(learned=result.entropies, random=result.random_entropies)
-    return Outcome(
-        method=result.method,
-        name=result.name,
-        max_parameters=result.cap,
-        seed=result.seed,
-        learning_rate=result.learning_rate,
-        validation_bce=result.validation_bce,
-        validation_auc=result.validation_auc,
-        bce=result.test_bce,
-        auc=result.test_auc,
-        sizes=Sizes(
-            full_parameters=result.full_parameters,
-            parameters=result.parameters,
-            full_bytes=result.full_bytes,
-            table_bytes=result.table_bytes,
-            pointer_bytes=result.pointer_bytes,
-            device_pointer_bytes=result.device_pointer_bytes,
-            largest_table=largest,
-            largest_factor=result.largest_factor,
-        ),
-        entropies={largest: entropies} if result.entropies else {},
-        steps=result.steps,
-        rows_per_second=result.rows_per_second,
-        seconds=result.seconds,
-        run_dir=str(runs / result.run),
-    )

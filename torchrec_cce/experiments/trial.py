@@ -7,7 +7,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from torchrec_cce.clustering.entropy import random_entropies
 from torchrec_cce.errors import CCEError, ClusteringError
-from torchrec_cce.experiments.outcome import Entropies, Outcome
+from torchrec_cce.experiments.results import Entropies, TrialResult
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.methods.sketch import SketchEmbeddingBagConfig
@@ -37,29 +37,34 @@ class Trial:
     """What a worker needs to know of a run."""
 
     name: str
-    """Of the entry."""
+    """The name of the entry."""
     config: RunConfig
     run_dir: Path
     digest: str
-    """Of all that decides the outcome: the configuration, and that of the run it starts from."""
+    """Of all that decides the result: the configuration, and that of the run it starts from."""
     keeps_checkpoint: bool
     """Whether others start from it."""
     show_progress: bool = False
 
+    def result(self, error: str | None = None) -> TrialResult:
+        """What the trial came to, without what training measures: complete if it ended in an `error` before that."""
+        return TrialResult(
+            name=self.name,
+            method=self.config.embedding.method,
+            max_parameters=self.config.embedding.max_parameters,
+            seed=self.config.seed,
+            learning_rate=self.config.optimizer.embedding_learning_rate,
+            run=self.run_dir.name,
+            config=self.config.as_dict(),
+            error=error,
+        )
 
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How a run ended: with an outcome, with an error, or, if it diverged, with both."""
 
-    outcome: Outcome | None = None
-    error: str | None = None
-
-
-def run_trial(trial: Trial) -> Ended:
+def run_trial(trial: Trial) -> TrialResult:
     """Run a trial, go on with one that was interrupted, or take what it came to before.
 
-    What would come out the same again is kept: an outcome, or embeddings that cannot be clustered. Other errors are
-    not, and those that are not ours leave a traceback.
+    What would come out the same again is kept: a result, or embeddings that cannot be clustered. Other errors are not,
+    and those that are not ours leave a traceback.
 
     Raises:
         KeyboardInterrupt: somebody asked to stop.
@@ -68,27 +73,28 @@ def run_trial(trial: Trial) -> Ended:
     with FileLock(trial.run_dir.with_name(f".{trial.run_dir.name}.lock"), timeout=_PATIENCE_S):
         _prepare(trial)
         try:
-            ended = _train(trial)
+            result = _train(trial)
         except ClusteringError as error:
-            ended = Ended(error=one_line(error))
+            result = trial.result(one_line(error))
         except CCEError as error:
-            return Ended(error=one_line(error))
+            return trial.result(one_line(error))
         except Exception as error:  # noqa: BLE001 - what is wrong with one method does not stop the others
             (trial.run_dir / "traceback.txt").write_text(traceback.format_exc())
-            return Ended(error=f"{type(error).__name__}: {one_line(error)}")
+            return trial.result(f"{type(error).__name__}: {one_line(error)}")
         if not trial.keeps_checkpoint:
             drop_checkpoint(trial.run_dir)
-        write_json(trial.run_dir / ENDED, {"digest": trial.digest, **asdict(ended)})
-        return ended
+        outcome = None if result.sizes is None else result.as_outcome(trial.run_dir)
+        write_json(trial.run_dir / ENDED, {"digest": trial.digest, "outcome": outcome, "error": result.error})
+        return result
 
 
-def ended_before(run_dir: Path, digest: str) -> Ended | None:
-    """How the run in a folder ended, if it is one of this digest that did."""
-    values = _read(run_dir / ENDED)
-    if values.get("digest") != digest:
+def result_before(trial: Trial) -> TrialResult | None:
+    """What the trial came to earlier, if a run of its digest ended in its folder."""
+    values = _read(trial.run_dir / ENDED)
+    if values.get("digest") != trial.digest:
         return None
-    outcome = values["outcome"]
-    return Ended(outcome=None if outcome is None else _outcome_of(outcome, run_dir), error=values["error"])
+    result = trial.result(values["error"])
+    return result if values["outcome"] is None else _with_outcome(result, values["outcome"])
 
 
 def one_line(error: Exception) -> str:
@@ -111,7 +117,7 @@ def drop_checkpoint(run_dir: Path) -> None:
 
 
 def _prepare(trial: Trial) -> None:
-    """An empty folder, or that of a run of this configuration that was interrupted."""
+    """Leave an empty folder, or that of a run of this configuration that was interrupted."""
     run_dir, config = trial.run_dir, trial.config.as_dict()
     interrupted = _read(run_dir / _BEGUN).get("digest") == trial.digest and not (run_dir / ENDED).exists()
     if not interrupted or _read(run_dir / RUN_CONFIG) not in ({}, config):
@@ -128,57 +134,62 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _train(trial: Trial) -> Ended:
+def _train(trial: Trial) -> TrialResult:
     config, run_dir = trial.config, trial.run_dir
     started = time.perf_counter()
     resumes = checkpoint.exists(run_dir)
     try:
-        result = train(config, run_dir, start="either", show_progress=trial.show_progress)
+        trained = train(config, run_dir, start="either", show_progress=trial.show_progress)
     except CCEError:
         if not resumes:
             raise
         shutil.rmtree(run_dir)  # what was left cannot be gone on from
-        result = train(config, run_dir, show_progress=trial.show_progress)
-    if result.interrupted:
+        trained = train(config, run_dir, show_progress=trial.show_progress)
+    if trained.interrupted:
         raise KeyboardInterrupt
-    outcome = _outcome(trial, result, time.perf_counter() - started)
-    diverged = not math.isfinite(outcome.validation_bce)
-    return Ended(outcome=outcome, error=f"diverged: no finite BCE in {result.steps} batches" if diverged else None)
+    return _measured(trial, trained, time.perf_counter() - started)
 
 
-def _outcome(trial: Trial, result: RunResult, seconds: float) -> Outcome:
-    config, best = trial.config, result.best or {}
-    tables = {table.name: table for table in config.table_configs()}
-    return Outcome(
-        method=config.embedding.method,
-        name=trial.name,
-        max_parameters=config.embedding.max_parameters,
-        seed=config.seed,
-        learning_rate=config.optimizer.embedding_learning_rate,
-        validation_bce=best.get("validation_bce", math.nan),
+def _measured(trial: Trial, trained: RunResult, seconds: float) -> TrialResult:
+    best = trained.best or {}
+    tables = {table.name: table for table in trial.config.table_configs()}
+    validation_bce = best.get("validation_bce", math.nan)
+    diverged = not math.isfinite(validation_bce)
+    return replace(
+        trial.result(f"diverged: no finite BCE in {trained.steps} batches" if diverged else None),
+        validation_bce=validation_bce,
         validation_auc=best.get("validation_auc", math.nan),
-        bce=best.get("test_bce", math.nan),
-        auc=best.get("test_auc", math.nan),
-        sizes=result.sizes,
+        test_bce=best.get("test_bce", math.nan),
+        test_auc=best.get("test_auc", math.nan),
+        sizes=trained.sizes,
         entropies={
             name: Entropies(
                 learned=learned,
                 random=random_entropies(table.num_embeddings, table.num_rows, len(learned)),
             )
-            for name, learned in result.entropies.items()
+            for name, learned in trained.entropies.items()
             if isinstance(table := tables[name], CCEEmbeddingBagConfig | SketchEmbeddingBagConfig)
         },
-        steps=result.steps,
-        rows_per_second=result.rows_per_second,
+        steps=trained.steps,
+        rows_per_second=trained.rows_per_second,
         seconds=seconds,
-        run_dir=str(trial.run_dir),
     )
 
 
-def _outcome_of(values: Mapping[str, Any], run_dir: Path) -> Outcome:
-    entropies = {
-        table: Entropies(learned=tuple(each["learned"]), random=tuple(each["random"]))
-        for table, each in values["entropies"].items()
-    }
-    read = {"sizes": Sizes(**values["sizes"]), "entropies": entropies, "run_dir": str(run_dir)}
-    return Outcome(**{**values, **read})
+def _with_outcome(result: TrialResult, outcome: Mapping[str, Any]) -> TrialResult:
+    """`result` with what `TrialResult.as_outcome` wrote, now or in an earlier version of this package."""
+    return replace(
+        result,
+        validation_bce=outcome["validation_bce"],
+        validation_auc=outcome.get("validation_auc", math.nan),
+        test_bce=outcome["bce"],
+        test_auc=outcome["auc"],
+        sizes=Sizes(**outcome["sizes"]),
+        entropies={
+            table: Entropies(learned=tuple(each["learned"]), random=tuple(each["random"]))
+            for table, each in outcome["entropies"].items()
+        },
+        steps=outcome["steps"],
+        rows_per_second=outcome["rows_per_second"],
+        seconds=outcome["seconds"],
+    )

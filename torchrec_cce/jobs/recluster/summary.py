@@ -1,7 +1,7 @@
 """What a recluster job did: as JSON for schedulers and for the same job started again, and as a page with plots."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +10,11 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from torchrec_cce.charts.chart import BarChart, Chart, Picture, Series
+from torchrec_cce.charts.page import write_page, write_pictures
 from torchrec_cce.errors import MissingExtraError
 from torchrec_cce.extras import require
-from torchrec_cce.files.atomic import atomic_path, write_json
-from torchrec_cce.files.page import new_plot, to_png, write_page
+from torchrec_cce.files.atomic import write_json
 from torchrec_cce.jobs.recluster.gates import Gate, TableFigures
 from torchrec_cce.training.metrics import Quality
 
@@ -106,17 +107,12 @@ def write_report(
             require(library, "report")
     except MissingExtraError as error:
         return str(error)
-    plots = {"entropies": _entropy_plot(summary), "errors": _error_plot(summary)}
-    plots |= {
-        f"sizes-{number:04d}": _size_plot(name, sizes) for number, (name, sizes) in enumerate(cluster_sizes.items())
-    }
-    for name, (_, png) in plots.items():
-        with atomic_path(folder / f"{name}.png") as temporary:
-            temporary.write_bytes(png)
+    pictures: list[Picture] = [_entropy_chart(summary), _error_chart(summary)]
+    pictures += [_size_chart(number, *sizes) for number, sizes in enumerate(cluster_sizes.items())]
     write_page(
         folder / "report.html",
         Path(__file__).with_name("report.html"),
-        dict(plots.values()),
+        pictures=write_pictures(folder, pictures).values(),
         summary=summary,
         gate_columns=GATE_COLUMNS,
         gates=[(gate.passed, gate_cells(gate)) for gate in summary.gates],
@@ -124,45 +120,54 @@ def write_report(
     return None
 
 
-def _entropy_plot(summary: ReclusterSummary) -> tuple[str, bytes]:
-    figure, axes = new_plot()
-    colours = require("matplotlib", "report").colormaps["turbo"](np.linspace(0.05, 0.95, len(summary.tables)))
-    axes.set_prop_cycle(color=colours)  # a model may have more tables than the usual ten colours
+def _entropy_chart(summary: ReclusterSummary) -> Chart:
+    series = []
     for table in summary.tables:
-        columns = range(1, table.num_columns + 1)
-        (line,) = axes.plot(columns, table.entropies, marker="o", label=table.table)
-        axes.plot(columns, table.random_entropies, linestyle="--", color=line.get_color())
-        axes.axhline(np.log(table.num_rows), linestyle=":", color=line.get_color())
-    axes.set(xlabel="columns together", ylabel="entropy, nats", ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside right upper", fontsize="small", ncols=-(-len(summary.tables) // 18))
-    caption = (
-        "Entropies of the new pointers. As random as a hash (dashed), nothing was learned; far below log k (dotted) at "
-        "1, or hardly more at 2 than at 1, columns have collapsed"
+        columns = tuple(float(m) for m in range(1, table.num_columns + 1))
+        most = (float(np.log(table.num_rows)),) * table.num_columns
+        series += [
+            Series(label=table.table, x=columns, y=tuple(table.entropies)),
+            Series(label="", x=columns, y=tuple(table.random_entropies), style="bound"),
+            Series(label="", x=columns, y=most, style="limit"),
+        ]
+    return Chart(
+        name="entropies",
+        caption="Entropies of the new pointers. As random as a hash (dashed), nothing was learned; far below log k "
+        "(dotted) at 1, or hardly more at 2 than at 1, columns have collapsed",
+        x_label="columns together",
+        y_label="entropy, nats",
+        series=tuple(series),
+        whole_x=True,
+        y_range=(0.0, 1.05 * max((y for each in series for y in each.y), default=1.0)),
     )
-    return caption, to_png(figure)
 
 
-def _error_plot(summary: ReclusterSummary) -> tuple[str, bytes]:
-    figure, axes = new_plot()
-    names = [table.table for table in summary.tables]
-    places = np.arange(len(names))
-    for shift, label, values in (
-        (-0.2, "the parent's clusters", [table.parent_error for table in summary.tables]),
-        (0.2, "the new codewords", [table.error for table in summary.tables]),
-    ):
-        shares = [value / max(table.variance, 1e-30) for value, table in zip(values, summary.tables, strict=True)]
-        axes.barh(places + shift, shares, height=0.4, label=label)
-    axes.set(xlabel="mean squared distance over the variance of the embeddings", yticks=places, yticklabels=names)
-    axes.invert_yaxis()
-    axes.legend()
-    return "How far today's embeddings are from the codewords that stand for them", to_png(figure)
+def _error_chart(summary: ReclusterSummary) -> BarChart:
+    def shares(errors: Sequence[float]) -> tuple[float, ...]:
+        return tuple(error / max(table.variance, 1e-30) for error, table in zip(errors, summary.tables, strict=True))
+
+    return BarChart(
+        name="errors",
+        caption="How far today's embeddings are from the codewords that stand for them",
+        x_label="mean squared distance over the variance of the embeddings",
+        names=tuple(table.table for table in summary.tables),
+        bars={
+            "the parent's clusters": shares([table.parent_error for table in summary.tables]),
+            "the new codewords": shares([table.error for table in summary.tables]),
+        },
+    )
 
 
-def _size_plot(name: str, sizes: npt.NDArray[np.int64]) -> tuple[str, bytes]:
-    figure, axes = new_plot()
-    for column, counts in enumerate(sizes):
-        axes.plot(np.sort(counts)[::-1], label=f"column {column}")
-    axes.set(xlabel="codebook rows, the largest first", ylabel="IDs", yscale="symlog", ylim=(0, None))
-    axes.legend()
-    return f"IDs of each codebook row of {name}", to_png(figure)
+def _size_chart(number: int, table: str, sizes: npt.NDArray[np.int64]) -> Chart:
+    places = tuple(float(place) for place in range(sizes.shape[1]))
+    return Chart(
+        name=f"sizes-{number:04d}",
+        caption=f"IDs of each codebook row of {table}",
+        x_label="codebook rows, the largest first",
+        y_label="IDs",
+        series=tuple(
+            Series(label=f"column {column}", x=places, y=tuple(np.sort(counts)[::-1].tolist()), style="line")
+            for column, counts in enumerate(sizes)
+        ),
+        log_y=True,
+    )

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from torchrec_cce.experiments.theory_charts import convergence_chart, expectation_chart, factorization_map
+from torchrec_cce.experiments.theory.dense import low_rank_problem
+from torchrec_cce.experiments.theory.figures import _rotated, convergence_chart, expectation_chart, factorization_map
 
 
 def test_excess_losses_lie_below_their_bounds_in_the_papers_order() -> None:
@@ -19,9 +20,6 @@ def test_excess_losses_lie_below_their_bounds_in_the_papers_order() -> None:
 
 
 def test_a_rotated_problem_is_the_same_problem() -> None:
-    from torchrec_cce.experiments.theory.dense import low_rank_problem
-    from torchrec_cce.experiments.theory_charts import _rotated
-
     rng = np.random.default_rng(0)
     problem = low_rank_problem(rng, n=60, d1=12, d2=3)
     rotated = _rotated(problem)

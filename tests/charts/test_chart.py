@@ -1,10 +1,13 @@
 """Charts as numbers, and what a picture shows of them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
-from torchrec_cce.experiments.chart import MAX_SERIES, Chart, Series, in_panels, visible_range
+from torchrec_cce.charts.chart import MAX_SERIES, BarChart, Chart, Series, _draw, in_panels, visible_range
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -54,7 +57,7 @@ def test_bars_and_levels_are_seen() -> None:
 def test_the_legend_says_what_lies_beyond_the_axis() -> None:
     series = [Series(label="seen", x=(1,), y=(0.5,)), Series(label="far", x=(1,), y=(9.0,))]
     assert chart(*series, y_range=(0, 1)).to_png() != chart(*series).to_png()
-    assert [chart(*series, y_range=(0, 1))._label(one) for one in series] == ["seen", "far (beyond the axis)"]
+    assert [chart(*series, y_range=(0, 1))._label(each) for each in series] == ["seen", "far (beyond the axis)"]
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -67,9 +70,11 @@ def test_every_style_is_drawn_and_makes_a_difference(log: bool) -> None:
         Series(label="points", x=(2, 5), y=(1.5, 1.1), style="points"),
         Series(label="level", y=(1.3,), style="level"),
         Series(label="level", y=(1.3,), deviation=(0.2,), style="level"),
+        Series(label="line", x=(1, 10), y=(1.1, 1.2), style="line"),
+        Series(label="", x=(1, 10), y=(1.6, 1.7), style="limit"),
     ]
-    pictures = {chart(*every[:number], log_x=log, log_y=log, whole_x=not log).to_png() for number in range(1, 7)}
-    assert len(pictures) == 6
+    pictures = {chart(*every[:number], log_x=log, log_y=log, whole_x=not log).to_png() for number in range(1, 9)}
+    assert len(pictures) == 8
     assert all(picture.startswith(PNG) for picture in pictures)
 
 
@@ -84,3 +89,36 @@ def test_panels_hold_all_in_order_and_none_too_many(count: int) -> None:
 
 def test_one_point_on_a_logarithmic_axis() -> None:
     assert chart(Series(label="alone", x=(8112,), y=(0.45,)), log_x=True).to_png().startswith(PNG)
+
+
+def test_zeros_are_seen_on_a_logarithmic_axis() -> None:
+    """A plain logarithmic axis would end where the line falls to 0, as if there were fewer points."""
+    counts = Series(label="counts", x=(0, 1, 2), y=(100, 10, 0), style="line")
+    without = Series(label="counts", x=(0, 1), y=(100, 10), style="line")
+    assert chart(counts, log_y=True)._y_scale == "symlog"
+    assert chart(without, log_y=True)._y_scale == "log"
+    assert chart(counts)._y_scale == "linear"
+    assert chart(counts, log_y=True).to_png() != chart(without, log_y=True).to_png()
+
+
+def test_more_lines_than_colours_all_differ() -> None:
+    lines = [Series(label=str(number), x=(0, 1), y=(0, number), style="line") for number in range(MAX_SERIES + 1)]
+    drawn = _draw(Figure().subplots(), lines)
+    assert len({tuple(line.get_color()) for line in drawn}) == len(lines)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_bars_stand_end_to_end_or_under_one_another(stacked: bool) -> None:
+    bars = BarChart(
+        name="b", caption="c", x_label="x", names=("first", "second"), bars={"a": (3, 1), "b": (2, 4)}, stacked=stacked
+    )
+    png = bars.to_png()
+    assert png.startswith(PNG)
+    assert png != replace(bars, stacked=not stacked).to_png()
+    axes = Figure().subplots()
+    bars.draw(axes)
+    spans = sorted((patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches)
+    assert spans == ([(0, 1), (0, 3), (1, 5), (3, 5)] if stacked else [(0, 1), (0, 2), (0, 3), (0, 4)])
+    heights = [(patch.get_y(), patch.get_y() + patch.get_height()) for patch in axes.patches]
+    assert len(set(heights)) == (2 if stacked else 4)
+    assert heights[0][0] < 0 < heights[0][1] or not stacked, "the bar lies at its name"

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from tests.support.experiment_results import DIM, FULL_PARAMETERS, TABLES, results, row
+from torchrec_cce.experiments.compression import Compression, SizeLine, compression
 from torchrec_cce.experiments.curve import curves_of, full_table
-from torchrec_cce.experiments.factor import Compression, compression
-from torchrec_cce.experiments.size_line import SizeLine
 
 SMALL = TABLES["day"] * DIM
 """Parameters of the table that stays full."""
@@ -27,35 +26,35 @@ def found(losses: dict[int, list[float]], baseline: list[float], method: str = "
 
 
 def test_a_measured_crossing_in_three_factors_and_bytes() -> None:
-    one = found({8000: [0.48], 16_000: [0.46], 32_000: [0.44]}, [0.47], "cce")
+    entry = found({8000: [0.48], 16_000: [0.46], 32_000: [0.44]}, [0.47], "cce")
     at = math.sqrt((8000 + SMALL) * (16_000 + SMALL))  # half way between the first two, on a logarithmic axis
-    assert one.state == "measured"
-    assert one.found is not None
-    assert one.found.parameters.optimistic == one.found.parameters.pessimistic == pytest.approx(at)
-    assert one.found.parameter_factor.optimistic == pytest.approx(FULL_PARAMETERS / at)
-    assert one.found.largest_factor.optimistic == pytest.approx(100_000 * DIM / (at - SMALL))
+    assert entry.state == "measured"
+    assert entry.found is not None
+    assert entry.found.parameters.optimistic == entry.found.parameters.pessimistic == pytest.approx(at)
+    assert entry.found.parameter_factor.optimistic == pytest.approx(FULL_PARAMETERS / at)
+    assert entry.found.largest_factor.optimistic == pytest.approx(100_000 * DIM / (at - SMALL))
     host = 100_000 * 4 * 2  # k is 250 at the smaller cap and 500 at the larger: 16 bits from there on
-    assert one.found.host_bytes.optimistic == host
-    assert one.found.accelerator_bytes.optimistic == pytest.approx(4 * at)
-    assert one.found.byte_factor.optimistic == pytest.approx(4 * FULL_PARAMETERS / (4 * at + host))
-    assert one.runs == ("cce-8000-0", "cce-16000-0", "cce-32000-0")
-    assert one.full_runs == ("full-None-0",)
+    assert entry.found.host_bytes.optimistic == host
+    assert entry.found.accelerator_bytes.optimistic == pytest.approx(4 * at)
+    assert entry.found.byte_factor.optimistic == pytest.approx(4 * FULL_PARAMETERS / (4 * at + host))
+    assert entry.runs == ("cce-8000-0", "cce-16000-0", "cce-32000-0")
+    assert entry.full_runs == ("full-None-0",)
 
 
 def test_pointers_beside_the_tables_are_the_accelerators() -> None:
-    one = found({8000: [0.48], 16_000: [0.46]}, [0.46], "rq")
-    assert one.found is not None
-    assert one.found.host_bytes.optimistic == 0
-    assert one.found.accelerator_bytes.optimistic == pytest.approx(4 * (16_000 + SMALL) + 100_000 * 2 * 4)
+    entry = found({8000: [0.48], 16_000: [0.46]}, [0.46], "rq")
+    assert entry.found is not None
+    assert entry.found.host_bytes.optimistic == 0
+    assert entry.found.accelerator_bytes.optimistic == pytest.approx(4 * (16_000 + SMALL) + 100_000 * 2 * 4)
 
 
 def test_beyond_the_largest_cap_it_is_a_range_from_parabola_to_line() -> None:
     caps = [1000 - SMALL, 10_000 - SMALL, 100_000 - SMALL]
-    one = found(dict(zip(caps, ([0.60], [0.50], [0.42]), strict=True)), [0.40])
-    assert one.state == "extrapolated"
-    assert one.found is not None
-    factor, sizes = one.found.parameter_factor, one.found.parameters
-    # As in test_crossing: the line needs a quarter of a decade more, the parabola 3.5 − √10.25 of one.
+    entry = found(dict(zip(caps, ([0.60], [0.50], [0.42]), strict=True)), [0.40])
+    assert entry.state == "extrapolated"
+    assert entry.found is not None
+    factor, sizes = entry.found.parameter_factor, entry.found.parameters
+    # As in test_crossing: the line needs a quarter of a decade more, the parabola 3.5 − √10.25 of entry.
     assert factor.optimistic == pytest.approx(FULL_PARAMETERS / (100_000 * 10**0.25))
     assert factor.pessimistic == pytest.approx(FULL_PARAMETERS / (100_000 * 10 ** (3.5 - math.sqrt(10.25))))
     assert sizes.optimistic < sizes.pessimistic
@@ -64,12 +63,12 @@ def test_beyond_the_largest_cap_it_is_a_range_from_parabola_to_line() -> None:
 
 
 def test_a_parabola_that_turns_is_a_factor_of_zero() -> None:
-    one = found({1000: [0.60], 10_000: [0.50], 100_000: [0.49]}, [0.48])
-    assert one.state == "extrapolated"
-    assert one.found is not None
-    assert one.found.byte_factor.pessimistic == one.found.largest_factor.pessimistic == 0
-    assert one.found.accelerator_bytes.pessimistic == math.inf
-    assert one.found.parameter_factor.optimistic > 0
+    entry = found({1000: [0.60], 10_000: [0.50], 100_000: [0.49]}, [0.48])
+    assert entry.state == "extrapolated"
+    assert entry.found is not None
+    assert entry.found.byte_factor.pessimistic == entry.found.largest_factor.pessimistic == 0
+    assert entry.found.accelerator_bytes.pessimistic == math.inf
+    assert entry.found.parameter_factor.optimistic > 0
 
 
 @pytest.mark.parametrize(
@@ -83,11 +82,11 @@ def test_a_parabola_that_turns_is_a_factor_of_zero() -> None:
     ],
 )
 def test_states(losses: dict[int, list[float]], state: str) -> None:
-    one = found(losses, [0.45])
-    assert one.state == state
-    assert (one.found is None) == (state == "one cap")
-    if one.found is not None:
-        factor = one.found.largest_factor
+    entry = found(losses, [0.45])
+    assert entry.state == state
+    assert (entry.found is None) == (state == "one cap")
+    if entry.found is not None:
+        factor = entry.found.largest_factor
         assert factor.optimistic == factor.pessimistic == (0 if state == "never" else pytest.approx(1600))
 
 
@@ -95,9 +94,9 @@ def test_the_interval_over_seeds_holds_the_range_and_narrows_with_the_spread() -
     def interval(spread: float) -> tuple[float, float]:
         seeds = [-spread, 0.0, spread]
         losses = {cap: [bce + s for s in seeds] for cap, bce in ((1000, 0.60), (10_000, 0.50), (100_000, 0.42))}
-        one = found(losses, [0.40 + s for s in seeds])
-        assert one.found is not None
-        factor = one.found.parameter_factor
+        entry = found(losses, [0.40 + s for s in seeds])
+        assert entry.found is not None
+        factor = entry.found.parameter_factor
         assert factor.worst is not None
         assert factor.best is not None
         assert factor.worst <= factor.pessimistic < factor.optimistic <= factor.best
@@ -124,9 +123,9 @@ def test_sizes_between_and_beyond_caps() -> None:
 
 
 def test_a_curve_that_does_not_fall_may_do_so_for_other_seeds() -> None:
-    one = found({1000: [0.45, 0.47], 10_000: [0.46, 0.46]}, [0.455])
-    assert one.state == "never"
-    assert one.found is not None
-    factor = one.found.parameter_factor
+    entry = found({1000: [0.45, 0.47], 10_000: [0.46, 0.46]}, [0.455])
+    assert entry.state == "never"
+    assert entry.found is not None
+    factor = entry.found.parameter_factor
     assert (factor.pessimistic, factor.optimistic, factor.worst) == (0, 0, 0)
     assert factor.best == pytest.approx(FULL_PARAMETERS / (1000 + SMALL))

@@ -1,4 +1,4 @@
-"""Figures 5, 6 and 7 of the paper, computed here."""
+"""Figures 5, 6 and 7 of the paper, computed anew."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -6,9 +6,8 @@ from typing import Any, get_args
 
 import numpy as np
 
+from torchrec_cce.charts.chart import Chart, HeatMap, Matrix, Series
 from torchrec_cce.errors import MissingExtraError
-from torchrec_cce.experiments.chart import Chart, Series
-from torchrec_cce.experiments.heat_map import HeatMap, Matrix
 from torchrec_cce.experiments.theory.dense import LeastSquares, Variant, dense_cce, low_rank_problem
 from torchrec_cce.experiments.theory.expectation import Distribution, expected_ratio
 from torchrec_cce.experiments.theory.factorization import factorize

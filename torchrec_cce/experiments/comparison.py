@@ -1,0 +1,153 @@
+"""A comparison of methods in one table, for a terminal, a document or a page with plots."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchrec_cce.charts.chart import BarChart, Chart, Picture, Series
+from torchrec_cce.experiments.curve import SeedGroup, compressed, curves_of, full_table, seed_groups
+from torchrec_cce.experiments.entropies import read_metrics
+from torchrec_cce.experiments.quality_charts import quality_chart
+from torchrec_cce.experiments.report import Report, Row, Section, Table
+from torchrec_cce.experiments.results import TrialResult
+
+COLUMNS = (
+    "method",
+    "cap",
+    "AUC",
+    "BCE",
+    "trained parameters",
+    "table bytes",
+    "pointer bytes",
+    "÷ parameters",
+    "÷ largest",
+    "÷ bytes",
+)
+NOTE = (
+    "cap: trained parameters a table. ÷ parameters: Σ n·d of full tables over trained parameters, all tables. "
+    "÷ largest: the same for the largest table alone. ÷ bytes: full tables over trained tables plus stored pointers."
+)
+
+
+def to_markdown(results: Sequence[TrialResult]) -> str:
+    """For a document."""
+    lines = [COLUMNS, tuple("---" if column == COLUMNS[0] else "---:" for column in COLUMNS)]
+    lines += [cells(group) for group in seed_groups(results)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def comparison_report(results: Sequence[TrialResult], *, title: str, about: dict[str, str], runs: Path) -> Report:
+    """The report of a comparison.
+
+    Args:
+        about: facts that belong beside the numbers, e.g. the data and the versions.
+        runs: the folder that holds those of the runs.
+    """
+    groups = seed_groups(results)
+    table = Table(
+        title="Quality and size",
+        note=NOTE,
+        columns=COLUMNS,
+        rows=tuple(Row(cells=cells(group), runs=group.runs) for group in groups),
+    )
+    charts: list[Picture] = [_quality_chart(results), _bytes_chart(groups), _losses_chart(results, runs)]
+    if any(result.largest_entropies for result in results):
+        charts.append(_entropies_chart(results))
+    return Report(
+        title=title,
+        about=about,
+        sections=(Section(title=table.title, tables=(table,), pictures=tuple(charts)),),
+        values={
+            "title": title,
+            "about": about,
+            "outcomes": [result.as_outcome(runs / str(result.run)) for result in results],
+        },
+    )
+
+
+def cells(group: SeedGroup) -> tuple[str, ...]:
+    """One row of the table, as `COLUMNS` names them."""
+    first, sizes = group.first, group.sizes
+    return (
+        first.name,
+        "" if first.max_parameters is None else f"{first.max_parameters:,}",
+        str(group.test_auc),
+        str(group.test_bce),
+        f"{sizes.parameters:,}",
+        f"{sizes.table_bytes:,}",
+        f"{sizes.pointer_bytes + sizes.device_pointer_bytes:,}",
+        f"{sizes.parameter_factor:.1f}×",
+        f"{sizes.largest_factor:.1f}×",
+        f"{sizes.byte_factor:.1f}×",
+    )
+
+
+def _quality_chart(results: Sequence[TrialResult]) -> Chart:
+    curves = curves_of(result for result in results if result.failure is None)
+    return quality_chart(
+        name="quality",
+        what="Quality against size",
+        metric="AUC",
+        curves={curve.name: curve for curve in compressed(curves)},
+        guide=[],
+        full=full_table(curves),
+    )
+
+
+def _bytes_chart(groups: Sequence[SeedGroup]) -> BarChart:
+    bars = {
+        "tables (accelerator)": tuple(float(group.sizes.table_bytes) for group in groups),
+        "pointers (host)": tuple(float(group.sizes.pointer_bytes) for group in groups),
+        "pointers (accelerator)": tuple(float(group.sizes.device_pointer_bytes) for group in groups),
+    }
+    if not any(bars["pointers (accelerator)"]):
+        del bars["pointers (accelerator)"]
+    return BarChart(
+        name="bytes",
+        caption="Bytes of tables and of index pointers",
+        x_label="bytes",
+        names=tuple(group.label for group in groups),
+        bars=bars,
+        stacked=True,
+    )
+
+
+def _losses_chart(results: Sequence[TrialResult], runs: Path) -> Chart:
+    first_seed = min(result.seed for result in results)
+    series = []
+    for group in seed_groups(result for result in results if result.seed == first_seed):
+        records = read_metrics(runs / group.runs[0], "validation")
+        series.append(
+            Series(
+                label=group.label,
+                x=tuple(float(record["step"]) for record in records),
+                y=tuple(record["bce"] for record in records),
+            )
+        )
+    return Chart(
+        name="losses",
+        caption="Validation BCE while training, first seed; a clustering makes the curve of CCE jump",
+        x_label="batches",
+        y_label="validation BCE",
+        series=tuple(series),
+    )
+
+
+def _entropies_chart(results: Sequence[TrialResult]) -> Chart:
+    series = []
+    for group in seed_groups(result for result in results if result.largest_entropies):
+        for trial in group.trials:
+            entropies = trial.largest_entropies
+            assert entropies is not None
+            columns = tuple(float(m) for m in range(1, len(entropies.learned) + 1))
+            series.append(Series(label=f"{group.label}, seed {trial.seed}", x=columns, y=entropies.learned))
+            series.append(Series(label="", x=columns, y=entropies.random, style="bound"))
+    return Chart(
+        name="entropies",
+        caption="Entropy of the pointers of CCE's largest table: as random as a hash (dashed) nothing was learned, "
+        "near zero the columns collapsed",
+        x_label="columns together",
+        y_label="entropy, nats",
+        series=tuple(series),
+        whole_x=True,
+        y_range=(0.0, 1.05 * max(y for each in series for y in each.y)),
+    )
