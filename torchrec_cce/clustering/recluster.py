@@ -6,7 +6,7 @@ nearest centroid of each embedding is found first, and IDs look theirs up.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ def recluster_tables(
 
 
 def _assign(
-    executor: Executor, names: Sequence[str], centroids: dict[str, Centroids]
+    executor: Executor, names: Sequence[str], centroids: Mapping[str, Centroids]
 ) -> dict[str, tuple[Pointers, Totals]]:
     """Table → its new pointers, and the sums over its IDs."""
     learned = {
@@ -109,7 +109,7 @@ def _assign(
 
 
 def _nearest_of_all_embeddings(
-    executor: Executor, names: Sequence[str], centroids: dict[str, Centroids]
+    executor: Executor, names: Sequence[str], centroids: Mapping[str, Centroids]
 ) -> dict[str, npt.NDArray[np.void] | None]:
     """Table → the answers for all embeddings it can have, None where it has fewer IDs than those."""
     found: dict[str, npt.NDArray[np.void] | None] = dict.fromkeys(names)

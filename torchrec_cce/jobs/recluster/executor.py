@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from torchrec_cce.clustering.executor import ColumnStep, Executor, Extent, RangeStep, Shared, Stage, Totals
+from torchrec_cce.clustering.executor import ColumnStep, Executor, Extent, RangeStep, Stage, Totals
 from torchrec_cce.clustering.task import TableTask
 from torchrec_cce.files.cache import scratch_array
 from torchrec_cce.jobs.recluster.memory_plan import MemoryPlan
@@ -26,7 +26,7 @@ from torchrec_cce.jobs.recluster.work import (
     do_range,
     timed,
 )
-from torchrec_cce.workers.engine import Engine
+from torchrec_cce.workers.engine import Engine, Shared
 
 T = TypeVar("T")
 Task = TypeVar("Task", ColumnTask, RangeTask)
