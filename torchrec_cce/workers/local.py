@@ -100,14 +100,14 @@ class LocalEngine(Engine):
                     tick()
                 for connection in ready:
                     assert isinstance(connection, Connection)
-                    worker, task = busy.pop(connection)
-                    self._idle.append(worker)
+                    worker, task = busy[connection]
                     try:
                         result: Result = worker.answer()
+                        self._idle.append(worker)
                     except WorkerDied as death:
-                        self._idle.remove(worker)
                         self._stop(worker)
                         result = result_of_lost(task, death, lost)
+                    del busy[connection]
                     yield task, result
         finally:
             for worker, _ in busy.values():
