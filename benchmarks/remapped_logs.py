@@ -19,8 +19,8 @@ from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.data.criteo import read_criteo
 from torchrec_cce.data.parquet import write_parquet
 from torchrec_cce.data.remapped_format import HelperPolicy
+from torchrec_cce.data.rows import bound
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES, DENSE_FEATURES
-from torchrec_cce.data.universe import bound
 from torchrec_cce.data.vocabulary import build_vocabulary
 from torchrec_cce.jobs.remap.job import remap
 from torchrec_cce.maps.registry import Registry

@@ -18,7 +18,7 @@ from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, Reclu
 from torchrec_cce.data.criteo import read_criteo
 from torchrec_cce.data.parquet import write_parquet
 from torchrec_cce.data.remapped_format import HelperPolicy
-from torchrec_cce.data.universe import bound
+from torchrec_cce.data.rows import bound
 from torchrec_cce.data.vocabulary import BuiltVocabulary, build_vocabulary
 from torchrec_cce.jobs.remap.job import remap
 from torchrec_cce.training.config import RunConfig, parse_config

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.plain_rows import INT64, assert_same, bags_of, numbered, rows
-from torchrec_cce.data.rows import Rows
-from torchrec_cce.data.universe import bound, modulus
+from torchrec_cce.data.rows import Rows, bound, modulus
 from torchrec_cce.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.documents import PNG, Page
 from tests.support.experiment_results import SIZES, trial_result
-from torchrec_cce.cli.bench import print_comparison
+from torchrec_cce.cli.experiments import print_comparison
 from torchrec_cce.experiments.comparison import COLUMNS, NOTE, comparison_report, to_markdown
 from torchrec_cce.experiments.report import write_report
 from torchrec_cce.experiments.results import TrialResult

@@ -9,8 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from tests.support.plain_rows import assert_same, joined
 from torchrec_cce.data.criteo import read_criteo
-from torchrec_cce.data.rows import Rows
-from torchrec_cce.data.universe import bound
+from torchrec_cce.data.rows import Rows, bound
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.experiments.planted_log import ClickModel, SyntheticLog, write_click_log
 

@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 
 from torchrec_cce.cli import maps
-from torchrec_cce.cli.bench import bench, print_comparison
+from torchrec_cce.cli.experiments import bench, print_comparison, report
 from torchrec_cce.cli.plan import plan
 from torchrec_cce.cli.recluster import recluster
 from torchrec_cce.cli.remap import remap
-from torchrec_cce.cli.report import report
 from torchrec_cce.training.command import evaluate, one_line_errors, quiet_libraries, train
 
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="Clustered Compositional Embeddings.")

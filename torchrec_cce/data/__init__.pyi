@@ -24,6 +24,7 @@ from .remapped_format import (
 from .rows import (
     Column as Column,
     Rows as Rows,
+    bound as bound,
     concat as concat,
     to_batch as to_batch,
 )
@@ -31,7 +32,6 @@ from .tsv import (
     CATEGORICAL_FEATURES as CATEGORICAL_FEATURES,
     DENSE_FEATURES as DENSE_FEATURES,
 )
-from .universe import bound as bound
 from .vocabulary import (
     BuiltVocabulary as BuiltVocabulary,
     VocabularyReport as VocabularyReport,

@@ -13,8 +13,7 @@ from torchrec_cce.data.arrow import BadCell, check_columns, to_column
 from torchrec_cce.data.files import PathLike, files_of
 from torchrec_cce.data.record_batches import Part, read_parts, read_schema
 from torchrec_cce.data.remapped_format import HelperPolicy, RemappedFeature, RemappedFormat, is_id_list
-from torchrec_cce.data.rows import Column, Rows, log_transform
-from torchrec_cce.data.universe import bound
+from torchrec_cce.data.rows import Column, Rows, bound, log_transform
 from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError
 from torchrec_cce.kernels.packed import pack
 from torchrec_cce.kernels.rows import coded_rows, helper_rows

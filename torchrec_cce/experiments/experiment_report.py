@@ -15,7 +15,7 @@ from torchrec_cce.experiments.pareto import Candidate, candidates_of, pareto_cha
 from torchrec_cce.experiments.quality_charts import quality_charts, strategy_charts
 from torchrec_cce.experiments.report import Report, Row, Section, Table
 from torchrec_cce.experiments.results import Results, TrialResult
-from torchrec_cce.experiments.theory.figures import convergence_chart, expectation_chart, factorization_map
+from torchrec_cce.experiments.theory import convergence_chart, expectation_chart, factorization_map
 
 _SHOWN = 4
 """Of H1 … Hc, which `report.json` has all; H1 and H2 tell nearly all that there is."""

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from torchrec_cce.errors import ConfigError, MapFileError
-from torchrec_cce.files.digest import sha256_of
 from torchrec_cce.hashing import UniversalHash
 from torchrec_cce.maps.arrow_file import Sink, list_array, numbers, read_array, write_array
 from torchrec_cce.maps.manifest import (
@@ -26,6 +25,7 @@ from torchrec_cce.maps.manifest import (
     VocabularyEntry,
 )
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.sealed import sha256_of
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
 

@@ -1,7 +1,8 @@
-"""JSON documents that notice any change to themselves: the content, and a SHA-256 of it."""
+"""JSON documents that notice any change to themselves, by a SHA-256 of their content; and that of a file."""
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -58,3 +59,16 @@ def parse(adapter: TypeAdapter[T], document: bytes, name: str, *, newest_format:
     except ValidationError as error:
         first = error.errors()[0]
         raise MapFileError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+_PIECE_BYTES = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in pieces: a mapping would count as this process's memory."""
+    content = hashlib.sha256()
+    piece = memoryview(bytearray(_PIECE_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while length := file.readinto(piece):
+            content.update(piece[:length])
+    return content.hexdigest()

@@ -10,9 +10,8 @@ from torchrec_cce.data.batches import global_batches, prefetch, rank_part
 from torchrec_cce.data.criteo import criteo_files, read_criteo
 from torchrec_cce.data.parquet import parquet_files, read_parquet
 from torchrec_cce.data.remapped import RemappedLog
-from torchrec_cce.data.rows import Rows, concat, thinned, to_batch
+from torchrec_cce.data.rows import Rows, bound, concat, thinned, to_batch
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES, DENSE_FEATURES
-from torchrec_cce.data.universe import bound
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.training.config import RunConfig, SplitConfig

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.experiments.theory.dense import LeastSquares, Variant, dense_cce, low_rank_problem
+from torchrec_cce.experiments.theory import LeastSquares, Variant, dense_cce, low_rank_problem
 
 VARIANTS: tuple[Variant, ...] = ("noise", "smart noise", "half noise", "half smart noise")
 

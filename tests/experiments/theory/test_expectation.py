@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.experiments.theory.expectation import Distribution, expected_ratio, mean_ratio
+from torchrec_cce.experiments.theory import Distribution, expected_ratio, mean_ratio
 
 
 @pytest.mark.parametrize("distribution", ["exponential", "chi square"])

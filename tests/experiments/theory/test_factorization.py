@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from torchrec_cce.experiments.theory.factorization import factorize
+from torchrec_cce.experiments.theory import factorize
 
 pytest.importorskip("faiss")
 

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from torchrec_cce.experiments.theory.dense import low_rank_problem
-from torchrec_cce.experiments.theory.figures import _rotated, convergence_chart, expectation_chart, factorization_map
+from torchrec_cce.experiments.theory import (
+    _rotated,
+    convergence_chart,
+    expectation_chart,
+    factorization_map,
+    low_rank_problem,
+)
 
 
 def test_excess_losses_lie_below_their_bounds_in_the_papers_order() -> None:

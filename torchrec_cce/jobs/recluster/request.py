@@ -17,7 +17,6 @@ from rich.filesize import decimal
 
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError, PublishConflictError, RegistryError
-from torchrec_cce.files.digest import sha256_of
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
 from torchrec_cce.jobs.recluster.cluster import TableSource
 from torchrec_cce.jobs.recluster.estimate import Estimate, estimate
@@ -25,6 +24,7 @@ from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.journal import PublishedVersion, RegistryState
 from torchrec_cce.maps.manifest import Manifest
 from torchrec_cce.maps.registry import Registry
+from torchrec_cce.maps.sealed import sha256_of
 from torchrec_cce.sharding.distributed_checkpoint import METADATA
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config

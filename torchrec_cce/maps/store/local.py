@@ -16,8 +16,8 @@ import pyarrow as pa
 from torchrec_cce.errors import RegistryError
 from torchrec_cce.extras import require
 from torchrec_cce.files.atomic import flush
-from torchrec_cce.files.digest import sha256_of
 from torchrec_cce.maps.arrow_file import Sink
+from torchrec_cce.maps.sealed import sha256_of
 from torchrec_cce.maps.store.object_store import ObjectStore
 from torchrec_cce.maps.store.store import StoredObject
 

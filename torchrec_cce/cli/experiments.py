@@ -1,4 +1,4 @@
-"""`torchrec-cce bench PLAN.toml`: methods × caps × seeds on one log, and what each came to."""
+"""`torchrec-cce bench PLAN.toml` and `torchrec-cce report`: methods compared on one log, and what to configure."""
 
 import os
 from collections.abc import Sequence
@@ -12,6 +12,10 @@ from torchrec_cce.training.command import one_line_errors, quiet_libraries, say
 
 if TYPE_CHECKING:
     from torchrec_cce.experiments.results import TrialResult
+
+
+if TYPE_CHECKING:
+    from torchrec_cce.experiments.pareto import Candidate
 
 _FAILED = 1
 _INTERRUPTED = 130
@@ -59,3 +63,52 @@ def print_comparison(results: "Sequence[TrialResult]") -> None:
     headers = [column.replace(" ", "\n") for column in COLUMNS]
     print_table(headers, [cells(group) for group in seed_groups(results)], numbers=True)
     typer.echo(NOTE)
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="results.parquet of an experiment.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html, report.json and pictures.")],
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder of the runs' folders; `runs` beside the results if not given.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Of the page; the results' folder if not given.")] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Say what to configure for so many bytes of tables and pointers.")
+    ] = None,
+) -> None:
+    """Write what an experiment came to as a page with plots and as JSON."""
+    quiet_libraries()
+    from torchrec_cce.experiments.experiment_report import experiment_report
+    from torchrec_cce.experiments.pareto import advise
+    from torchrec_cce.experiments.report import write_report
+    from torchrec_cce.experiments.results import RUNS, read_results
+
+    with one_line_errors():
+        read = read_results(results)
+        beside = results.parent / RUNS if runs is None else runs
+        write_report(out, experiment_report(read, title=title or results.resolve().parent.name, runs=beside))
+        typer.echo(f"report: {out / 'report.html'} and {out / 'report.json'}")
+        if max_bytes is not None:
+            _print_advice(advise(read.trials, max_bytes=max_bytes))
+
+
+def _print_advice(advice: "Candidate") -> None:
+    largest = advice.largest
+    rows = [
+        ("total bytes", f"{advice.total_bytes:,}"),
+        ("on the accelerator", f"{advice.accelerator_bytes:,}"),
+        ("in host memory", f"{advice.pointer_bytes:,}"),
+        ("test AUC", str(advice.auc)),
+        ("test BCE", str(advice.bce)),
+        ("runs", ", ".join(advice.runs)),
+    ]
+    if largest is not None:
+        rows.insert(
+            3,
+            (
+                f"largest table, {largest.name}",
+                f"{largest.num_columns} columns of {largest.num_rows:,} rows, {largest.pointer_bits}-bit pointers",
+            ),
+        )
+    print_table((advice.label, ""), rows)
+    typer.echo(advice.to_toml())
