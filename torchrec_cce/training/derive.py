@@ -174,11 +174,11 @@ def _learn(table: EmbeddingBagConfig, points: npt.NDArray[np.float32], config: R
 def _clustered(start: PointerMap, table: CCEConfig, found: Quantized) -> TableSnapshot:
     """The table as after a clustering: learned codewords in the codebook, and a helper of zeros with a fresh hash."""
     codebook = found.codewords[:, 0]
-    words = np.stack([codebook, np.zeros_like(codebook)], axis=1)  # [c, 2, k, d/c]
+    weights = np.stack([codebook, np.zeros_like(codebook)], axis=1)  # [c, 2, k, d/c]
     pointers = found.pointers[:, :, 0].astype(table.pointer_dtype)
     helper_hash = start.next_helper_hash(derive_seed(table.seed, table.name, "derive"))
     return snapshot_of(
-        table, start.clustered(pointers, helper_hash), weights=words.reshape(table.num_physical_rows, -1)
+        table, start.clustered(pointers, helper_hash), weights=weights.reshape(table.num_physical_rows, -1)
     )
 
 
