@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torchrec_cce.clustering.executor import Executor, named_errors
 from torchrec_cce.clustering.recluster import Pointers, Reclustered, recluster_tables
 from torchrec_cce.clustering.settings import ReclusterConfig
-from torchrec_cce.clustering.table import TableClustering
+from torchrec_cce.clustering.table import OldCodes, TableClustering
 from torchrec_cce.hashing import UniversalHash
 from torchrec_cce.maps.pointer_map import PointerMap
 
@@ -36,19 +36,7 @@ class ClusteringInputs:
 
     def clustering(self, pointer_map: PointerMap, frequencies: npt.NDArray[np.integer] | None) -> TableClustering:
         """The clustering of the IDs of `pointer_map`. Raises what `TableClustering` raises, with the table's name."""
-        helper_hash = pointer_map.next_helper_hash(self.seed)
-        with named_errors(self.table):
-            return TableClustering(
-                weights=self.weights,
-                num_ids=pointer_map.num_ids,
-                old_codes=pointer_map.codes,
-                new_helper_codes=lambda rows: helper_hash.numpy(pointer_map.raw_ids(rows)).T,
-                row_states=self.row_states,
-                frequencies=frequencies,
-                pointer_dtype=self.pointer_dtype,
-                seed=self.seed,
-                config=self.settings,
-            )
+        return self._of(pointer_map, pointer_map.next_helper_hash(self.seed), pointer_map.codes, frequencies)
 
     def adoption(
         self, old: PointerMap, new: PointerMap, frequencies: npt.NDArray[np.integer] | None
@@ -58,12 +46,21 @@ class ClusteringInputs:
         Args:
             frequencies: [n], one for each position of `new`.
         """
+        return self._of(new, new.helper_hash, lambda at: old.codes_of_any(new.raw_ids(at)), frequencies)
+
+    def _of(
+        self,
+        ids_of: PointerMap,
+        helper_hash: UniversalHash,
+        old_codes: OldCodes,
+        frequencies: npt.NDArray[np.integer] | None,
+    ) -> TableClustering:
         with named_errors(self.table):
             return TableClustering(
                 weights=self.weights,
-                num_ids=new.num_ids,
-                old_codes=lambda rows: old.codes_of_any(new.raw_ids(rows)),
-                new_helper_codes=lambda rows: new.helper_hash.numpy(new.raw_ids(rows)).T,
+                num_ids=ids_of.num_ids,
+                old_codes=old_codes,
+                new_helper_codes=lambda positions: helper_hash.numpy(ids_of.raw_ids(positions)).T,
                 row_states=self.row_states,
                 frequencies=frequencies,
                 pointer_dtype=self.pointer_dtype,

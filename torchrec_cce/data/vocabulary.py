@@ -89,7 +89,8 @@ def build_vocabulary(
     num_threads: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> BuiltVocabulary:
-    """Count the IDs of some columns and number them: the most frequent has row 0, the smaller of equals comes first.
+    """Count the IDs of some columns and number them: the most frequent gets position 0, the smaller of equals comes
+    first.
 
     So rows that are read often lie together. The result does not depend on the order of rows and files, on
     `memory_bytes`, nor on `num_threads`.

@@ -118,7 +118,7 @@ class CCECollection(ABC, nn.Module):
 
         Args:
             reports: of the clustering that made the maps, whose entropies and objective are kept with them.
-            frequencies: table → [num_ids] int64, how often the raw ID of each row of the map was seen.
+            frequencies: table → [num_ids] int64, how often the raw ID at each position of the map was seen.
 
         Raises:
             ConfigError: the tables are sharded or on the meta device, or `frequencies` has another shape.
@@ -183,7 +183,7 @@ class CCECollection(ABC, nn.Module):
                 same `seed` may be passed each time.
             optimizer: the one that trains these weights. Its per-row state (moments, accumulators) is carried over: a
                 codebook row gets the mean over its member IDs of the mean of their two old rows, a helper row zero.
-            frequencies: table → [num_ids] counts, one a row of its map; k-means weighs IDs by them. IDs that never
+            frequencies: table → [num_ids] counts, one a position of its map; k-means weighs IDs by them. IDs that never
                 occurred do not move centroids, but get pointers all the same.
             settings: of k-means and of the helper's new start.
 

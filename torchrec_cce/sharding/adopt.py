@@ -43,7 +43,7 @@ def adopt_sharded(
 
     Args:
         tables: of an opened version, the same on every rank. Without weights, rows that no ID points at become zero.
-        frequencies: table → [num_ids] counts, one a row of the new map; the objective weighs IDs by them.
+        frequencies: table → [num_ids] counts, one a position of the new map; the objective weighs IDs by them.
         settings: `helper_init`, `chunk_size` and `num_threads`; the latter for each host, whose ranks share them.
 
     Returns:

@@ -18,21 +18,21 @@ Integers = npt.NDArray[np.int64]
 _CHUNK = 1 << 16
 _MOST_KEPT = 1 << 20
 _MOST_RECEIVED = 1 << 18
-"""Pairs of a row and its count that a rank takes in at a time."""
+"""Pairs of a position and its count that a rank takes in at a time."""
 
 
 class ShardedFrequencies:
-    """Counts of the rows of some maps, `[num_ids] int64` a table, zero at first. Every rank calls every method.
+    """Counts of the positions of some maps, `[num_ids] int64` a table, zero at first. Every rank calls every method.
 
-    A rank keeps the rows of the IDs that it sees until some rank has its fill of them, or somebody asks for totals.
-    Then each is sent to the one rank of every host that owns its part of the host's file, which adds it there. So
-    nothing of the size of a table is ever private to a rank, and no two processes write the same number. Counts are
+    A rank keeps the positions of the IDs that it sees until some rank has its fill of them, or somebody asks for
+    totals. Then each is sent to the one rank of every host that owns its part of the host's file, which adds it there.
+    So nothing of the size of a table is ever private to a rank, and no two processes write the same number. Counts are
     whole numbers: how many ranks and hosts there are, and when they exchange, changes none.
 
     The file is gone with the processes that map it: what is to be resumed belongs into a checkpoint.
 
     Args:
-        num_ids: table → rows of its map. Other tables are not counted.
+        num_ids: table → positions of its map. Other tables are not counted.
         most_kept: IDs that a rank keeps, beside those of one batch. By default a million: 8 MiB, and some 45 MiB while
             they are sent.
 
@@ -58,14 +58,14 @@ class ShardedFrequencies:
     def of(cls, counts: Mapping[str, Integers]) -> "ShardedFrequencies":
         """Go on from `counts`, table → [num_ids] int64, possibly memory-mapped, the same on every rank."""
         new = cls({name: len(each) for name, each in counts.items()})
-        new._fill(lambda name, rows: counts[name][rows])
+        new._fill(lambda name, positions: counts[name][positions])
         return new
 
     def count(self, remap: Remap, features: KeyedJaggedTensor, num_bags: int) -> None:
         """Add 1 for every ID in the first `num_bags` bags of each feature, if the map knows it.
 
         Args:
-            remap: with the maps whose rows are counted.
+            remap: with the maps whose positions are counted.
             features: raw IDs, on the CPU.
         """
         for table, feature in remap.table_features:
@@ -86,20 +86,20 @@ class ShardedFrequencies:
         return {name: self._whole[span] for name, span in self._spans.items()}
 
     def moved(self, old: Mapping[str, PointerMap], new: Mapping[str, PointerMap]) -> "ShardedFrequencies":
-        """What was counted of each raw ID, by rows of the maps `new`: 0 for an ID that `old` does not know.
+        """What was counted of each raw ID, by positions of the maps `new`: 0 for an ID that `old` does not know.
 
-        It is this object if the rows are the same; if not, this one remains as it is.
+        It is this object if the positions are the same; if not, this one remains as it is.
 
         Args:
             old, new: of each table, the same on every rank.
         """
-        if all(_rows_of(old[name]) == _rows_of(new[name]) for name in self._spans):
+        if all(_numbering_of(old[name]) == _numbering_of(new[name]) for name in self._spans):
             return self
         totals = self.totals()
         share_keys(new[name] for name in self._spans)
 
-        def counted(name: str, rows: slice) -> Integers:
-            before = old[name].positions(new[name].raw_ids(np.arange(rows.start, rows.stop)))
+        def counted(name: str, positions: slice) -> Integers:
+            before = old[name].positions(new[name].raw_ids(np.arange(positions.start, positions.stop)))
             return np.where(before >= 0, totals[name][before], 0)
 
         there = ShardedFrequencies({name: new[name].num_ids for name in self._spans}, most_kept=self._most_kept)
@@ -114,8 +114,8 @@ class ShardedFrequencies:
                 first, last = max(span.start, self._start), min(span.stop, self._stop)
                 for start in range(first, last, _CHUNK):
                     stop = min(start + _CHUNK, last)
-                    rows = slice(start - span.start, stop - span.start)
-                    self._ours[start - self._start : stop - self._start] = counted(name, rows)
+                    positions = slice(start - span.start, stop - span.start)
+                    self._ours[start - self._start : stop - self._start] = counted(name, positions)
 
         on_all_ranks(fill)
 
@@ -126,11 +126,11 @@ class ShardedFrequencies:
         return int(kept) > self._most_kept
 
     def _exchange(self) -> None:
-        """Every kept row to its owners. Nobody adds before all have called this, and so are done with older totals."""
-        rows, counts = np.unique(np.concatenate([np.empty(0, np.int64), *self._kept]), return_counts=True)
+        """Send every kept position to its owners. Nobody adds before all have called this, done with older totals."""
+        positions, counts = np.unique(np.concatenate([np.empty(0, np.int64), *self._kept]), return_counts=True)
         self._kept = []
-        pairs = np.stack([rows, counts], axis=1)
-        parts = np.searchsorted(rows, self._bounds)  # [ranks, 2]: of `pairs`, ascending, what each rank owns
+        pairs = np.stack([positions, counts], axis=1)
+        parts = np.searchsorted(positions, self._bounds)  # [ranks, 2]: of `pairs`, ascending, what each rank owns
         most = torch.tensor(int(np.diff(parts).max()))
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
         piece = max(1, _MOST_RECEIVED // len(parts))
@@ -149,7 +149,7 @@ def _all_to_all(parts: list[Integers]) -> Integers:
     return pairs.numpy()
 
 
-def _rows_of(pointer_map: PointerMap) -> tuple[int, str | None]:
-    """What decides which row a raw ID has."""
+def _numbering_of(pointer_map: PointerMap) -> tuple[int, str | None]:
+    """What decides which position a raw ID has."""
     vocabulary = pointer_map.vocabulary
     return pointer_map.num_ids, None if vocabulary is None else vocabulary.digest
