@@ -30,13 +30,16 @@ from torchrec_cce.kernels.parquet_hybrid import count_marked
 
 _DICTIONARIES = (Encoding.PLAIN_DICTIONARY, Encoding.RLE_DICTIONARY)
 
-_KEPT = (
-    PageHeader.type,
-    PageHeader.data_page_header,
-    PageHeader.dictionary_page_header,
-    PageHeader.data_page_header_v2,
+_KEPT = tuple(
+    field.number
+    for field in (
+        PageHeader.type,
+        PageHeader.data_page_header,
+        PageHeader.dictionary_page_header,
+        PageHeader.data_page_header_v2,
+    )
 )
-"""What the header of a new page has of the raw one's."""
+"""Fields that the header of a new page has of the raw one's."""
 
 _Marks: TypeAlias = dict[str, npt.NDArray[np.bool_]]
 """Key of a feature → which of some IDs its map does not know; no features of which it knows all."""
@@ -223,7 +226,7 @@ class _Recoder:
 
 def _header(raw: PageHeader, uncompressed_size: int, compressed_size: int) -> bytes:
     """The header of a new page: the raw one's with other sizes and no checksum."""
-    new = PageHeader({field.number: raw[field.number] for field in _KEPT if field.number in raw})
+    new = PageHeader({number: raw[number] for number in _KEPT if number in raw})
     new.uncompressed_page_size = uncompressed_size
     new.compressed_page_size = compressed_size
     return write_struct(new)

@@ -134,7 +134,7 @@ def read_struct(kind: type[S], data: bytes, position: int = 0) -> tuple[S, int]:
         if delta:
             number += delta
         else:
-            number, position = _read_zigzag(data, position)
+            number, position = _read_integer(data, position)
         if wire in _INTEGERS and data[position] < 128:  # most of a header, so without a call
             found[number] = Typed(wire, (data[position] >> 1) ^ -(data[position] & 1))
             position += 1
@@ -154,7 +154,7 @@ def write_struct(content: Struct) -> bytes:
 
 def _read_value(data: bytes, position: int, kind: int, struct_kind: type[Struct]) -> tuple[Any, int]:
     if kind in _INTEGERS:
-        return _read_zigzag(data, position)
+        return _read_integer(data, position)
     if kind == BINARY:
         size, position = _read_varint(data, position)
         if position + size > len(data):
@@ -191,7 +191,7 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
         shift += 7
 
 
-def _read_zigzag(data: bytes, position: int) -> tuple[int, int]:
+def _read_integer(data: bytes, position: int) -> tuple[int, int]:
     value, position = _read_varint(data, position)
     return (value >> 1) ^ -(value & 1), position
 
@@ -206,16 +206,18 @@ def _write_struct(out: bytearray, content: Struct) -> None:
             out.append((number - last) << 4 | kind)
         else:
             out.append(kind)
-            _write_zigzag(out, number)
+            _write_integer(out, number)
         last = number
-        if kind not in (_TRUE, _FALSE):
+        if kind in _INTEGERS:
+            _write_integer(out, value)
+        elif kind not in (_TRUE, _FALSE):
             _write_value(out, kind, value)
     out.append(0)
 
 
 def _write_value(out: bytearray, kind: int, value: Any) -> None:
     if kind in _INTEGERS:
-        _write_zigzag(out, value)
+        _write_integer(out, value)
     elif kind == BINARY:
         _write_varint(out, len(value))
         out += value
@@ -234,12 +236,16 @@ def _write_value(out: bytearray, kind: int, value: Any) -> None:
         out += struct.pack("<d", value)
 
 
+def _write_integer(out: bytearray, value: int) -> None:
+    value = (value << 1) ^ (value >> 63)
+    if value < 128:  # most of a header, so without a call
+        out.append(value)
+    else:
+        _write_varint(out, value)
+
+
 def _write_varint(out: bytearray, value: int) -> None:
     while value > 127:
         out.append(value & 127 | 128)
         value >>= 7
     out.append(value)
-
-
-def _write_zigzag(out: bytearray, value: int) -> None:
-    _write_varint(out, (value << 1) ^ (value >> 63))
