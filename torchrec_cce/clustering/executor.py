@@ -18,6 +18,7 @@ import numpy.typing as npt
 from torchrec_cce.clustering.table import TableClustering
 from torchrec_cce.errors import CCEError
 from torchrec_cce.workers.engine import Shared
+from torchrec_cce.workers.inline import InlineShared
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -25,8 +26,8 @@ Result = TypeVar("Result")
 Stage = Literal["k-means", "pairs", "members", "assignment", "digest"]
 Totals = npt.NDArray[np.int64]
 
-
 NOTHING = np.dtype((np.uint8, (0,)))
+"""The item of extents that nothing is written for."""
 
 ColumnStep = Callable[[TableClustering, Sequence[int]], list[Result]]
 """Some columns of a table → a result for each."""
@@ -80,17 +81,7 @@ class Executor(ABC):
 
     def share(self, value: T) -> Shared[T]:
         """Make `value` (picklable) available to all who do steps."""
-        return Here(value)
-
-
-@dataclass(frozen=True)
-class Here(Generic[T]):
-    """A value in this process."""
-
-    value: T
-
-    def get(self) -> T:
-        return self.value
+        return InlineShared(value)
 
 
 class InProcess(Executor):

@@ -33,8 +33,8 @@ class TableSource:
     map_digest: str
     """Of the map that the table was trained with: another one ends the job."""
     frequencies: Path | Literal["snapshot"] | None = None
-    """How often each row was seen: a `.npy` file of [n] numbers that every worker sees; the frequencies that lie beside
-    the map; or None to let every ID count once."""
+    """How often the ID of each position was seen: a `.npy` file of [n] numbers that every worker sees; the frequencies
+    that lie beside the map; or None to let every ID count once."""
 
     @property
     def stored(self) -> StoredTable:

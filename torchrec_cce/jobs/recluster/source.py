@@ -55,8 +55,8 @@ class StoredTable:
     map_digest: str
     """Of the map that the table was trained with."""
     frequencies: Path | Literal["snapshot"] | None = None
-    """How often each row was seen: a `.npy` file of [n] numbers that every worker sees; the frequencies of the map's
-    snapshot; or None to let every ID count once."""
+    """How often the ID of each position was seen: a `.npy` file of [n] numbers that every worker sees; the frequencies
+    of the map's snapshot; or None to let every ID count once."""
 
     def find(self, opened: Mapping[str, TableSnapshot]) -> tuple[PointerMap, npt.NDArray[np.integer] | None]:
         """The map, among those of `maps`, and the frequencies, memory-mapped.
