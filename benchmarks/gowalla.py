@@ -21,10 +21,10 @@ from benchmarks.figure import report
 from benchmarks.logs import DATA, PLANS, Log, prepare_all_of_gowalla
 from benchmarks.plain_cce import Settings, train_plain
 from benchmarks.reduced import reduced
-from torchrec_cce.experiments.bench import bench
 from torchrec_cce.experiments.curve import SeedGroup, seed_groups
 from torchrec_cce.experiments.plan import Plan, read_plan
 from torchrec_cce.experiments.results import chosen_results
+from torchrec_cce.experiments.runner import bench
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.training.command import quiet_libraries
 from torchrec_cce.training.metrics import Quality

@@ -15,13 +15,13 @@ from typing import Any
 
 from benchmarks.figure import report
 from benchmarks.logs import DATA, LOGS
-from torchrec_cce.experiments.bench import bench
 from torchrec_cce.experiments.comparison import comparison_report, to_markdown
 from torchrec_cce.experiments.crossing import bootstrap, crossing
 from torchrec_cce.experiments.curve import SeedGroup, compressed, curves_of, full_table, seed_groups
 from torchrec_cce.experiments.plan import parse_plan
 from torchrec_cce.experiments.report import write_report
 from torchrec_cce.experiments.results import RUNS, TrialResult, chosen_results
+from torchrec_cce.experiments.runner import bench
 from torchrec_cce.methods.registry import Method
 
 FOLDER = Path("runs/bench-quality")

@@ -14,10 +14,10 @@ from benchmarks.figure import report
 from benchmarks.gowalla import gowalla_figures
 from benchmarks.logs import DATA, LOGS, PLANS
 from benchmarks.reduced import reduced
-from torchrec_cce.experiments.bench import bench
 from torchrec_cce.experiments.curve import SeedGroup, seed_groups
 from torchrec_cce.experiments.plan import read_plan
 from torchrec_cce.experiments.results import RESULTS, chosen_results
+from torchrec_cce.experiments.runner import bench
 from torchrec_cce.training.command import quiet_libraries
 
 FOLDER = Path("runs/bench-systems")

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documents import ROOT, blocks
+from tests.support.documents import DOCUMENTS, ROOT, blocks
 from tests.support.launch import command
 from torchrec_cce.experiments.plan import read_plan
 from torchrec_cce.experiments.planted_log import write_click_log
 from torchrec_cce.training.config_file import read_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture

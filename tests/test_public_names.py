@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.documents import DOCUMENTS, blocks
 from tests.support.public_names import PAGE, ROOT, PublicName, page, public_names
-from tests.test_docs import DOCUMENTS, blocks
 
 NAMES = public_names()
 PACKAGES = sorted({each.package for each in NAMES})

@@ -12,9 +12,9 @@ from tests.support.bench_plans import plan
 from tests.support.experiment_results import SIZES
 from torchrec_cce.errors import ConfigError, DataFileError, RegistryError
 from torchrec_cce.experiments import trial as module
-from torchrec_cce.experiments.bench import bench
 from torchrec_cce.experiments.plan import Plan
 from torchrec_cce.experiments.results import TrialResult, chosen_results
+from torchrec_cce.experiments.runner import bench
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.loop import RunResult
 

@@ -17,9 +17,9 @@ import pytest
 from tests.support import runs
 from tests.support.bench_plans import plan, values
 from tests.support.launch import Job, command
-from torchrec_cce.experiments import bench as bench_module
-from torchrec_cce.experiments.bench import bench
+from torchrec_cce.experiments import runner
 from torchrec_cce.experiments.results import TrialResult
+from torchrec_cce.experiments.runner import bench
 from torchrec_cce.experiments.trial import Trial
 
 DIED = "its process died: killed, or out of memory; run the plan again to try it again"
@@ -139,7 +139,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_large_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """Its trial says so, and the others go on."""
-    monkeypatch.setattr(bench_module, "_run_in_worker", answer_at_length)
+    monkeypatch.setattr(runner, "_run_in_worker", answer_at_length)
     log = runs.write_criteo_log(tmp_path / "log.tsv")
     methods = [{"method": method} for method in ("full", "cce", "hashing_trick")]
     results = bench(

@@ -2,11 +2,11 @@
 
 import pytest
 
-from torchrec_cce.experiments.bench import bench
 from torchrec_cce.experiments.demo import prepare
 from torchrec_cce.experiments.plan import MethodEntry, Plan
 from torchrec_cce.experiments.planted_log import write_click_log
 from torchrec_cce.experiments.results import TrialResult, chosen_results
+from torchrec_cce.experiments.runner import bench
 
 SEEDS = (0, 1, 2)
 CAP = 4000

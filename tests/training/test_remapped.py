@@ -156,7 +156,7 @@ def test_no_page_of_a_map_is_read(world: World, tmp_path: Path) -> None:
     pq.write_table(raw, tmp_path / "raw.parquet")
     changes = {"tables": tables, "training": {"batch_size": 65, "evaluate_every": 4}}
     one = remapped_config(tmp_path / "raw.parquet", tmp_path / "registry", **changes)
-    one = runs._changed(one.as_dict(), {"embedding": {"max_parameters": 2**15}})
+    one = runs.changed(one.as_dict(), {"embedding": {"max_parameters": 2**15}})
     collection = CCEEmbeddingBagCollection(tables=one.table_configs())
     start = collection.pointer_map("t_user")
     pointers = np.random.default_rng(1).integers(0, start.num_rows, (num_ids, 4), dtype=np.uint16)
@@ -164,7 +164,7 @@ def test_no_page_of_a_map_is_read(world: World, tmp_path: Path) -> None:
     Registry(tmp_path / "registry", cache=tmp_path / "cache").publish(collection.snapshot())
     del pointers
     write_remapped(tmp_path / "remapped" / "log.parquet", raw, collection)
-    on_pointers = runs._changed(
+    on_pointers = runs.changed(
         remapped_config(tmp_path / "remapped", tmp_path / "registry", format="remapped", **changes).as_dict(),
         {"embedding": {"max_parameters": 2**15}},
     )

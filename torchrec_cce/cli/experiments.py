@@ -34,9 +34,9 @@ def bench(
 ) -> None:
     """Compare methods on one log, at several caps and seeds, each at its best learning rate."""
     quiet_libraries()
-    from torchrec_cce.experiments.bench import bench as run
     from torchrec_cce.experiments.plan import read_plan
     from torchrec_cce.experiments.results import RESULTS, chosen_results
+    from torchrec_cce.experiments.runner import bench as run
 
     with one_line_errors():
         try:

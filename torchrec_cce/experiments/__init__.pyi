@@ -1,4 +1,3 @@
-from .bench import bench as bench
 from .dense_ids import write_dense as write_dense
 from .experiment_report import experiment_report as experiment_report
 from .pareto import (
@@ -22,3 +21,4 @@ from .results import (
     chosen_results as chosen_results,
     read_results as read_results,
 )
+from .runner import bench as bench

@@ -17,13 +17,13 @@ from torchrec_cce.data.parquet import parquet_files, read_parquet
 from torchrec_cce.data.rows import Rows
 from torchrec_cce.data.tsv import DENSE_FEATURES
 from torchrec_cce.errors import ConfigError, DataFileError
-from torchrec_cce.experiments.bench import bench
 from torchrec_cce.experiments.comparison import comparison_report
 from torchrec_cce.experiments.dense_ids import write_dense
 from torchrec_cce.experiments.plan import MethodEntry, Plan
 from torchrec_cce.experiments.planted_log import write_click_log
 from torchrec_cce.experiments.report import write_report
 from torchrec_cce.experiments.results import RUNS, TrialResult, chosen_results
+from torchrec_cce.experiments.runner import bench
 from torchrec_cce.methods.registry import Method
 from torchrec_cce.training.config import RunConfig, can_name_a_table, parse_config
 
