@@ -37,7 +37,7 @@ class Series:
     """What the legend calls it; a series with an empty label is not in the legend."""
     y: tuple[float, ...]
     x: tuple[float, ...] = ()
-    """As many as `y`; none for a level."""
+    """As many as `y`. A level has a marker here, or none."""
     deviation: tuple[float, ...] = ()
     """Half the length of each error bar, or of a level's band; empty if there are none."""
     style: Style = "curve"
@@ -256,6 +256,7 @@ def _draw(axes: Any, charted: Sequence[Series]) -> list[Any]:
         colour, marker = colours[number], _MARKERS[number % len(_MARKERS)]
         if series.style == "level":
             lines.append(axes.axhline(series.y[0], linestyle="--", linewidth=1.4, color=_GREY))
+            axes.plot(series.x, series.y[: len(series.x)], marker="o", linestyle="", color=_GREY)
             if any(series.deviation):
                 half = series.deviation[0]
                 axes.axhspan(series.y[0] - half, series.y[0] + half, color=_GREY, alpha=0.12, linewidth=0)

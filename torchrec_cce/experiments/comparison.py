@@ -1,6 +1,7 @@
 """A comparison of methods in one table, for a terminal, a document or a page with plots."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torchrec_cce.charts.chart import BarChart, Chart, Picture, Series
@@ -83,14 +84,19 @@ def cells(group: SeedGroup) -> tuple[str, ...]:
 
 def _quality_chart(results: Sequence[TrialResult]) -> Chart:
     curves = curves_of(result for result in results if result.failure is None)
-    return quality_chart(
+    full = full_table(curves)
+    chart = quality_chart(
         name="quality",
         what="Quality against size",
         metric="AUC",
         curves={curve.name: curve for curve in compressed(curves)},
         guide=[],
-        full=full_table(curves),
+        full=full,
     )
+    # With a single cap, all that there is to see on the x axis is how far away the full tables are.
+    sizes = () if full is None else (float(full.sizes.parameters),)
+    series = tuple(replace(each, x=sizes) if each.style == "level" else each for each in chart.series)
+    return replace(chart, series=series)
 
 
 def _bytes_chart(groups: Sequence[SeedGroup]) -> BarChart:
