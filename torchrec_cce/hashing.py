@@ -1,4 +1,4 @@
-"""Seeded universal hashing of raw IDs to rows, with the same bits in numpy, numba and torch (`modules.tensor_hash`).
+"""Seeded universal hashing of raw IDs to rows, with the same bits in numpy, numba and torch (`methods.tensor_hash`).
 
 The ID is mixed (`torchrec_cce.hashing`), then comes multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then
 Lemire's fast range to any `k ≤ 2^32`:

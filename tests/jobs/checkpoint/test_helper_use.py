@@ -1,4 +1,4 @@
-"""What a checkpoint by itself tells of its helper words; the job clusters it as it was trained, or not at all."""
+"""What a checkpoint by itself tells of its helper; the job clusters it as it was trained, or not at all."""
 
 import json
 import shutil
