@@ -1,6 +1,6 @@
 """Seeded universal hashing of raw IDs to rows, with the same bits in numpy, numba and torch (`methods.tensor_hash`).
 
-The ID is mixed (`torchrec_cce.hashing`), then comes multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then
+The ID is mixed by `fmix64` (see below), then comes multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then
 Lemire's fast range to any `k ≤ 2^32`:
 
     h(x) = ((((a·fmix64(x) + b) mod 2^64) >> 32) · k) >> 32,    a odd
@@ -9,6 +9,13 @@ Any 64-bit ID is hashed as its two's complement, so `-1` and `2^64 - 1` are one 
 probability at most about `2/k` over the choice of `(a, b)`, which is all that a count sketch asks for (Appendix C of
 the CCE paper): mixing is a bijection. Multiply-shift alone would do for one function, but maps the IDs `0, 1, 2, …` to
 a lattice, and so several functions to pairs of rows of which far fewer than by chance differ.
+
+murmur3's `fmix64` (Appleby 2011) is a bijection of 64-bit words after which any set of keys looks random. It is modulo
+2^64, and `unmix64` undoes it exactly:
+
+    x ← (x ⊕ (x >> 33)) · 0xff51afd7ed558ccd
+    x ← (x ⊕ (x >> 33)) · 0xc4ceb9fe1a85ec53
+    x ← x ⊕ (x >> 33)
 """
 
 import hashlib
