@@ -303,6 +303,7 @@ _MOST_PARTS = 512  # Linux takes 1024
 class Gathered:
     """Writes to a file descriptor, front to back, many parts in one call.
 
+    Python's own buffered file copies each part while it holds the interpreter's lock, for which other threads wait.
     A part that it was given must not change before `flush`.
     """
 
