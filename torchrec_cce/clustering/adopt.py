@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.executor import Executor, Extent, Totals
+from torchrec_cce.clustering.executor import Clustering, Executor, Extent, Totals
 from torchrec_cce.clustering.table import Centroids, ClusteredTable, NewPointers, TableClustering
 
 
@@ -27,6 +27,7 @@ def adopt_tables(executor: Executor, given: Mapping[str, Given]) -> dict[str, Cl
     """
     done = {}
     for table, clustering in executor.tables.items():
+        assert isinstance(clustering, TableClustering)
         clusters = given[table]
         members = Extent(table=table, length=clustering.num_ids, given=executor.share(clusters))
         (sums,) = executor.sum("members", sum_members, [members])
@@ -37,14 +38,16 @@ def adopt_tables(executor: Executor, given: Mapping[str, Given]) -> dict[str, Cl
     return done
 
 
-def sum_members(clustering: TableClustering, given: Given, start: int, stop: int, _out: npt.NDArray[Any]) -> Totals:
+def sum_members(clustering: Clustering, given: Given, start: int, stop: int, _out: npt.NDArray[Any]) -> Totals:
     """Step: the sums that the means over members are made of."""
+    assert isinstance(clustering, TableClustering)
     return clustering.sum_members(given.pointers, start, stop)
 
 
 def adopt_pointers(
-    clustering: TableClustering, given: tuple[Given, Centroids], start: int, stop: int, _out: npt.NDArray[Any]
+    clustering: Clustering, given: tuple[Given, Centroids], start: int, stop: int, _out: npt.NDArray[Any]
 ) -> Totals:
     """Step: the sums that the new tables are made of, for pointers that are given."""
+    assert isinstance(clustering, TableClustering)
     clusters, centroids = given
     return clustering.adopt(centroids, clusters.pointers, start, stop)

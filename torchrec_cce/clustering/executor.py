@@ -1,7 +1,7 @@
 """Who does the steps of a clustering: this process, the ranks of a training job, or the workers of an offline job.
 
 A clustering is a few passes over columns and IDs. Each is written once (`recluster.py`, `adopt.py`), as a *step*: a
-function of a module, which any process that has the table's `TableClustering` can be asked to do for some columns or
+function of a module, which any process that has the table's `Clustering` can be asked to do for some columns or
 for a range of items. An executor decides which process does what, and where arrays as long as the IDs are kept. All
 executors give the same bits: columns are independent of each other, and sums over IDs are sums of integers.
 """
@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from torchrec_cce.clustering.fold import TableFold
 from torchrec_cce.clustering.table import TableClustering
 from torchrec_cce.errors import CCEError
 from torchrec_cce.workers.engine import Shared
@@ -29,9 +30,11 @@ Totals = npt.NDArray[np.int64]
 NOTHING = np.dtype((np.uint8, (0,)))
 """The item of extents that nothing is written for."""
 
-ColumnStep = Callable[[TableClustering, Sequence[int]], list[Result]]
+Clustering = TableClustering | TableFold
+"""A table that is clustered, from what its IDs' embeddings are; or one whose residents' rows are folded."""
+ColumnStep = Callable[[Clustering, Sequence[int]], list[Result]]
 """Some columns of a table → a result for each."""
-RangeStep = Callable[[TableClustering, T, int, int, npt.NDArray[Any]], Totals]
+RangeStep = Callable[[Clustering, T, int, int, npt.NDArray[Any]], Totals]
 """Do the items `start … stop − 1` of a table: write to `out: [stop − start, …]`, and return the sums over them, which
 are added up over all ranges. Arguments: the table, what all ranges share, `start`, `stop`, `out`."""
 
@@ -60,7 +63,7 @@ class Executor(ABC):
     """Whether ranges of several tables are given to `fill` together. If not, what one table needs meanwhile (an answer
     for each of its embeddings) is gone before the next table begins."""
 
-    def __init__(self, tables: Mapping[str, TableClustering]) -> None:
+    def __init__(self, tables: Mapping[str, Clustering]) -> None:
         self.tables = tables
 
     @abstractmethod

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from torchrec_cce.clustering.column import PAIR, SampleErrors, TrainedColumn, sum_errors
 from torchrec_cce.clustering.entropy import pointer_entropies
-from torchrec_cce.clustering.executor import Executor, Extent, Totals
-from torchrec_cce.clustering.table import Centroids, ClusteredTable, TableClustering
+from torchrec_cce.clustering.executor import Clustering, Executor, Extent, Totals
+from torchrec_cce.clustering.table import Centroids, ClusteredTable
 
 Pointers = npt.NDArray[np.unsignedinteger]
 
@@ -128,19 +128,17 @@ def _nearest_of_all_embeddings(
     return found
 
 
-def train_columns(clustering: TableClustering, columns: Sequence[int]) -> list[TrainedColumn]:
+def train_columns(clustering: Clustering, columns: Sequence[int]) -> list[TrainedColumn]:
     """Step: the centroids of some columns."""
     return clustering.train(columns)
 
 
-def find_pairs(
-    clustering: TableClustering, centroids: Centroids, start: int, stop: int, out: npt.NDArray[Any]
-) -> Totals:
+def find_pairs(clustering: Clustering, centroids: Centroids, start: int, stop: int, out: npt.NDArray[Any]) -> Totals:
     """Step: the nearest centroids of some of the embeddings. There is nothing to sum up."""
     clustering.nearest_pairs(centroids, start, stop, out)
     return np.empty(0, np.int64)
 
 
-def assign_ids(clustering: TableClustering, learned: Learned, start: int, stop: int, out: npt.NDArray[Any]) -> Totals:
+def assign_ids(clustering: Clustering, learned: Learned, start: int, stop: int, out: npt.NDArray[Any]) -> Totals:
     """Step: the new pointers of some IDs, and the sums that the new tables are made of."""
     return clustering.assign(learned.centroids, start, stop, out, learned.pairs)

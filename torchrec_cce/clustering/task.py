@@ -7,7 +7,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.executor import Executor, named_errors
+from torchrec_cce.clustering.executor import Clustering, Executor, named_errors
+from torchrec_cce.clustering.fold import ResidentRows, TableFold
 from torchrec_cce.clustering.recluster import Pointers, Reclustered, recluster_tables
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import OldCodes, TableClustering
@@ -33,6 +34,20 @@ class ClusteringInputs:
     seed: int
     """Of this table and this generation alone."""
     settings: ReclusterConfig
+
+    def fold(self, pointer_map: PointerMap, residents: ResidentRows) -> TableFold:
+        """The fold of the rows of `residents` of `pointer_map`. Raises what `TableFold` raises, with the table's name."""
+        with named_errors(self.table):
+            return TableFold(
+                codebook=self.weights[:, 0],
+                codes=pointer_map.codebook_codes,
+                residents=residents,
+                is_first=pointer_map.stored is None,
+                row_states=self.row_states,
+                pointer_dtype=self.pointer_dtype,
+                seed=self.seed,
+                config=self.settings,
+            )
 
     def clustering(self, pointer_map: PointerMap, frequencies: npt.NDArray[np.integer] | None) -> TableClustering:
         """The clustering of the IDs of `pointer_map`. Raises what `TableClustering` raises, with the table's name."""
@@ -76,14 +91,18 @@ class TableTask:
     inputs: ClusteringInputs
     pointer_map: PointerMap
     frequencies: npt.NDArray[np.integer] | None
+    residents: ResidentRows | None = None
+    """Whose rows are folded, where a phase is open."""
 
     @property
     def table(self) -> str:
         return self.inputs.table
 
     @cached_property
-    def clustering(self) -> TableClustering:
-        """The clustering of the table. Raises what it raises, with the table's name."""
+    def clustering(self) -> Clustering:
+        """The clustering of the table, or its fold. Raises what it raises, with the table's name."""
+        if self.residents is not None:
+            return self.inputs.fold(self.pointer_map, self.residents)
         return self.inputs.clustering(self.pointer_map, self.frequencies)
 
     @property

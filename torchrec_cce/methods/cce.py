@@ -19,6 +19,7 @@ from torchrec_cce.methods.compositional import (
     CompositionalEmbeddingConfig,
     refuse_signs,
 )
+from torchrec_cce.methods.residents import ResidentConfig
 from torchrec_cce.methods.sizing import MethodSpec, Sizing
 from torchrec_cce.methods.table import Looked
 
@@ -37,12 +38,18 @@ class CCEConfig(CompositionalConfig):
     use_helper: bool = True
     """False: an ID reads its codewords of the codebook alone. The physical table has its helper rows all the same, as
     zeros, so that maps, versions and placements are those of a table with helper."""
+    residents: ResidentConfig | None = None
+    """Find clusters by private rows for some IDs at a time, in place of the helper: then `use_helper` is False, and
+    codewords start at zero. None: as the paper does."""
 
     def __post_init__(self) -> None:
         if self.num_terms != 2:
             raise ConfigError(
                 f"table {self.name!r}: num_terms={self.num_terms}; a CCE table has 2, codebook and helper"
             )
+        if self.residents is not None:
+            self.use_helper = False
+            self.init_fn = torch.nn.init.zeros_
         super().__post_init__()
 
     @property
@@ -66,6 +73,26 @@ class CCEConfig(CompositionalConfig):
         if not self.use_helper:
             fields["init_fn"] = partial(_init_codebooks, self.init_fn, self.num_columns, self.num_rows)
         return fields
+
+    @property
+    def resident_table(self) -> str:
+        """The name of the stock table of the residents' rows."""
+        return f"{self.name}_residents"
+
+    def resident_feature_names(self) -> list[str]:
+        """The features of that table: `f#table#residents`."""
+        return [f"{feature}#{self.name}#residents" for feature in self.feature_names]
+
+    def _resident_fields(self) -> dict[str, Any]:
+        assert self.residents is not None
+        return {
+            "name": self.resident_table,
+            "num_embeddings": self.residents.num_rows(self.num_embeddings),
+            "embedding_dim": self.embedding_dim,
+            "feature_names": self.resident_feature_names(),
+            "data_type": self.residents.data_type,
+            "init_fn": torch.nn.init.zeros_,
+        }
 
     @property
     def pointer_dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -99,10 +126,19 @@ class CCEEmbeddingBagConfig(CCEConfig, CompositionalEmbeddingBagConfig):
         refuse_signs(self)
         super().__post_init__()
 
+    def resident_rows(self) -> EmbeddingBagConfig:
+        """The stock TorchRec table of the residents' rows, whose sums are added to those of the codewords."""
+        return EmbeddingBagConfig(**self._resident_fields())
+
 
 @dataclass(kw_only=True)
 class CCEEmbeddingConfig(CCEConfig, CompositionalEmbeddingConfig):
     """A clustered table that gives every ID of a sequence an embedding. Sizes and errors: `CCEConfig`."""
+
+    def __post_init__(self) -> None:
+        if self.residents is not None:
+            raise ConfigError(f"table {self.name!r}: residents are for tables that pool; leave them out")
+        super().__post_init__()
 
 
 def _init_codebooks(

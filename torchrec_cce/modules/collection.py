@@ -1,5 +1,6 @@
 """What pooled and unpooled collections have in common: tables with their maps, published, restored and reclustered."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, PoolingType
 
+from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap
@@ -19,6 +21,8 @@ from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTa
 from torchrec_cce.modules.parameter_store import ParameterStore, TableRows
 from torchrec_cce.modules.recluster import TableReport, recluster_rows
 from torchrec_cce.modules.remap import Remap
+from torchrec_cce.modules.residents import next_phase
+from torchrec_cce.modules.state_names import residents_weight
 
 
 class CCECollection(ABC, nn.Module):
@@ -49,11 +53,11 @@ class CCECollection(ABC, nn.Module):
             if not table.feature_names:
                 table.feature_names = [table.name]
         self._tables = tables
-        self._physical = [
-            table.physical() if isinstance(table, CompositionalConfig) else table
+        self._physical = {
+            table.name: table.physical() if isinstance(table, CompositionalConfig) else table
             for table in tables
             if not isinstance(table, ComputedEmbeddingBagConfig)
-        ]
+        }
         # The order matters: `load_state_dict` checks the maps in `remap` before it overwrites a weight, and a subclass
         # adds its trained tables after.
         self.remap = Remap(tables, is_weighted=is_weighted)
@@ -69,10 +73,14 @@ class CCECollection(ABC, nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from each table's `init_fn`; the maps stay."""
-        for table in self._physical:
-            weight = self._parameter(table.name)
+        for name, table in self._physical.items():
+            weight = self._parameter(self.weight_name(name))
             if not weight.is_meta:
                 table.init_fn(weight)
+        for table in self.configs_with_residents():
+            rows = self._parameter(self.residents_name(table.name))
+            if not rows.is_meta:
+                nn.init.zeros_(rows)
         for module in self.modules():
             if isinstance(module, ComputedTable):
                 module.reset_parameters()
@@ -176,6 +184,8 @@ class CCECollection(ABC, nn.Module):
     ) -> dict[str, TableReport]:
         """Cluster the current embeddings of every CCE table: new codebooks, pointers and helper hashes (Algorithm 3).
 
+        Where a table has residents, their rows are folded into its codewords and pointers, and their phase ends.
+
         All tables are computed before the first is changed, so that an error leaves the collection as it was.
 
         Args:
@@ -210,6 +220,7 @@ class CCECollection(ABC, nn.Module):
                 seed=seed,
                 frequencies=frequencies.get(table.name),
                 settings=settings or ReclusterConfig(),
+                residents=self._resident_rows(table),
             )
             for table in tables
         }
@@ -218,12 +229,78 @@ class CCECollection(ABC, nn.Module):
             self.attach_pointer_map(name, new_map)
         return {name: report for name, (_, _, report) in results.items()}
 
-    def _store(self, table: str, optimizer: torch.optim.Optimizer | None = None) -> ParameterStore:
-        return ParameterStore(self._parameter(table), optimizer, table=table)
+    def admit(
+        self,
+        *,
+        seed: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        frequencies: Mapping[str, npt.NDArray[np.integer]] | None = None,
+    ) -> None:
+        """Begin a phase of every table with residents: give the IDs that are frequent and have waited a private row.
 
-    def _parameter(self, table: str) -> nn.Parameter:
-        """The physical table, as long as no wrapper has spread it over ranks: then its module is not PyTorch's."""
-        owner = self.get_submodule(self.weight_name(table).rpartition(".")[0])
+        Until the next `recluster`, the codewords of these tables are frozen.
+
+        Args:
+            seed: every phase derives its own from it, so that the same may be passed each time.
+            optimizer: the one that trains the rows, whose state of them starts again at zero.
+            frequencies: table → [num_ids] counts, one a position of its map; see `admitted_ages`.
+
+        Raises:
+            ConfigError: no table has residents, or a phase is open already; what `admitted_ages` raises.
+        """
+        self.check_no_phase_is_open()
+        stores = {
+            config.name: self._residents_store(config.name, optimizer) for config in self.configs_with_residents()
+        }
+        phases = {
+            config.name: next_phase(
+                config,
+                self.remap.residency(config.name),
+                frequencies=(frequencies or {}).get(config.name),
+                seed=seed,
+                num_threads=os.cpu_count() or 1,
+            )
+            for config in self.configs_with_residents()
+        }
+        for name, phase in phases.items():
+            stores[name].restart(phase.rows())
+            self.remap.attach_residency(name, phase.residency)
+
+    def configs_with_residents(self) -> list[CCEConfig]:
+        """The tables that have residents, now or at times."""
+        return [table for table in self.cce_configs() if table.residents is not None]
+
+    def check_no_phase_is_open(self) -> None:
+        """Raise ConfigError unless a phase of residents may begin."""
+        if not self.configs_with_residents():
+            raise ConfigError(
+                "nobody can be admitted: no table has residents; give its config residents=ResidentConfig()"
+            )
+        if self.remap.phase_is_open:
+            raise ConfigError("nobody can be admitted while a phase is open; recluster first, which folds its rows")
+
+    def _resident_rows(self, table: CCEConfig) -> ResidentRows | None:
+        """What is to be folded, if a phase of `table` is open."""
+        if table.residents is None or not self.remap.residency(table.name).is_open:
+            return None
+        rows = self._residents_store(table.name).read().weights
+        return ResidentRows(residency=self.remap.residency(table.name), rows=rows)
+
+    def residents_name(self, table: str) -> str:
+        """The name of the rows of a table's residents in `state_dict`, sharded or not."""
+        config = self.remap.config(table)
+        assert isinstance(config, CCEConfig)
+        return residents_weight(config.resident_table)
+
+    def _store(self, table: str, optimizer: torch.optim.Optimizer | None = None) -> ParameterStore:
+        return ParameterStore(self._parameter(self.weight_name(table)), optimizer, table=table)
+
+    def _residents_store(self, table: str, optimizer: torch.optim.Optimizer | None = None) -> ParameterStore:
+        return ParameterStore(self._parameter(self.residents_name(table)), optimizer, table=table)
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        """A stock table, as long as no wrapper has spread it over ranks: then its module is not PyTorch's."""
+        owner = self.get_submodule(name.rpartition(".")[0])
         if not isinstance(owner, nn.Embedding | nn.EmbeddingBag):
             raise ConfigError("the tables are sharded; use torchrec_cce.sharding, which gathers them from all ranks")
         weight = owner.weight

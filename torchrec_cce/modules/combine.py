@@ -10,6 +10,7 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.table import row_feature_names
 
@@ -38,9 +39,22 @@ class Combine(nn.Module):
             for table in tables
             for _ in table.feature_names
         ]
+        self._resident_keys = [
+            key
+            for table in tables
+            for key in (
+                table.resident_feature_names()
+                if isinstance(table, CCEConfig) and table.residents is not None
+                else [None] * len(table.feature_names)
+            )
+        ]
 
-    def forward(self, columns: Sequence[KeyedTensor]) -> KeyedTensor:
-        """`columns` of `[B, Σ d/c]` each, in any key order, to `[B, Σ d]` in the order of the tables."""
+    def forward(self, columns: Sequence[KeyedTensor], residents: KeyedTensor | None = None) -> KeyedTensor:
+        """`columns` of `[B, Σ d/c]` each, in any key order, to `[B, Σ d]` in the order of the tables.
+
+        Args:
+            residents: `[B, Σ d]` of the tables with residents, which are added to theirs.
+        """
         if len(columns) == 1 and columns[0].keys() == self._inner_keys:
             values = columns[0].values()
         else:
@@ -48,6 +62,12 @@ class Combine(nn.Module):
         if any(scale != 1.0 for scale in self._scales):
             scale = torch.tensor(self._scales, device=values.device, dtype=values.dtype)
             values = values * scale.repeat_interleave(torch.tensor(self._dims, device=values.device))
+        if residents is not None:
+            rows, parts = residents.to_dict(), values.split(self._dims, dim=1)
+            added = [
+                part if key is None else part + rows[key] for part, key in zip(parts, self._resident_keys, strict=True)
+            ]
+            values = torch.cat(added, dim=1)
         return KeyedTensor(keys=self._keys, length_per_key=self._dims, values=values)
 
 

@@ -51,9 +51,9 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
             raise ConfigError(f"an EmbeddingCollection has one embedding_dim for all its tables; these have {dims}")
         self._need_indices = need_indices
         groups: dict[int, list[EmbeddingConfig]] = {}
-        for table in self._physical:
+        for table in self._physical.values():
             groups.setdefault(table.embedding_dim, []).append(table)
-        self._widths = {table.name: table.embedding_dim for table in self._physical}
+        self._widths = {table.name: table.embedding_dim for table in self._physical.values()}
         self.ecs = nn.ModuleDict(
             {str(width): EmbeddingCollection(tables=group, device=device) for width, group in groups.items()}
         )

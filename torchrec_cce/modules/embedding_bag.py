@@ -8,10 +8,11 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTables
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.combine import Combine
-from torchrec_cce.modules.state_names import pooled_weight
+from torchrec_cce.modules.state_names import codewords_weight, pooled_weight
 
 
 class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
@@ -19,7 +20,9 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
 
     Three steps: `remap` (raw IDs → rows, on the CPU, no parameters), `ebc` (a stock `EmbeddingBagCollection`, which
     TorchRec shards, fuses, checkpoints and quantizes like any other) and `combine` (columns → the caller's features).
-    Tables that are computed and not looked up are in `computed`, and replicated; without others, `ebc` is None.
+    Tables that are computed and not looked up are in `computed`, and replicated; without others, `ebc` is None. The
+    codewords of tables with residents, and the rows of these, are stock collections of their own, `codewords` and
+    `residents`: while a phase is open, the one is frozen and the other is trained.
 
     Args:
         tables: `EmbeddingBagConfig` for a full table, `CompositionalEmbeddingBagConfig` for a hashed one,
@@ -56,15 +59,20 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
                 )
         self._is_weighted = is_weighted
         if self.remap.makes_weights:  # which divide by the length of a bag where means are wanted
-            self._physical = [replace(table, pooling=PoolingType.SUM) for table in self._physical]
-        self.ebc = (
-            EmbeddingBagCollection(tables=self._physical, is_weighted=self.remap.makes_weights, device=device)
-            if self._physical
-            else None
-        )
+            self._physical = {n: replace(table, pooling=PoolingType.SUM) for n, table in self._physical.items()}
+        with_residents = [t for t in tables if isinstance(t, CCEEmbeddingBagConfig) and t.residents is not None]
+        frozen = {table.name for table in with_residents}
+
+        def stock(tables: list[EmbeddingBagConfig]) -> EmbeddingBagCollection | None:
+            weighted = self.remap.makes_weights
+            return EmbeddingBagCollection(tables=tables, is_weighted=weighted, device=device) if tables else None
+
+        self.ebc = stock([table for name, table in self._physical.items() if name not in frozen])
+        self.codewords = stock([table for name, table in self._physical.items() if name in frozen])
+        self.residents = stock([table.resident_rows() for table in with_residents])
         computed = [table for table in tables if isinstance(table, ComputedEmbeddingBagConfig)]
         self.computed = ComputedTables(computed, is_weighted=is_weighted, device=device) if computed else None
-        self.combine = Combine(tables, self._physical)
+        self.combine = Combine(tables, list(self._physical.values()))
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Pooled embeddings, `[B, Σ d]` float32 with one key a feature, of bags of raw IDs.
@@ -73,9 +81,23 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
             InvalidIDError: a raw ID outside its table's universe, or not an integer; names feature and value.
         """
         rows = self.remap(features)
-        looked_up = [] if self.ebc is None else [self.ebc(rows)]  # under way, if sharded, while others are computed
-        pooled: KeyedTensor = self.combine(looked_up + ([] if self.computed is None else [self.computed(rows)]))
+        # Under way, if sharded, while others are computed.
+        looked_up = [] if self.ebc is None else [self.ebc(rows)]
+        residents = None if self.residents is None else self.residents(rows)
+        if self.codewords is not None:
+            looked_up.append(self._look_codewords_up(rows))
+        if self.computed is not None:
+            looked_up.append(self.computed(rows))
+        pooled: KeyedTensor = self.combine(looked_up, residents)
         return pooled
+
+    def _look_codewords_up(self, rows: KeyedJaggedTensor) -> KeyedTensor:
+        """Those of tables with residents: frozen while these learn."""
+        assert self.codewords is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.remap.phase_is_open):
+            columns: KeyedTensor = self.codewords(rows)
+            columns.values()  # a sharded lookup ends here, so that none of it is noted for a backward pass
+        return columns
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         return self._tables
@@ -84,4 +106,4 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         return self._is_weighted
 
     def weight_name(self, table: str) -> str:
-        return pooled_weight(table)
+        return codewords_weight(table) if table in self.remap.resident_tables() else pooled_weight(table)

@@ -1,10 +1,6 @@
-"""Reclustering of CCE tables wherever their weights live: read a table, cluster it, and hand over the result.
+"""Where the rows of a stock table live, and the state that an optimizer keeps of them: here, in one parameter."""
 
-`torchrec_cce.clustering` is the algorithm on arrays; here it meets maps, configurations and optimizers. A `RowStore`
-hides where a table is: a parameter, or shards on several ranks.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +29,10 @@ class RowStore(Protocol):
     def read(self) -> TableRows: ...
 
     def write(self, rows: TableRows) -> None: ...
+
+    def restart(self, parts: Iterable[tuple[int, Array]]) -> None:
+        """Write rows, a part at a time with its first row, and set every row's state to zero."""
+        ...
 
 
 class ParameterStore:
@@ -68,6 +68,13 @@ class ParameterStore:
             self._parameter.copy_(torch.from_numpy(rows.weights))
             for name, value in self._states.items():
                 value.copy_(torch.from_numpy(rows.states[name]))
+
+    def restart(self, parts: Iterable[tuple[int, Array]]) -> None:
+        with torch.no_grad():
+            for first, rows in parts:
+                self._parameter[first : first + len(rows)] = torch.from_numpy(rows)
+            for value in self._states.values():
+                value.zero_()
 
 
 def to_array(tensor: torch.Tensor) -> Array:

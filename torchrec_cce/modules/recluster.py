@@ -1,7 +1,6 @@
 """Reclustering of CCE tables wherever their weights live: read a table, cluster it, and hand over the result.
 
-`torchrec_cce.clustering` is the algorithm on arrays; here it meets maps, configurations and optimizers. A `RowStore`
-hides where a table is: a parameter, or shards on several ranks.
+`torchrec_cce.clustering` is the algorithm on arrays; here it meets maps, configurations and optimizers.
 """
 
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from torchrec_cce.clustering.column import SampleErrors
 from torchrec_cce.clustering.executor import InProcess
+from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.recluster import Reclustered
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import ClusteredTable
@@ -58,8 +58,9 @@ def table_task(
     seed: int,
     frequencies: npt.NDArray[np.integer] | None,
     settings: ReclusterConfig,
+    residents: ResidentRows | None = None,
 ) -> TableTask:
-    """A table to cluster.
+    """A table to cluster, or whose `residents`' rows are to be folded.
 
     The seed is derived from `seed`, the table's name and the generation it makes, so that neither two tables nor two
     clusterings repeat one.
@@ -87,6 +88,7 @@ def table_task(
         ),
         pointer_map=pointer_map,
         frequencies=frequencies,
+        residents=residents,
     )
 
 
@@ -98,9 +100,12 @@ def recluster_rows(
     seed: int,
     frequencies: npt.NDArray[np.integer] | None,
     settings: ReclusterConfig,
+    residents: ResidentRows | None = None,
 ) -> tuple[PointerMap, TableRows, TableReport]:
-    """Cluster one table in this process. Pure: nothing is written."""
-    task = table_task(config, pointer_map, rows, seed=seed, frequencies=frequencies, settings=settings)
+    """Cluster one table in this process, or fold its residents' rows. Pure: nothing is written."""
+    task = table_task(
+        config, pointer_map, rows, seed=seed, frequencies=frequencies, settings=settings, residents=residents
+    )
     new_map, done = recluster_maps([task], InProcess({task.table: task.clustering}))[task.table]
     return new_map, physical_rows(done), TableReport.of_clustering(new_map, done)
 

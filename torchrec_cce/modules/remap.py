@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, identity
+from torchrec_cce.maps.residency import Residency, Residents
 from torchrec_cce.methods.cce import CCEConfig, CCEScheme
 from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
 from torchrec_cce.methods.table import CompressedConfig, PointerScheme, row_feature_names, scheme_of
@@ -66,12 +67,22 @@ class Remap(nn.Module):
     def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
         super().__init__()
         self._is_weighted = is_weighted
+        with_residents = [table for table in tables if isinstance(table, CCEConfig) and table.residents is not None]
         self._configs = {table.name: table for table in tables}
         self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
-        self.makes_weights = is_weighted or any(isinstance(found, SignedScheme) for found in self._schemes.values())
+        self.makes_weights = (
+            is_weighted
+            or any(isinstance(found, SignedScheme) for found in self._schemes.values())
+            # Not all IDs of a bag have a private row: no sum of rows can be divided by their number.
+            or any(_pools_by_mean(table) for table in with_residents)
+        )
+        self._residencies = {table.name: Residency.nobody(table.num_embeddings) for table in with_residents}
+        self.leaves_out_residents = False
+        """Whether all IDs get their codewords alone, as they will once the rows are folded."""
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
         self.table_features = [(table.name, feature) for table in tables for feature in table.feature_names]
         self.row_keys = [key for table in tables for key in row_feature_names(table)]
+        self.row_keys += [key for table in with_residents for key in table.resident_feature_names()]
         self._changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
 
     def config(self, table: str) -> BaseEmbeddingConfig:
@@ -89,6 +100,10 @@ class Remap(nn.Module):
         assert isinstance(config, CCEConfig)
         self._schemes[table] = config.scheme_with(pointer_map)
         self._unseen[table] = 0
+        if table in self._residencies:
+            before = self._residencies[table]
+            same = before.num_ids == pointer_map.num_ids
+            self._residencies[table] = before.closed() if same else Residency.nobody(pointer_map.num_ids)
 
     def check_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
         """Raise MapMismatchError unless `pointer_map` can be attached to `table`."""
@@ -101,6 +116,41 @@ class Remap(nn.Module):
             num_columns=config.num_columns,
             num_rows=config.num_rows,
         )
+
+    def residency(self, table: str) -> Residency:
+        """Who has a private row. Raises ConfigError if `table` is none with residents."""
+        if table not in self._residencies:
+            those = ", ".join(self._residencies) or "none"
+            raise ConfigError(f"{table!r} is not a table with residents; those are: {those}")
+        return self._residencies[table]
+
+    def attach_residency(self, table: str, residency: Residency) -> None:
+        """From now on, the IDs of `table` that have a private row are those of `residency`.
+
+        Raises:
+            ConfigError: it is of another number of IDs, or of more residents than there are rows.
+        """
+        self.residency(table)
+        config = self._configs[table]
+        assert isinstance(config, CCEConfig) and config.residents is not None
+        rows = config.residents.num_rows(config.num_embeddings)
+        known = self.pointer_map(table).num_ids
+        if residency.num_ids != known:
+            raise ConfigError(
+                f"table {table!r}: ages of {residency.num_ids} IDs are not those of the {known} of its map"
+            )
+        if residency.is_open and residency.slots.num_slots > rows:
+            raise ConfigError(f"table {table!r}: {residency.slots.num_slots} residents are more than its {rows} rows")
+        self._residencies[table] = residency
+
+    def resident_tables(self) -> list[str]:
+        """The names of the tables that have residents, now or at times."""
+        return list(self._residencies)
+
+    @property
+    def phase_is_open(self) -> bool:
+        """Whether some table has residents now."""
+        return any(residency.is_open for residency in self._residencies.values())
 
     def cce_tables(self) -> list[str]:
         return [name for name, scheme in self._schemes.items() if isinstance(scheme, CCEScheme)]
@@ -141,11 +191,27 @@ class Remap(nn.Module):
         sources = [position[feature] for _, feature in self.table_features]  # one per table feature
         columns = [source for source, scheme in zip(sources, schemes, strict=True) for _ in range(scheme.num_columns)]
         terms = [scheme.num_terms for scheme in schemes for _ in range(scheme.num_columns)]
+        spans = [slice(bounds[source], bounds[source + 1]) for source in sources]
+        weights = self._weights(features, sources, spans, lengths) if self.makes_weights else []
+        parts = [rows]
+        lengths_of_keys = [lengths[source] * t for source, t in zip(columns, terms, strict=True)]
+        weights_of_keys = [
+            _weights_of_rows(scheme, ids[span], each)
+            for scheme, span, each in zip(schemes, spans, weights, strict=False)
+        ]
+        for i, (table, _) in enumerate(self.table_features):
+            if table in self._residencies:
+                found = self._residents(table, ids[spans[i]], lengths[sources[i]].numpy())
+                parts.append(torch.from_numpy(found.slots))
+                lengths_of_keys.append(torch.from_numpy(found.lengths))
+                columns.append(sources[i])
+                if weights:
+                    weights_of_keys.append(weights[i][torch.from_numpy(found.places)])
         return KeyedJaggedTensor(
             keys=self.row_keys,
-            values=rows,
-            lengths=torch.cat([lengths[source] * t for source, t in zip(columns, terms, strict=True)]),
-            weights=self._weights(features, sources, ids, lengths) if self.makes_weights else None,
+            values=torch.cat(parts) if len(parts) > 1 else rows,
+            lengths=torch.cat(lengths_of_keys),
+            weights=torch.cat(weights_of_keys) if weights else None,
             **_variable_batch(features, columns, self.row_keys),
         ).to(device)
 
@@ -153,32 +219,32 @@ class Remap(nn.Module):
         self,
         features: KeyedJaggedTensor,
         sources: Sequence[int],
-        ids: npt.NDArray[np.int64],
+        spans: Sequence[slice],
         lengths: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
-        """Of all rows, in their order.
+    ) -> list[torch.Tensor]:
+        """Of the IDs of each table feature.
 
         Args:
-            sources: table feature → number of its feature in the input.
-            ids, lengths: the values of the input, and the bags' lengths of each feature.
+            sources, spans: of each table feature, the number of its feature in the input, and where its values are.
+            lengths: the bags' lengths of each feature of the input.
         """
-        bounds = features.offset_per_key()
-        given = features.weights().cpu() if self._is_weighted else None
-        parts = []
-        for (table, _), source in zip(self.table_features, sources, strict=True):
-            span = slice(bounds[source], bounds[source + 1])
-            if given is not None:
-                weights = given[span]
-            elif getattr(self._configs[table], "pooling", None) == PoolingType.MEAN:
-                weights = (1 / lengths[source]).repeat_interleave(lengths[source])
-            else:
-                weights = torch.ones(span.stop - span.start)
-            scheme = self._schemes[table]
-            if isinstance(scheme, SignedScheme):
-                parts.append((torch.from_numpy(scheme.signs(ids[span])) * weights[:, None]).flatten())
-            else:
-                parts.append(weights.repeat_interleave(scheme.num_terms).repeat(scheme.num_columns))
-        return torch.cat(parts)
+        if self._is_weighted:
+            given = features.weights().cpu()
+            return [given[span] for span in spans]
+        return [
+            (1 / lengths[source]).repeat_interleave(lengths[source])
+            if _pools_by_mean(self._configs[table])
+            else torch.ones(span.stop - span.start)
+            for (table, _), source, span in zip(self.table_features, sources, spans, strict=True)
+        ]
+
+    def _residents(self, table: str, ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.integer]) -> Residents:
+        """The members of bags that have a private row; `ids: [N]`, of bags of `lengths: [B]`."""
+        residency = self._residencies[table]
+        if self.leaves_out_residents or not residency.is_open:
+            nobody = np.empty(0, np.int64)
+            return Residents(nobody, nobody, np.zeros_like(lengths))
+        return residency.slots.of_bags(self.pointer_map(table).resolve(ids).positions, lengths)
 
     def look_up(
         self, table: str, feature: str, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64] | None = None
@@ -247,6 +313,17 @@ class Remap(nn.Module):
             found = self.pointer_map(table)
             if found.version is None and stamp.version is not None:
                 self.attach_pointer_map(table, found.published_as(stamp.version))
+
+
+def _pools_by_mean(table: BaseEmbeddingConfig) -> bool:
+    return getattr(table, "pooling", None) == PoolingType.MEAN
+
+
+def _weights_of_rows(scheme: PointerScheme, ids: npt.NDArray[np.int64], weights: torch.Tensor) -> torch.Tensor:
+    """Of the rows of `ids: [N]`, in their order, from `weights: [N]` of the IDs."""
+    if isinstance(scheme, SignedScheme):
+        return (torch.from_numpy(scheme.signs(ids)) * weights[:, None]).flatten()
+    return weights.repeat_interleave(scheme.num_terms).repeat(scheme.num_columns)
 
 
 def _int64_on_cpu(features: KeyedJaggedTensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -22,6 +22,20 @@ def pooled_weight(table: str) -> str:
     return bag_weight("ebc", table)
 
 
+def codewords_weight(table: str) -> str:
+    """The codewords of a table with residents, within its `CCEEmbeddingBagCollection`."""
+    return bag_weight("codewords", table)
+
+
+def residents_weight(table: str) -> str:
+    """The rows of the residents of a table, within its `CCEEmbeddingBagCollection`.
+
+    Args:
+        table: that of the rows, see `CCEConfig.resident_table`.
+    """
+    return bag_weight("residents", table)
+
+
 def sequence_weight(table: str, width: int) -> str:
     """The weights of a table whose rows have `width` values, within its `CCEEmbeddingCollection`."""
     return f"ecs.{width}.embeddings.{table}.weight"

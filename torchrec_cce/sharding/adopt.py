@@ -10,8 +10,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from torchrec_cce.clustering.adopt import Given, adopt_tables
+from torchrec_cce.clustering.executor import Clustering
 from torchrec_cce.clustering.settings import ReclusterConfig
-from torchrec_cce.clustering.table import TableClustering
 from torchrec_cce.errors import MapMismatchError
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
@@ -63,8 +63,8 @@ def adopt_sharded(
     rows = {config.name: store.read() for _, config, store in found}
     share_keys(tables[config.name].pointer_map for _, config, _ in found)
 
-    def clusterings() -> dict[str, TableClustering]:
-        clusterings = {}
+    def clusterings() -> dict[str, Clustering]:
+        clusterings: dict[str, Clustering] = {}
         for collection, config, _ in found:
             old, counts = collection.pointer_map(config.name), (frequencies or {}).get(config.name)
             # Nothing is drawn: any seed does.

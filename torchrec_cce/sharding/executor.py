@@ -10,8 +10,16 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from torchrec_cce.clustering.executor import ColumnStep, Executor, Extent, RangeStep, Stage, Totals, named_errors
-from torchrec_cce.clustering.table import TableClustering
+from torchrec_cce.clustering.executor import (
+    Clustering,
+    ColumnStep,
+    Executor,
+    Extent,
+    RangeStep,
+    Stage,
+    Totals,
+    named_errors,
+)
 from torchrec_cce.sharding.agreement import from_all_ranks, on_all_ranks
 from torchrec_cce.sharding.host_file import HostFile
 
@@ -29,7 +37,7 @@ class RankExecutor(Executor):
         tables: name → clustering, made on every rank of the same.
     """
 
-    def __init__(self, tables: Callable[[], Mapping[str, TableClustering]]) -> None:
+    def __init__(self, tables: Callable[[], Mapping[str, Clustering]]) -> None:
         super().__init__(on_all_ranks(tables))
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
 

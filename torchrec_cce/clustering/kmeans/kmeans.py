@@ -35,6 +35,7 @@ def kmeans(
     *,
     seed: int,
     weights: npt.NDArray[np.float32] | None = None,
+    first: npt.NDArray[np.float32] | None = None,
     num_iterations: int = 50,
     num_threads: int = 1,
     backend: Backend = "numba",
@@ -48,6 +49,7 @@ def kmeans(
         num_centroids: `k`, at least 1.
         seed: chooses the first centroids; draw a new one for every clustering.
         weights: [N] float32, how often each point counts, at least 0. Points of weight 0 take no part.
+        first: [k, d] float32, centroids to start from in place of random points.
         num_iterations: Lloyd iterations, at least 1; fewer are run once they change nothing any more.
         num_threads: threads. FAISS uses those of OpenMP, and the caller's setting is put back afterwards. scikit-learn
             uses one, because it adds up the sums of several threads in the order in which they end.
@@ -85,20 +87,24 @@ def kmeans(
         raise ConfigError("k-means needs at least one point of positive weight")
 
     rng = np.random.default_rng(seed)
-    first, distinct = first_distinct(points, _random_order(len(points), weights, rng), num_centroids)
+    chosen, distinct = first_distinct(points, _random_order(len(points), weights, rng), num_centroids)
     if len(distinct) <= num_centroids:
         return distinct
+    first = points[chosen] if first is None else first
     # Squares of very small or very large values leave float32, and far from the origin FAISS's `‖x‖² − 2x·c + ‖c‖²`
     # cancels and picks wrong centroids. Neither happens to points around the origin, scaled exactly by a power of two.
     mean = points.mean(axis=0, dtype=np.float64)
-    exponent = np.frexp(np.maximum(points.max(axis=0) - mean, mean - points.min(axis=0)).max())[1]
+    low, high = (bound(points, axis=0) for bound in (np.min, np.max))
+    exponent = np.frexp(np.maximum(high - mean, mean - low).max())[1]
     scaled = np.empty(points.shape, np.float32)
     for start in range(0, len(points), _SCALED_AT_A_TIME):
         part = slice(start, start + _SCALED_AT_A_TIME)
         scaled[part] = np.ldexp(points[part] - mean, -exponent)
+    # Centroids come to lie among the points; one that does not yet may lie outside what is scaled for.
+    start_from = np.ldexp(np.clip(first, low, high) - mean, -exponent).astype(np.float32)
     weights = np.ones(len(points), np.float32) if weights is None else weights
     train = {"numba": lloyd, "faiss": _faiss, "sklearn": _sklearn}[backend]
-    found = train(scaled, scaled[first], weights, num_iterations=num_iterations, num_threads=num_threads)
+    found = train(scaled, start_from, weights, num_iterations=num_iterations, num_threads=num_threads)
     centroids: npt.NDArray[np.float32] = (np.ldexp(found.astype(np.float64), exponent) + mean).astype(np.float32)
     return centroids
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.executor import ColumnStep, RangeStep, Totals, named_errors
-from torchrec_cce.clustering.table import TableClustering
+from torchrec_cce.clustering.executor import Clustering, ColumnStep, RangeStep, Totals, named_errors
 from torchrec_cce.clustering.task import ClusteringInputs
 from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap, StoredTable
 from torchrec_cce.maps.snapshot import TableSnapshot
@@ -120,7 +119,7 @@ def timed(cpu_time: Callable[[], float] = time.process_time) -> Iterator[Span]:
 
 
 @lru_cache(maxsize=1)  # tasks of one table follow each other
-def _open(table: SharedTable) -> TableClustering:
+def _open(table: SharedTable) -> Clustering:
     pointer_map, frequencies = table.stored.find(_maps(table.job, table.stored.maps))
     if table.keys is not None and pointer_map.vocabulary is not None:
         pointer_map.vocabulary.reading_keys(table.keys.get())

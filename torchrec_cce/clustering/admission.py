@@ -1,0 +1,119 @@
+"""Who gets a private row in the next phase: the IDs that are frequent and have waited long. And what rows start from."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.hashing import derive_seed
+from torchrec_cce.kernels.slots import DIGIT_BITS, NEVER, OLDEST, admit_above, count_digits
+from torchrec_cce.maps.residency import Residency
+
+_CHUNK = 1 << 20
+_UNKNOWN = np.zeros(0, np.int64)
+_POSITIONS = 1 << 16
+"""Never another: what is drawn for a position depends on where they are cut."""
+_SPREAD = 0.1
+"""Of the first row of an ID, up and down. Without it, all who never had a row would start, and move, alike."""
+
+
+def admitted_ages(
+    residency: Residency,
+    max_residents: int,
+    *,
+    frequencies: npt.NDArray[np.integer] | None,
+    seed: int,
+    num_threads: int = 1,
+    out: npt.NDArray[np.uint8] | None = None,
+) -> npt.NDArray[np.uint8]:
+    """The ages, [n] uint8, once the next phase has begun: 0 for those that get a row.
+
+    Positions stand in the order of `(frequency + 1)·age²`; of equal ones, a draw decides. An ID that never had a row is
+    as old as there were phases, and one more. The result depends on the arguments alone, not on the threads. Beside
+    `out`, nothing of the size of a table is held.
+
+    Args:
+        max_residents: at least 1. As many are admitted, or so few less as do not matter: of IDs that stand equal, in
+            the draw too (one in 65,536 does), all are admitted or none.
+        frequencies: [n] integers, at least 0; None if they are not known, which is as if all were 0.
+        seed: of the draw. Every phase derives its own from it.
+        out: [n], to write to and return; it may be the ages of `residency`. None = a new array.
+
+    Raises:
+        ConfigError: frequencies of another shape, or negative ones; `max_residents` below 1.
+    """
+    ages, never = residency.ages, np.uint64(min(residency.phases + 1, OLDEST))
+    if max_residents < 1:
+        raise ConfigError(f"max_residents={max_residents} is not at least 1")
+    counted = _UNKNOWN if frequencies is None else frequencies
+    if frequencies is not None and (frequencies.shape != ages.shape or not np.issubdtype(counted.dtype, np.integer)):
+        raise ConfigError(
+            f"frequencies are {frequencies.dtype} {list(frequencies.shape)}, not integers [{len(ages)}], one an ID"
+        )
+    if any(np.any(counted[start : start + _CHUNK] < 0) for start in range(0, len(counted), _CHUNK)):
+        raise ConfigError("some frequencies are negative; pass counts ≥ 0")
+    draw = np.uint64(derive_seed(seed, "admission", residency.phases))
+    out = np.empty(ages.shape, ages.dtype) if out is None else out
+    starts = range(0, len(ages), _CHUNK)
+
+    def count(start: int, prefix: int, shift: int) -> npt.NDArray[np.int64]:
+        part, counts = slice(start, start + _CHUNK), np.zeros(1 << DIGIT_BITS, np.int64)
+        count_digits(
+            np.ascontiguousarray(ages[part]),
+            counted[part],
+            start,
+            never,
+            draw,
+            np.uint64(prefix),
+            np.uint64(shift),
+            counts,
+        )
+        return counts
+
+    def admit(start: int) -> None:
+        part = slice(start, start + _CHUNK)
+        admit_above(
+            np.ascontiguousarray(ages[part]), counted[part], start, never, draw, np.uint64(threshold), out[part]
+        )
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        # From the highest digit down: all from `threshold` on fit in, and the digit below it is looked into.
+        prefix, above = 0, 0
+        for shift in range(64 - DIGIT_BITS, -1, -DIGIT_BITS):
+            counts = sum(pool.map(lambda start: count(start, prefix, shift), starts))  # noqa: B023  done in this round
+            from_here = above + np.cumsum(counts[::-1])[::-1]
+            fits = int(np.searchsorted(-from_here, -max_residents))
+            threshold = ((prefix << DIGIT_BITS) + fits) << shift
+            if fits == 0:
+                break
+            prefix = (prefix << DIGIT_BITS) + fits - 1
+            above = int(from_here[fits]) if fits < len(from_here) else above
+        threshold = min(threshold, 2**64 - 1)
+        list(pool.map(admit, starts))
+    return out
+
+
+def fresh_rows(
+    before: Residency, after: Residency, width: int, *, seed: int
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """What the rows of the residents of `after` start from: the first slot of some rows, and these, [m, width] float32.
+
+    They are zero, as the codewords know the ID already; but small and random for an ID that never had a row.
+
+    Args:
+        before: the residency that `after` followed.
+        width: `d`.
+    """
+    slot = 0
+    for number, start in enumerate(range(0, after.num_ids, _POSITIONS)):
+        part = slice(start, start + _POSITIONS)
+        residents = after.ages[part] == 0
+        is_new = before.ages[part][residents] == NEVER
+        rows = np.zeros((len(is_new), width), np.float32)
+        rng = np.random.default_rng(derive_seed(seed, "rows", after.phases, number))
+        rows[is_new] = rng.uniform(-_SPREAD, _SPREAD, (int(is_new.sum()), width))
+        if len(rows):
+            yield slot, rows
+        slot += len(rows)
