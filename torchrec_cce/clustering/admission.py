@@ -1,4 +1,4 @@
-"""Who gets a private row in the next phase: the IDs that are frequent and have waited long. And what rows start from."""
+"""Who gets a private row in the next phase, and what it starts from: IDs that are frequent and have waited long."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,31 +58,24 @@ def admitted_ages(
     out = np.empty(ages.shape, ages.dtype) if out is None else out
     starts = range(0, len(ages), _CHUNK)
 
+    def wanting(start: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer], int, np.uint64, np.uint64]:
+        part = slice(start, start + _CHUNK)
+        return np.ascontiguousarray(ages[part]), counted[part], start, never, draw
+
     def count(start: int, prefix: int, shift: int) -> npt.NDArray[np.int64]:
-        part, counts = slice(start, start + _CHUNK), np.zeros(1 << DIGIT_BITS, np.int64)
-        count_digits(
-            np.ascontiguousarray(ages[part]),
-            counted[part],
-            start,
-            never,
-            draw,
-            np.uint64(prefix),
-            np.uint64(shift),
-            counts,
-        )
+        counts = np.zeros(1 << DIGIT_BITS, np.int64)
+        count_digits(*wanting(start), np.uint64(prefix), np.uint64(shift), counts)
         return counts
 
     def admit(start: int) -> None:
-        part = slice(start, start + _CHUNK)
-        admit_above(
-            np.ascontiguousarray(ages[part]), counted[part], start, never, draw, np.uint64(threshold), out[part]
-        )
+        admit_above(*wanting(start), np.uint64(threshold), out[start : start + _CHUNK])
 
     with ThreadPoolExecutor(num_threads) as pool:
         # From the highest digit down: all from `threshold` on fit in, and the digit below it is looked into.
         prefix, above = 0, 0
         for shift in range(64 - DIGIT_BITS, -1, -DIGIT_BITS):
-            counts = sum(pool.map(lambda start: count(start, prefix, shift), starts))  # noqa: B023  done in this round
+            parts = pool.map(lambda start: count(start, prefix, shift), starts)  # noqa: B023  done in this round
+            counts = sum(parts, np.zeros(1 << DIGIT_BITS, np.int64))
             from_here = above + np.cumsum(counts[::-1])[::-1]
             fits = int(np.searchsorted(-from_here, -max_residents))
             threshold = ((prefix << DIGIT_BITS) + fits) << shift

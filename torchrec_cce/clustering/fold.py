@@ -7,7 +7,7 @@ as heavy as there are other IDs at it that had a row before. Then every resident
 every other ID where the nearest to its old codeword is.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.column import PAIR, SampleErrors, TrainedColumn
+from torchrec_cce.clustering.column import SampleErrors, TrainedColumn
 from torchrec_cce.clustering.fixed_point import FixedPoint
 from torchrec_cce.clustering.kmeans.kmeans import kmeans
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
@@ -69,12 +69,12 @@ class TableFold:
         codes: Codes,
         residents: ResidentRows,
         is_first: bool,
-        row_states: dict[str, Floats],
+        row_states: Mapping[str, Floats],
         pointer_dtype: np.dtype[np.unsignedinteger],
         seed: int,
         config: ReclusterConfig,
     ) -> None:
-        self.num_columns, self.num_rows, self.width = codebook.shape
+        self.num_columns, self.num_rows, self.width = map(int, codebook.shape)
         self.num_ids, self.pointer_dtype = residents.residency.num_ids, pointer_dtype
         self._codebook, self._states = codebook, row_states
         self._codes, self._is_first = codes, is_first
@@ -103,7 +103,7 @@ class TableFold:
         """Train some columns."""
         if not columns:
             return []
-        _ = self._sample, self._others  # once, for all threads
+        _ = self.sample, self._others  # once, for all threads
         num_threads = min(self._config.num_threads, len(columns))
         with ThreadPoolExecutor(num_threads) as pool:
             each = max(1, self._config.num_threads // num_threads)
@@ -166,7 +166,7 @@ class TableFold:
         )
 
     def _train(self, column: int, num_threads: int) -> TrainedColumn:
-        codes, rows, weights = self._sample
+        codes, rows, weights = self.sample
         parts = rows[:, self._part(column)]
         embeddings = self._codebook[column, codes[:, column]] + parts
         counts = self._others[column]
@@ -195,7 +195,7 @@ class TableFold:
         )
 
     @cached_property
-    def _sample(self) -> tuple[npt.NDArray[np.int64], Floats, npt.NDArray[np.float64]]:
+    def sample(self) -> tuple[npt.NDArray[np.int64], Floats, npt.NDArray[np.float64]]:
         """The residents that train: their codes [m', c], their rows, and how many residents each stands for."""
         most = self._config.points_per_centroid * self.num_rows
         seed = derive_seed(self._seed, "sample")
@@ -238,10 +238,12 @@ class TableFold:
 
     def _largest_distance(self) -> float:
         """No squared distance in a column is larger: centroids lie among the embeddings. Checks all values, too."""
-        largest = [np.abs(self._codebook).max(initial=0)]
-        for start in range(0, self.num_residents, self._config.chunk_size):
-            largest.append(np.abs(self._rows[start : min(start + self._config.chunk_size, self.num_residents)]).max())
-        reach = 2 * (float(largest[0]) + float(np.max(largest[1:], initial=0)))
+        size = self._config.chunk_size
+        parts = (
+            self._rows[start : min(start + size, self.num_residents)] for start in range(0, self.num_residents, size)
+        )
+        rows = float(np.max([np.abs(part).max() for part in parts], initial=0))
+        reach = 2 * (float(np.abs(self._codebook).max()) + rows)
         if not np.isfinite(reach):
             raise ClusteringError("the codewords or the rows of residents hold NaN or infinite values; nothing changed")
         return float(self.width * reach**2 * 1.001)

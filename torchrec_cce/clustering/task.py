@@ -36,7 +36,7 @@ class ClusteringInputs:
     settings: ReclusterConfig
 
     def fold(self, pointer_map: PointerMap, residents: ResidentRows) -> TableFold:
-        """The fold of the rows of `residents` of `pointer_map`. Raises what `TableFold` raises, with the table's name."""
+        """The fold of the residents' rows of a table. Raises what `TableFold` raises, with the table's name."""
         with named_errors(self.table):
             return TableFold(
                 codebook=self.weights[:, 0],

@@ -28,7 +28,8 @@ def _count_ones(x: np.uint64) -> np.int64:
     x -= (x >> _ONE) & np.uint64(0x5555555555555555)
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
+    count: np.int64 = np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
+    return count
 
 
 @jit
@@ -36,9 +37,10 @@ def slot_of(position: np.uint64, words: npt.NDArray[np.uint64], before: npt.NDAr
     """The slot of a position, -1 if it has none. Every argument must be inside."""
     at = position >> _WORD
     word, bit = words[at], _ONE << (position & _IN_WORD)
-    if word & bit == 0:
-        return np.int64(-1)
-    return np.int64(before[at]) + _count_ones(word & (bit - _ONE))
+    slot: np.int64 = np.int64(-1)
+    if word & bit != 0:
+        slot = np.int64(before[at]) + _count_ones(word & (bit - _ONE))
+    return slot
 
 
 @jit
@@ -112,7 +114,9 @@ def _rank_of(position: int, age: np.uint8, frequency: np.int64, never: np.uint64
     waiting = never if age == NEVER else np.uint64(age)
     score = (np.uint64(frequency) + _ONE) * waiting * waiting
     score = min(score, np.uint64(_HIGHEST_SCORE))
-    return (score << np.uint64(_TIE_BITS)) | (fmix64(np.uint64(position) ^ seed) >> np.uint64(64 - _TIE_BITS))
+    draw = fmix64(np.uint64(position) ^ seed) >> np.uint64(64 - _TIE_BITS)
+    rank: np.uint64 = (score << np.uint64(_TIE_BITS)) | draw
+    return rank
 
 
 @jit

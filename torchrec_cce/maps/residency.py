@@ -36,11 +36,6 @@ class Slots:
         self._words, self._before = np.empty(num_words, np.uint64), np.empty(num_words, np.uint32)
         self.num_slots = fill_bitmap(ages, self._words, self._before)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes in host memory."""
-        return self._words.nbytes + self._before.nbytes
-
     def before(self, position: int) -> int:
         """How many positions below `position` have a row."""
         at, bit = divmod(position, BITS)
@@ -59,6 +54,11 @@ class Slots:
         slots, places, counts = np.empty_like(positions), np.empty_like(positions), np.empty_like(lengths)
         found = slots_of_bags(positions, lengths, self._words, self._before, slots, places, counts)
         return Residents(slots[:found], places[:found], counts)
+
+
+def residency_bytes(num_ids: int) -> int:
+    """Bytes in host memory of an open phase: the age of each of `num_ids` positions, and their slots."""
+    return num_ids + -(-num_ids // BITS) * 12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,7 +97,11 @@ class Residency:
     @property
     def nbytes(self) -> int:
         """Bytes in host memory: a byte a position, and while a phase is open 1.5 bits more."""
-        return self.ages.nbytes + (self.slots.nbytes if self.is_open else 0)
+        return residency_bytes(self.num_ids) if self.is_open else self.num_ids
+
+    def next_phase(self, ages: npt.NDArray[np.uint8]) -> "Residency":
+        """The phase that begins when `ages` are reached, see `admitted_ages`."""
+        return Residency(ages=ages, phases=self.phases + 1, is_open=True)
 
     def closed(self) -> "Residency":
         """After the rows were folded."""

@@ -79,6 +79,11 @@ class CCEConfig(CompositionalConfig):
         """The name of the stock table of the residents' rows."""
         return f"{self.name}_residents"
 
+    @property
+    def max_residents(self) -> int:
+        """How many IDs can have a private row at a time, 0 without residents."""
+        return 0 if self.residents is None else self.residents.num_rows(self.num_embeddings)
+
     def resident_feature_names(self) -> list[str]:
         """The features of that table: `f#table#residents`."""
         return [f"{feature}#{self.name}#residents" for feature in self.feature_names]
@@ -87,7 +92,7 @@ class CCEConfig(CompositionalConfig):
         assert self.residents is not None
         return {
             "name": self.resident_table,
-            "num_embeddings": self.residents.num_rows(self.num_embeddings),
+            "num_embeddings": self.max_residents,
             "embedding_dim": self.embedding_dim,
             "feature_names": self.resident_feature_names(),
             "data_type": self.residents.data_type,
@@ -183,6 +188,15 @@ def _cce(sizing: Sizing) -> EmbeddingBagConfig:
     )
 
 
+def _cce_residents(sizing: Sizing) -> EmbeddingBagConfig:
+    return sizing.make(
+        CCEEmbeddingBagConfig,
+        num_rows=sizing.rows(sizing.table.embedding_dim),
+        num_columns=sizing.num_columns,
+        residents=sizing.residents,
+    )
+
+
 def _pq(sizing: Sizing) -> EmbeddingBagConfig:
     return sizing.make(
         CCEEmbeddingBagConfig,
@@ -194,5 +208,6 @@ def _pq(sizing: Sizing) -> EmbeddingBagConfig:
 
 METHODS = (
     MethodSpec(name="cce", family="CCE", size=_cce),
+    MethodSpec(name="cce_residents", family="CCE", size=_cce_residents),
     MethodSpec(name="pq", family="pointers learned after training", size=_pq),
 )

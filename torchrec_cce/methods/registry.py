@@ -20,6 +20,7 @@ from torchrec_cce.methods import (
     sketch,
     tensor_train,
 )
+from torchrec_cce.methods.residents import ResidentConfig
 from torchrec_cce.methods.sizing import MethodSpec, Sizing
 
 Method = Literal[
@@ -39,6 +40,7 @@ Method = Literal[
     "tensor_train",
     "low_rank",
     "cce",
+    "cce_residents",
     "cce_helpers",
     "pq",
     "rq",
@@ -67,6 +69,7 @@ def tables_under_cap(
     num_columns: int = 4,
     num_terms: int | None = None,
     use_helper: bool = True,
+    residents: ResidentConfig | None = None,
     seed: int = 0,
 ) -> list[EmbeddingBagConfig]:
     """Compress every table whose full size exceeds `max_parameters`; the others stay full tables.
@@ -83,6 +86,7 @@ def tables_under_cap(
         num_terms: summed codewords of `"ce_sum"`, `"hash_embeddings"`, `"rq"`, `"rq_hash_embeddings"` (2 if not given)
             and, one of them the codebook's, of `"cce_helpers"` (3).
         use_helper: `"cce"`: False for codewords of the codebook alone, of as many rows.
+        residents: `"cce_residents"`: how many IDs have a private row at a time; None: as many as usual.
         seed: of the hash functions.
 
     Raises:
@@ -104,6 +108,7 @@ def tables_under_cap(
                 num_columns=num_columns,
                 num_terms=num_terms,
                 use_helper=use_helper,
+                residents=residents or ResidentConfig(),
                 seed=seed,
             )
         )

@@ -7,6 +7,7 @@ from typing import Any
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.methods.residents import ResidentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class Sizing:
     num_terms: int | None
     """None: as many as the method usually has."""
     use_helper: bool
+    residents: ResidentConfig
     seed: int
 
     def terms(self, *, usual: int) -> int:

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, PoolingType
 
+from torchrec_cce.clustering.admission import admitted_ages, fresh_rows
 from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError
+from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
@@ -21,7 +23,6 @@ from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTa
 from torchrec_cce.modules.parameter_store import ParameterStore, TableRows
 from torchrec_cce.modules.recluster import TableReport, recluster_rows
 from torchrec_cce.modules.remap import Remap
-from torchrec_cce.modules.residents import next_phase
 from torchrec_cce.modules.state_names import residents_weight
 
 
@@ -249,22 +250,21 @@ class CCECollection(ABC, nn.Module):
             ConfigError: no table has residents, or a phase is open already; what `admitted_ages` raises.
         """
         self.check_no_phase_is_open()
-        stores = {
-            config.name: self._residents_store(config.name, optimizer) for config in self.configs_with_residents()
-        }
-        phases = {
-            config.name: next_phase(
-                config,
-                self.remap.residency(config.name),
+        stores, phases = {}, {}
+        for config in self.configs_with_residents():
+            stores[config.name] = self._residents_store(config.name, optimizer)
+            before = self.remap.residency(config.name)
+            ages = admitted_ages(
+                before,
+                config.max_residents,
                 frequencies=(frequencies or {}).get(config.name),
-                seed=seed,
+                seed=derive_seed(seed, config.name),
                 num_threads=os.cpu_count() or 1,
             )
-            for config in self.configs_with_residents()
-        }
-        for name, phase in phases.items():
-            stores[name].restart(phase.rows())
-            self.remap.attach_residency(name, phase.residency)
+            phases[config.name] = config, before, before.next_phase(ages)
+        for name, (config, before, after) in phases.items():
+            stores[name].restart(fresh_rows(before, after, config.embedding_dim, seed=derive_seed(seed, name)))
+            self.remap.attach_residency(name, after)
 
     def configs_with_residents(self) -> list[CCEConfig]:
         """The tables that have residents, now or at times."""
@@ -273,11 +273,9 @@ class CCECollection(ABC, nn.Module):
     def check_no_phase_is_open(self) -> None:
         """Raise ConfigError unless a phase of residents may begin."""
         if not self.configs_with_residents():
-            raise ConfigError(
-                "nobody can be admitted: no table has residents; give its config residents=ResidentConfig()"
-            )
+            raise ConfigError("no table has residents; give its config residents=ResidentConfig(…)")
         if self.remap.phase_is_open:
-            raise ConfigError("nobody can be admitted while a phase is open; recluster first, which folds its rows")
+            raise ConfigError("a phase of residents is open; recluster first, which folds their rows")
 
     def _resident_rows(self, table: CCEConfig) -> ResidentRows | None:
         """What is to be folded, if a phase of `table` is open."""

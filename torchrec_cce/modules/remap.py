@@ -132,12 +132,11 @@ class Remap(nn.Module):
         """
         self.residency(table)
         config = self._configs[table]
-        assert isinstance(config, CCEConfig) and config.residents is not None
-        rows = config.residents.num_rows(config.num_embeddings)
-        known = self.pointer_map(table).num_ids
+        assert isinstance(config, CCEConfig)
+        known, rows = self.pointer_map(table).num_ids, config.max_residents
         if residency.num_ids != known:
             raise ConfigError(
-                f"table {table!r}: ages of {residency.num_ids} IDs are not those of the {known} of its map"
+                f"table {table!r}: the ages of {residency.num_ids} IDs are not those of its map's {known}"
             )
         if residency.is_open and residency.slots.num_slots > rows:
             raise ConfigError(f"table {table!r}: {residency.slots.num_slots} residents are more than its {rows} rows")
@@ -316,7 +315,7 @@ class Remap(nn.Module):
 
 
 def _pools_by_mean(table: BaseEmbeddingConfig) -> bool:
-    return getattr(table, "pooling", None) == PoolingType.MEAN
+    return bool(getattr(table, "pooling", None) == PoolingType.MEAN)
 
 
 def _weights_of_rows(scheme: PointerScheme, ids: npt.NDArray[np.int64], weights: torch.Tensor) -> torch.Tensor:

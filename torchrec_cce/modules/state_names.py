@@ -8,6 +8,7 @@ import re
 
 COMPUTED = "computed."
 """What the names of all parameters of computed tables start with, within their collection."""
+_RESIDENTS = "residents"
 _STAMPS = "remap._extra_state"
 _STAMPS_IN_CHECKPOINT = re.compile(rf"model\.(?:(?P<collection>.+)\.)?{re.escape(_STAMPS)}")
 
@@ -33,7 +34,12 @@ def residents_weight(table: str) -> str:
     Args:
         table: that of the rows, see `CCEConfig.resident_table`.
     """
-    return bag_weight("residents", table)
+    return bag_weight(_RESIDENTS, table)
+
+
+def holds_residents(stock: str) -> bool:
+    """Whether the stock collection at the path `stock` has the rows of residents."""
+    return stock.rpartition(".")[2] == _RESIDENTS
 
 
 def sequence_weight(table: str, width: int) -> str:

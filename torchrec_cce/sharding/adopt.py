@@ -60,12 +60,12 @@ def adopt_sharded(
     found = tables_of(model, optimizer)
     check_names(frequencies or {}, found)
     settings = for_each_rank(settings or ReclusterConfig())
-    rows = {config.name: store.read() for _, config, store in found}
-    share_keys(tables[config.name].pointer_map for _, config, _ in found)
+    rows = {config.name: store.read() for _, config, store, _ in found}
+    share_keys(tables[config.name].pointer_map for _, config, *_ in found)
 
     def clusterings() -> dict[str, Clustering]:
         clusterings: dict[str, Clustering] = {}
-        for collection, config, _ in found:
+        for collection, config, *_ in found:
             old, counts = collection.pointer_map(config.name), (frequencies or {}).get(config.name)
             # Nothing is drawn: any seed does.
             task = table_task(config, old, rows[config.name], seed=0, frequencies=counts, settings=settings)
@@ -73,9 +73,9 @@ def adopt_sharded(
         return clusterings
 
     executor = RankExecutor(clusterings)
-    done = adopt_tables(executor, {config.name: _given(config, tables[config.name]) for _, config, _ in found})
+    done = adopt_tables(executor, {config.name: _given(config, tables[config.name]) for _, config, *_ in found})
     reports = {}
-    for collection, config, store in found:
+    for collection, config, store, _ in found:
         new_map, table = tables[config.name].pointer_map, done[config.name]
         store.write(physical_rows(table))
         collection.attach_pointer_map(config.name, new_map)

@@ -10,10 +10,12 @@ from torchrec.distributed.types import ShardingType
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.sharding.sharders import FUSED_WIDTH, SHARDING_TYPES, has_fused_kernel
 
 T = TypeVar("T")
+_NOTHING = ParameterConstraints()
 
 
 def column_constraints(
@@ -28,18 +30,24 @@ def column_constraints(
     Args:
         given: table → what the user knows and wants, in TorchRec's terms: values a feature, one for each of
             `feature_names` or one for all, e.g. `ParameterConstraints(pooling_factors=[20.0])` for bags of 20 raw IDs.
+            The rows of a table's residents are a table, too; what is said of the table holds for them, unless they are
+            named.
 
     Raises:
         ConfigError: constraints of an unknown table, of another number of features than it has, or that leave no
             placement.
     """
     given = given or {}
-    unknown = set(given) - {table.name for table in tables}
+    owners = {table.name: table.name for table in tables}
+    rows = [table for table in tables if isinstance(table, CCEEmbeddingBagConfig) and table.residents is not None]
+    owners |= {table.resident_table: table.name for table in rows}
+    unknown = set(given) - owners.keys()
     if unknown:
-        raise ConfigError(
-            f"constraints of {sorted(unknown)}; the tables are {', '.join(sorted(table.name for table in tables))}"
-        )
-    return {table.name: _constraints_of(table, given.get(table.name, ParameterConstraints())) for table in tables}
+        raise ConfigError(f"constraints of {sorted(unknown)}; the tables are {', '.join(sorted(owners))}")
+    return {
+        table.name: _constraints_of(table, given.get(table.name) or given.get(owners[table.name], _NOTHING))
+        for table in (*tables, *(table.resident_rows() for table in rows))
+    }
 
 
 def _constraints_of(table: BaseEmbeddingConfig, given: ParameterConstraints) -> ParameterConstraints:

@@ -17,6 +17,7 @@ from torchrec.distributed.planner.types import (
 )
 from torchrec.distributed.types import ModuleSharder, ShardingType
 
+from torchrec_cce.maps.residency import residency_bytes
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.state_names import joined, split_weight
 
@@ -99,7 +100,7 @@ class MapStorageReservation(FixedPercentageStorageReservation):
 
 def map_bytes(module: nn.Module) -> dict[str, int]:
     """Physical table, by path and name, → bytes of its map: `n·c` pointers, also before the first clustering makes
-    them, and the vocabulary.
+    them, the vocabulary, and who has a private row.
     """
     sizes = {}
     for path, collection in module.named_modules():
@@ -109,5 +110,8 @@ def map_bytes(module: nn.Module) -> dict[str, int]:
             vocabulary = collection.pointer_map(table.name).vocabulary
             pointers = table.num_embeddings * table.num_columns * table.pointer_dtype.itemsize
             stock, _ = split_weight(collection.weight_name(table.name))
-            sizes[joined(joined(path, stock), table.name)] = pointers + (0 if vocabulary is None else vocabulary.nbytes)
+            size = pointers + (0 if vocabulary is None else vocabulary.nbytes)
+            if table.residents is not None:
+                size += residency_bytes(table.num_embeddings)
+            sizes[joined(joined(path, stock), table.name)] = size
     return sizes

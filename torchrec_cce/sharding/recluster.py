@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +11,16 @@ import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
+from torchrec_cce.clustering.admission import admitted_ages, fresh_rows
+from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.task import recluster_maps
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.hashing import derive_seed
 from torchrec_cce.modules.recluster import TableReport, physical_rows, table_task
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.executor import RankExecutor
-from torchrec_cce.sharding.host_file import share_keys
+from torchrec_cce.sharding.host_file import HostFile, share_keys
 from torchrec_cce.sharding.tables import ShardedTable, tables_of
 
 
@@ -47,7 +51,8 @@ def recluster_sharded(
     check_names(frequencies or {}, tables)
     settings = for_each_rank(settings or ReclusterConfig())
     rows = {table.config.name: table.store.read() for table in tables}
-    share_keys(collection.pointer_map(config.name) for collection, config, _ in tables)
+    residents = {table.config.name: _resident_rows(table) for table in tables}
+    share_keys(collection.pointer_map(config.name) for collection, config, *_ in tables)
     tasks = on_all_ranks(
         lambda: [
             table_task(
@@ -57,16 +62,68 @@ def recluster_sharded(
                 seed=seed,
                 frequencies=(frequencies or {}).get(config.name),
                 settings=settings,
+                residents=residents[config.name],
             )
-            for collection, config, _ in tables
+            for collection, config, *_ in tables
         ]
     )
     done = recluster_maps(tasks, RankExecutor(lambda: {task.table: task.clustering for task in tasks}))
-    for collection, config, store in tables:
+    for collection, config, store, _ in tables:
         new_map, table = done[config.name]
         store.write(physical_rows(table))
         collection.attach_pointer_map(config.name, new_map)
     return {name: TableReport.of_clustering(new_map, table) for name, (new_map, table) in done.items()}
+
+
+def admit_sharded(
+    model: DistributedModelParallel,
+    optimizer: KeyedOptimizer,
+    *,
+    seed: int,
+    frequencies: Mapping[str, npt.NDArray[np.integer]] | None = None,
+) -> None:
+    """`CCECollection.admit` for a sharded model: the same arguments, choice and rows.
+
+    Every rank calls it between two steps, with no batch in flight. The ages of IDs are one file of each host. If
+    anything fails on any rank, the error is raised on all, and nothing has changed.
+
+    Raises:
+        ConfigError: no table has residents, or a phase is open already; what `admitted_ages` raises.
+        OSError: the cache folder (`TORCHREC_CCE_CACHE`) has no room for the ages.
+    """
+    tables = tables_of(model, optimizer)
+    check_names(frequencies or {}, tables)
+    for collection in {table.collection for table in tables}:
+        collection.check_no_phase_is_open()
+    phases = []
+    for collection, config, _, rows in tables:
+        if rows is None:
+            continue
+        before, seed_of_table = collection.remap.residency(config.name), derive_seed(seed, config.name)
+        choose = partial(
+            admitted_ages,
+            before,
+            config.max_residents,
+            frequencies=(frequencies or {}).get(config.name),
+            seed=seed_of_table,
+            num_threads=os.cpu_count() or 1,
+        )
+        file = HostFile((before.num_ids, 1), np.dtype(np.uint8))
+        ages = file.filled(lambda out: choose(out=out[:, 0]))[:, 0]  # noqa: B023  called in this round
+        after = before.next_phase(ages)
+        fresh = fresh_rows(before, after, config.embedding_dim, seed=seed_of_table)
+        phases.append((collection.remap, config.name, rows, fresh, after))
+    for remap, name, rows, fresh, after in phases:
+        rows.restart(fresh)
+        remap.attach_residency(name, after)
+
+
+def _resident_rows(table: ShardedTable) -> ResidentRows | None:
+    """What is to be folded, if a phase of a table is open: one file of each host."""
+    if table.residents is None:
+        return None
+    residency = table.collection.remap.residency(table.config.name)
+    return ResidentRows(residency=residency, rows=table.residents.read_shared()) if residency.is_open else None
 
 
 def check_names(frequencies: Collection[str], tables: Sequence[ShardedTable]) -> None:

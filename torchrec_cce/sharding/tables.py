@@ -1,6 +1,6 @@
 """A physical table that lies in shards on several ranks, read and written as a whole."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,10 @@ from torchrec_cce.modules.recluster import TableReport
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.state_names import joined
 from torchrec_cce.sharding.agreement import on_all_ranks
+from torchrec_cce.sharding.host_file import HostFile
+
+_ROWS = 1 << 16
+"""Of a large table, at a time."""
 
 
 class ShardedStore:
@@ -48,6 +52,24 @@ class ShardedStore:
             states={name: to_array(_gather(value, self._sizes[name])) for name, value in self._states.items()},
         )
 
+    def read_shared(self) -> npt.NDArray[np.float32]:
+        """The weights as one file of each host, mapped by its ranks: a few thousand rows at a time are private."""
+        num_rows, width = size_of(self._weight)
+        file = HostFile((num_rows, width), np.dtype(np.float32))
+        start, stop, mine = file.mine()
+        for first in range(0, num_rows, _ROWS):
+            part = to_array(_gather(self._weight, (min(_ROWS, num_rows - first), width), first))
+            here = slice(max(first, start), min(first + _ROWS, stop))
+            if here.start < here.stop:
+                mine[here.start - start : here.stop - start] = part[here.start - first : here.stop - first]
+        return file.everything()
+
+    def restart(self, parts: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
+        for first, rows in parts:
+            scatter(self._weight, torch.from_numpy(rows), first)
+        for name, value in self._states.items():
+            scatter(value, torch.zeros(self._sizes[name]))
+
     def write(self, rows: TableRows) -> None:
         scatter(self._weight, torch.from_numpy(rows.weights))
         for name, value in self._states.items():
@@ -59,37 +81,39 @@ def size_of(value: torch.Tensor | ShardedTensor) -> tuple[int, ...]:
     return tuple(value.metadata().size if isinstance(value, ShardedTensor) else value.size())
 
 
-def _gather(value: torch.Tensor | ShardedTensor | None, size: tuple[int, ...]) -> torch.Tensor:
-    """The whole tensor on every rank. Each element has one owner, so that the sum over ranks is exact."""
+def _gather(value: torch.Tensor | ShardedTensor | None, size: tuple[int, ...], first: int = 0) -> torch.Tensor:
+    """The rows from `first` on, so many as `size` says, on every rank. Each element has one owner: the sum is exact."""
     if value is not None and not isinstance(value, ShardedTensor):
-        return value.detach()
+        return value.detach()[first : first + size[0]]
     whole = torch.zeros(size)
-    for part, shard in _shards(value, whole):
+    for part, shard in _shards(value, whole, first):
         part.copy_(shard)
     dist.all_reduce(whole)
     return whole
 
 
-def scatter(value: torch.Tensor | ShardedTensor | None, whole: torch.Tensor) -> None:
-    """Write `whole` into the memory that this rank trains."""
+def scatter(value: torch.Tensor | ShardedTensor | None, rows: torch.Tensor, first: int = 0) -> None:
+    """Write `rows`, which are those from `first` on, into the memory that this rank trains."""
     with torch.no_grad():
         if value is not None and not isinstance(value, ShardedTensor):
-            value.copy_(whole)
+            value[first : first + len(rows)] = rows
             return
-        for part, shard in _shards(value, whole):
+        for part, shard in _shards(value, rows, first):
             shard.copy_(part)
 
 
-def _shards(value: ShardedTensor | None, whole: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Each local shard with the region of `whole` that it is."""
+def _shards(value: ShardedTensor | None, rows: torch.Tensor, first: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each local shard: the part of `rows`, which begin at the row `first`, that it has, and where it has them."""
     pairs = []
     for shard in [] if value is None else value.local_shards():
-        region = whole
-        for dim, (offset, length) in enumerate(
-            zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
-        ):
-            region = region.narrow(dim, offset, length)
-        pairs.append((region, shard.tensor.view(region.shape)))
+        (offset, *offsets), (length, *lengths) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+        start, stop = max(first, offset), min(first + len(rows), offset + length)
+        if start >= stop:
+            continue
+        region, own = rows[start - first : stop - first], shard.tensor.view(length, *lengths)
+        for dim, (begin, size) in enumerate(zip(offsets, lengths, strict=True), start=1):
+            region = region.narrow(dim, begin, size)
+        pairs.append((region, own[start - offset : stop - offset]))
     return pairs
 
 
@@ -114,6 +138,8 @@ class ShardedTable(NamedTuple):
     collection: CCECollection
     config: CCEConfig
     store: ShardedStore
+    residents: ShardedStore | None
+    """Of the rows of its residents, if it may have some."""
 
 
 def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None = None) -> list[ShardedTable]:
@@ -126,9 +152,12 @@ def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None 
     tables = []
     for path, collection in collections_of(model).items():
         for config in collection.cce_configs():
-            name = joined(path, collection.weight_name(config.name))
-            store = ShardedStore(weights[name], states.get(name, {}))
-            tables.append(ShardedTable(collection=collection, config=config, store=store))
+            names = [collection.weight_name(config.name)]
+            if config.residents is not None:
+                names.append(collection.residents_name(config.name))
+            places = [joined(path, name) for name in names]
+            store, *rows = (ShardedStore(weights[name], states.get(name, {})) for name in places)
+            tables.append(ShardedTable(collection, config, store, rows[0] if rows else None))
     return tables
 
 
@@ -171,13 +200,13 @@ class ShardedMaps:
                 frequencies=frequencies.get(config.name),
                 report=reports.get(config.name),
             )
-            for collection, config, store in tables_of(self._model)
+            for collection, config, store, _ in tables_of(self._model)
         }
 
     def restore(self, tables: Mapping[str, TableSnapshot]) -> None:
         """As `CCECollection.restore`. If it fails on any rank, it does on all, and nothing has changed."""
         check_on_all_ranks(self._model, tables)
-        for collection, config, store in tables_of(self._model):
+        for collection, config, store, _ in tables_of(self._model):
             table = tables[config.name]
             if table.weights is not None:
                 store.write(TableRows(weights=config.used_codewords(np.array(table.weights)), states={}))

@@ -20,6 +20,7 @@ from torchrec_cce.files.atomic import atomic_path, write_json
 from torchrec_cce.files.cache import scratch_copy
 from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance
+from torchrec_cce.maps.residency_files import read_residencies, write_residencies
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.collection import CCECollection, snapshot_of
 from torchrec_cce.sharding.agreement import on_all_ranks
@@ -54,6 +55,9 @@ def load(
         tables = read_maps(folder, path)
         collection.restore(tables)
         frequencies |= {name: each for name, table in tables.items() if (each := table.frequencies) is not None}
+        if collection.remap.resident_tables():
+            for name, residency in read_residencies(residents_folder(folder, path)).items():
+                collection.remap.attach_residency(name, residency)
     load_checkpoint(folder, model, optimizer)
     return read_position(folder), frequencies
 
@@ -101,6 +105,11 @@ def read_position(folder: Path) -> Position:
 def maps_folder(folder: Path, collection: str) -> Path:
     """Where the checkpoint `folder` has the maps of one collection."""
     return folder / "maps" / collection
+
+
+def residents_folder(folder: Path, collection: str) -> Path:
+    """Where the checkpoint `folder` has the residents of one collection, if it has tables with residents."""
+    return folder / "residents" / collection
 
 
 def read_maps(folder: Path, collection: str) -> dict[str, TableSnapshot]:
@@ -204,10 +213,18 @@ def _rest(
     folder: Path, model: DistributedModelParallel, position: Position, frequencies: Mapping[str, Integers]
 ) -> Callable[[], None]:
     """A function that writes what the distributed checkpoint lacks: maps, frequencies and position, as they are now."""
-    maps = {path: _map_snapshots(collection, frequencies) for path, collection in collections_of(model).items()}
+    collections = collections_of(model)
+    maps = {path: _map_snapshots(collection, frequencies) for path, collection in collections.items()}
+    residents = {
+        path: {table: collection.remap.residency(table) for table in collection.remap.resident_tables()}
+        for path, collection in collections.items()
+    }
     at = copy.deepcopy(position)
 
     def write() -> None:
+        for path, residencies in residents.items():
+            if residencies:
+                write_residencies(residents_folder(folder, path), residencies)
         for path, tables in maps.items():
             write_folder(maps_folder(folder, path), tables, provenance=Provenance.of_this_code())
         write_position(folder, at)

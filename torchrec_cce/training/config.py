@@ -25,6 +25,7 @@ from torchrec import EmbeddingBagConfig, PoolingType
 from torchrec_cce.clustering.settings import Backend, ReclusterConfig
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
 from torchrec_cce.methods.registry import Method, tables_under_cap
+from torchrec_cce.methods.residents import ResidentConfig
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -219,6 +220,28 @@ class ReclusterSection:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ResidentsSection:
+    """`cce_residents`: the private rows. The first phase begins with the run, and another after every clustering of
+    `recluster` but the last; after that the codewords are trained."""
+
+    fraction: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.25
+    """Of the IDs of a table that have a row at a time."""
+    dtype: str = "float32"
+    """Of the rows."""
+    learning_rate: LearningRate | None = None
+    """Of the rows; `optimizer.embedding_learning_rate` if not given."""
+    count_first: bool = True
+    """Whether to read the training split once before the first batch, to count how often each ID occurs: the first rows
+    go to the most frequent ones. If not, they are counted on the way, and the first rows are drawn."""
+
+    def __post_init__(self) -> None:
+        self.config()
+
+    def config(self) -> ResidentConfig:
+        return ResidentConfig(fraction=self.fraction, dtype=self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class RegistrySection:
     """Where maps and codebooks come from and are published."""
 
@@ -283,6 +306,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     recluster: ReclusterSection = ReclusterSection()
+    residents: ResidentsSection | None = None
     registry: RegistrySection = RegistrySection()
     derive: DeriveSection | None = None
     training: TrainingConfig = TrainingConfig()
@@ -302,6 +326,7 @@ class RunConfig:
             raise ValueError("helper_init='residual' needs embedding.use_helper=true")
         if self.data.format == "remapped":
             self._check_maps_stay()
+        self._check_residents()
         features: dict[str, str] = {}
         for table in self.full_tables():
             for feature in table.feature_names:
@@ -328,6 +353,16 @@ class RunConfig:
                 "the run cannot move to another"
             )
 
+    def _check_residents(self) -> None:
+        """Residents need clusterings of their own, which fold their rows."""
+        if self.embedding.method != "cce_residents":
+            if self.residents is not None:
+                raise ValueError(f"residents are for embedding.method='cce_residents'; it is {self.embedding.method!r}")
+        elif self.recluster.ct < 1:
+            raise ValueError("embedding.method='cce_residents' needs recluster.ct ≥ 1: a clustering folds the rows")
+        elif self.registry.watch_every is not None:
+            raise ValueError("registry.watch_every is not for embedding.method='cce_residents'; leave it out")
+
     def full_tables(self) -> list[EmbeddingBagConfig]:
         """The tables before compression."""
         pooling = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
@@ -351,6 +386,7 @@ class RunConfig:
             num_columns=self.embedding.num_columns,
             num_terms=self.embedding.num_terms,
             use_helper=self.embedding.use_helper,
+            residents=None if self.residents is None else self.residents.config(),
             seed=self.seed,
         )
 
@@ -361,6 +397,8 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """JSON values that `parse_config` makes the same configuration of."""
         values: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        if self.residents is None:  # so that the digests of older runs stay what they are
+            del values["residents"]
         return values
 
 

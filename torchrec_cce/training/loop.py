@@ -198,6 +198,9 @@ class _Training:
             self.log.write("publish", step, **published)
             if "error" in published and run.ranks.is_first:
                 _log.warning("not published after batch %d: %s", step, published["error"])
+        if run.has_residents and not self.schedule.resting_after(step):
+            with self.activity("clustering"):
+                run.admit()
 
     def adopt(self) -> None:
         """Adopt the version that is current in the registry, once all ranks have it."""

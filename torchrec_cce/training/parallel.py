@@ -21,7 +21,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_cce.methods.computed import ComputedTables
-from torchrec_cce.modules.state_names import bag_weight
+from torchrec_cce.modules.state_names import bag_weight, holds_residents
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import OptimizerConfig
 
@@ -101,24 +101,29 @@ class StopRequest:
 
 
 def shard(
-    model: nn.Module, plan: ShardingPlan, config: OptimizerConfig, ranks: Ranks
+    model: nn.Module, plan: ShardingPlan, config: OptimizerConfig, ranks: Ranks, *, residents_rate: float | None = None
 ) -> tuple[DistributedModelParallel, CombinedOptimizer]:
     """Place the tables of `model` as `plan` says, replicate the rest, and build the optimizers.
 
     The weights stay those that `model` came with, whatever the number of ranks.
+
+    Args:
+        residents_rate: the learning rate of residents' rows; that of the tables if not given.
     """
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = table_optimizer(config)
-    replicated, fused = set(), []
+    rate_of_rows = {"lr": residents_rate or config.embedding_learning_rate}
+    replicated: set[str] = set()
+    replicated_rows: set[str] = set()
     for path, tables in plan.plan.items():
         for name, placement in tables.items():
             weight = bag_weight(path, name)
+            is_row = holds_residents(path)
             if placement.compute_kernel == EmbeddingComputeKernel.DENSE.value:
-                replicated.add(weight)
-            else:
-                fused.append(model.get_parameter(weight))
-    if fused:
-        apply_optimizer_in_backward(optimizer.kind, fused, dict(optimizer.arguments))  # it adds to what it is given
+                (replicated_rows if is_row else replicated).add(weight)
+            else:  # in a new dict, for it adds to what it is given
+                arguments = optimizer.arguments | (rate_of_rows if is_row else {})
+                apply_optimizer_in_backward(optimizer.kind, [model.get_parameter(weight)], arguments)
     sharded = DistributedModelParallel(model, device=ranks.device, plan=plan, sharders=get_cce_sharders())
     sharded.load_state_dict(weights)
 
@@ -131,8 +136,13 @@ def shard(
     rest = dict(in_backward_optimizer_filter(sharded.named_parameters()))
     kinds = [
         (optimizer.kind, optimizer.arguments, replicated),
+        (optimizer.kind, optimizer.arguments | rate_of_rows, replicated_rows),
         (optimizer.computed_kind, optimizer.arguments, computed),
-        (OPTIMIZERS[config.dense], {"lr": config.dense_learning_rate}, rest.keys() - replicated - computed),
+        (
+            OPTIMIZERS[config.dense],
+            {"lr": config.dense_learning_rate},
+            rest.keys() - replicated - replicated_rows - computed,
+        ),
     ]
     groups = [(kind, arguments, {n: p for n, p in rest.items() if n in names}) for kind, arguments, names in kinds]
     optimizers = [_keyed(kind, arguments, parameters) for kind, arguments, parameters in groups if parameters]

@@ -13,9 +13,10 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
+from torchrec_cce.sharding.recluster import admit_sharded
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.training import checkpoint
-from torchrec_cce.training.config import RunConfig, SplitConfig
+from torchrec_cce.training.config import ResidentsSection, RunConfig, SplitConfig
 from torchrec_cce.training.derive import derived_model, start_from
 from torchrec_cce.training.input import RankBatch, num_dense, read_batches
 from torchrec_cce.training.metrics import Quality, quality
@@ -36,7 +37,8 @@ class Run:
         model = build_model(config, num_dense=num_dense(config), device=ranks.device)
         self.model: DistributedModelParallel
         self.optimizer: CombinedOptimizer
-        self.model, self.optimizer = shard(model, self.plan, config.optimizer, ranks)
+        rate = None if config.residents is None else config.residents.learning_rate
+        self.model, self.optimizer = shard(model, self.plan, config.optimizer, ranks, residents_rate=rate)
         self.collections = list(collections_of(self.model).values())
         (self.remap,) = (collection.remap for collection in self.collections)
         self.frequencies = ShardedFrequencies({})  # of each position of a map, if clusterings weigh by them
@@ -55,13 +57,38 @@ class Run:
             }
         if self.config.derive is not None:
             self.position.entropies = start_from(self.model, derived_model(self.config))
-        if self.config.recluster.weigh_by_frequency:
+        if self.counts:
             self.frequencies = ShardedFrequencies({name: m.num_ids for name, m in self.versions.maps().items()})
+        if self.has_residents:
+            if not self.counts_on_the_way:
+                for batch in self.batches(self.config.data.train):
+                    self.frequencies.count(self.remap, batch.part.sparse_features, batch.rows)
+            self.admit()
+
+    @property
+    def has_residents(self) -> bool:
+        """Whether tables have residents, now or at times."""
+        return bool(self.remap.resident_tables())
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is known how often each ID was seen."""
+        return self.config.recluster.weigh_by_frequency or self.has_residents
+
+    @property
+    def counts_on_the_way(self) -> bool:
+        """Whether batches are counted when they are trained on; if not, all were counted before."""
+        section = self.config.residents or ResidentsSection()
+        return self.counts and not (self.has_residents and section.count_first)
+
+    def admit(self) -> None:
+        """Begin a phase of the residents."""
+        admit_sharded(self.model, self.optimizer, seed=self.config.seed, frequencies=self.frequencies.totals())
 
     def resume(self) -> None:
         """Go on from the newest checkpoint."""
         counted = self.load()
-        if self.config.recluster.weigh_by_frequency:
+        if self.counts:
             missing = sorted(self.versions.maps().keys() - counted)
             if missing:
                 raise ConfigError(
@@ -79,7 +106,8 @@ class Run:
         """One step on the mean loss of the global batch. Returns this rank's sum of losses and its rows, `[2]`."""
         self.model.train()
         self.optimizer.zero_grad()
-        self.frequencies.count(self.remap, batch.part.sparse_features, batch.rows)
+        if self.counts_on_the_way:
+            self.frequencies.count(self.remap, batch.part.sparse_features, batch.rows)
         part = batch.part.to(self.ranks.device)
         logits, labels = self.model(part)[: batch.rows], part.labels[: batch.rows]
         loss = binary_cross_entropy_with_logits(logits, labels, reduction="sum")
@@ -91,12 +119,17 @@ class Run:
 
     @torch.no_grad()
     def quality_on(self, split: SplitConfig) -> Quality:
-        """The model's quality on the rows of all ranks; the same on every rank."""
+        """The model's quality on the rows of all ranks; the same on every rank. Residents' private rows are left out:
+        what is measured can be published."""
         self.model.eval()
         outputs = []
-        for batch in self.batches(split):
-            part = batch.part.to(self.ranks.device)
-            outputs.append(torch.stack([self.model(part), part.labels])[:, : batch.rows].cpu())
+        self.remap.leaves_out_residents = True
+        try:
+            for batch in self.batches(split):
+                part = batch.part.to(self.ranks.device)
+                outputs.append(torch.stack([self.model(part), part.labels])[:, : batch.rows].cpu())
+        finally:
+            self.remap.leaves_out_residents = False
         if not outputs:
             raise ConfigError(f"{split}: no rows to evaluate on")
         gathered: list[torch.Tensor] = [torch.empty(0)] * self.ranks.world_size

@@ -14,7 +14,7 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.recluster import TableReport
-from torchrec_cce.modules.state_names import in_checkpoint, joined, pooled_weight
+from torchrec_cce.modules.state_names import codewords_weight, in_checkpoint, joined, pooled_weight
 from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
@@ -135,11 +135,12 @@ def snapshot_of_run(run_dir: Path) -> RunSnapshot:
     """
     config = read_run_config(run_dir)
     folder = checkpoint.newest(run_dir)
+    weight = codewords_weight if config.embedding.method == "cce_residents" else pooled_weight
     entropies = checkpoint.read_position(folder).entropies
     tables = {}
     for collection in sorted(path.name for path in (folder / "maps").iterdir()):
         maps = checkpoint.read_maps(folder, collection)
-        keys = {name: in_checkpoint(joined(collection, pooled_weight(name))) for name in maps}
+        keys = {name: in_checkpoint(joined(collection, weight(name))) for name in maps}
         weights = DistributedCheckpoint(folder=folder).read(list(keys.values()))
         for name, table in maps.items():
             whole = weights[keys[name]].float().numpy()

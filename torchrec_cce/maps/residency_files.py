@@ -1,0 +1,59 @@
+"""The residents of tables as files of a folder, beside the maps of a checkpoint: the ages, and a manifest of them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from torchrec_cce.errors import MapFileError
+from torchrec_cce.files.atomic import write_json
+from torchrec_cce.maps.arrow_file import numbers, read_array, write_array
+from torchrec_cce.maps.residency import Residency
+from torchrec_cce.maps.sealed import sha256_of
+
+_MANIFEST = "residents.json"
+
+
+def write_residencies(folder: Path, tables: Mapping[str, Residency]) -> None:
+    """Write to a new folder. The manifest comes last."""
+    folder.mkdir(parents=True)
+    entries = {}
+    for number, (name, residency) in enumerate(tables.items()):
+        path = folder / f"{number:04d}.ages.arrow"
+        with path.open("wb") as sink:
+            write_array(sink, "ages", pa.array(residency.ages))
+        entries[name] = {
+            "file": path.name,
+            "sha256": sha256_of(path),
+            "num_ids": residency.num_ids,
+            "phases": residency.phases,
+            "is_open": residency.is_open,
+        }
+    write_json(folder / _MANIFEST, entries, indent=2)
+
+
+def read_residencies(folder: Path) -> dict[str, Residency]:
+    """Table → its residency, memory-mapped, all digests checked.
+
+    Raises:
+        MapFileError: a file is missing or damaged.
+    """
+    path = folder / _MANIFEST
+    try:
+        entries = json.loads(path.read_text())
+        return {name: _read(folder, entry) for name, entry in entries.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MapFileError(f"{path}: missing or damaged ({error}); copy the checkpoint again") from error
+
+
+def _read(folder: Path, entry: Mapping[str, Any]) -> Residency:
+    path = folder / Path(entry["file"]).name
+    found = sha256_of(path)
+    if found != entry["sha256"]:
+        raise MapFileError(
+            f"{path}: SHA-256 {found[:12]}, recorded is {entry['sha256'][:12]}; damaged, copy the checkpoint again"
+        )
+    ages = numbers(read_array(path, "ages", pa.uint8(), int(entry["num_ids"])))
+    return Residency(ages=ages, phases=int(entry["phases"]), is_open=bool(entry["is_open"]))
