@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,14 +33,23 @@ Codes = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.integer]]
 """positions [N] int64 → [N, c] integers, their codes in the codebook."""
 
 
+class RowArray(Protocol):
+    """Rows of float32 numbers: an array, possibly memory-mapped, or what gives arrays where it is asked for some."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: Any, /) -> Floats: ...
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ResidentRows:
     """What the residents of a table have learned."""
 
     residency: Residency
     """Of an open phase."""
-    rows: Floats
-    """[m, d] float32, possibly memory-mapped: the rows of the residents, in the order of their positions."""
+    rows: RowArray
+    """[m, d]: the rows of the residents, in the order of their positions."""
 
 
 class TableFold:
@@ -81,11 +91,11 @@ class TableFold:
         self._seed, self._config = seed, config
         self._ages, self._slots, self._rows = residents.residency.ages, residents.residency.slots, residents.rows
         self.num_residents = self._slots.num_slots
-        if self._rows.ndim != 2 or self._rows.shape[1] != self.num_columns * self.width:
-            raise ConfigError(f"rows are {list(self._rows.shape)}, not [m, {self.num_columns * self.width}]")
-        if not residents.residency.is_open or len(self._rows) < self.num_residents:
-            state = "open" if residents.residency.is_open else "closed"
-            raise ConfigError(f"{len(self._rows)} rows for {self.num_residents} residents of a phase that is {state}")
+        if self._rows.shape[1:] != (self.num_columns * self.width,) or self._rows.shape[0] < self.num_residents:
+            expected = f"[m, {self.num_columns * self.width}] for {self.num_residents} residents"
+            raise ConfigError(f"rows are {list(self._rows.shape)}, not {expected}")
+        if not residents.residency.is_open:
+            raise ConfigError("no phase is open, whose rows could be folded")
         self._distance_unit = FixedPoint(self.num_ids * self._largest_distance())
 
     @property

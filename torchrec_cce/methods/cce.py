@@ -80,6 +80,11 @@ class CCEConfig(CompositionalConfig):
         return f"{self.name}_residents"
 
     @property
+    def has_stock_residents(self) -> bool:
+        """Whether it has residents whose rows are a stock table of TorchRec's."""
+        return self.residents is not None and self.residents.dtype == "float32"
+
+    @property
     def max_residents(self) -> int:
         """How many IDs can have a private row at a time, 0 without residents."""
         return 0 if self.residents is None else self.residents.num_rows(self.num_embeddings)
@@ -95,7 +100,6 @@ class CCEConfig(CompositionalConfig):
             "num_embeddings": self.max_residents,
             "embedding_dim": self.embedding_dim,
             "feature_names": self.resident_feature_names(),
-            "data_type": self.residents.data_type,
             "init_fn": torch.nn.init.zeros_,
         }
 

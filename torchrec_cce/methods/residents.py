@@ -1,12 +1,11 @@
 """Residents: private rows for a fraction of a CCE table's IDs at a time, folded into its codewords and pointers."""
 
 from dataclasses import dataclass
-
-from torchrec.modules.embedding_configs import DataType
+from typing import Literal, get_args
 
 from torchrec_cce.errors import ConfigError
 
-_DATA_TYPES = {"float32": DataType.FP32}
+RowType = Literal["float32", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,18 +18,24 @@ class ResidentConfig:
 
     fraction: float = 0.25
     """Of all IDs, above 0 and at most 1."""
-    dtype: str = "float32"
-    """Of the rows."""
+    dtype: RowType = "float32"
+    """Of the rows. `"float32"`: they are a stock table, which TorchRec places, and any optimizer trains. `"int8"`: they
+    take a quarter of the memory, in host memory; every rank has a replica, and row-wise Adagrad trains it in the
+    backward pass."""
+    learning_rate: float = 0.05
+    """`"int8"`: of that Adagrad."""
+    weight_decay: float = 0.0
+    """`"int8"`: what a row loses, as a share of itself and of the learning rate, whenever it is trained."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"residents: fraction={self.fraction} is not above 0 and at most 1; 0.25 is usual")
-        if self.dtype not in _DATA_TYPES:
-            raise ConfigError(f"residents: dtype={self.dtype!r} is not one of {', '.join(_DATA_TYPES)}")
-
-    @property
-    def data_type(self) -> DataType:
-        return _DATA_TYPES[self.dtype]
+        if self.dtype not in get_args(RowType):
+            raise ConfigError(f"residents: dtype={self.dtype!r} is not one of {', '.join(get_args(RowType))}")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"residents: learning_rate={self.learning_rate} is not above 0")
+        if not self.weight_decay >= 0:
+            raise ConfigError(f"residents: weight_decay={self.weight_decay} is not at least 0")
 
     def num_rows(self, num_embeddings: int) -> int:
         """The rows of a table of `num_embeddings` IDs, at least 1."""

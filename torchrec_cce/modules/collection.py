@@ -20,10 +20,11 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable
-from torchrec_cce.modules.parameter_store import ParameterStore, TableRows
+from torchrec_cce.modules.parameter_store import ParameterStore, ResidentStore, TableRows
+from torchrec_cce.modules.quantized_rows import QuantizedStore, QuantizedTable
 from torchrec_cce.modules.recluster import TableReport, recluster_rows
 from torchrec_cce.modules.remap import Remap
-from torchrec_cce.modules.state_names import residents_weight
+from torchrec_cce.modules.state_names import quantized_rows, residents_weight
 
 
 class CCECollection(ABC, nn.Module):
@@ -79,11 +80,12 @@ class CCECollection(ABC, nn.Module):
             if not weight.is_meta:
                 table.init_fn(weight)
         for table in self.configs_with_residents():
-            rows = self._parameter(self.residents_name(table.name))
-            if not rows.is_meta:
-                nn.init.zeros_(rows)
+            if table.has_stock_residents:
+                rows = self._parameter(self.residents_name(table.name))
+                if not rows.is_meta:
+                    nn.init.zeros_(rows)
         for module in self.modules():
-            if isinstance(module, ComputedTable):
+            if isinstance(module, ComputedTable | QuantizedTable):
                 module.reset_parameters()
 
     def configs(self) -> list[BaseEmbeddingConfig]:
@@ -252,7 +254,7 @@ class CCECollection(ABC, nn.Module):
         self.check_no_phase_is_open()
         stores, phases = {}, {}
         for config in self.configs_with_residents():
-            stores[config.name] = self._residents_store(config.name, optimizer)
+            stores[config.name] = self._residents_store(config, optimizer)
             before = self.remap.residency(config.name)
             ages = admitted_ages(
                 before,
@@ -281,8 +283,14 @@ class CCECollection(ABC, nn.Module):
         """What is to be folded, if a phase of `table` is open."""
         if table.residents is None or not self.remap.residency(table.name).is_open:
             return None
-        rows = self._residents_store(table.name).read().weights
+        rows = self._residents_store(table).read_rows()
         return ResidentRows(residency=self.remap.residency(table.name), rows=rows)
+
+    def quantized_store(self, config: CCEConfig) -> ResidentStore | None:
+        """The rows of a table's residents, if they are int8; if not, they are a stock table, or there are none."""
+        if config.residents is None or config.has_stock_residents:
+            return None
+        return QuantizedStore(self.get_submodule(quantized_rows(config.resident_table)))
 
     def residents_name(self, table: str) -> str:
         """The name of the rows of a table's residents in `state_dict`, sharded or not."""
@@ -293,8 +301,12 @@ class CCECollection(ABC, nn.Module):
     def _store(self, table: str, optimizer: torch.optim.Optimizer | None = None) -> ParameterStore:
         return ParameterStore(self._parameter(self.weight_name(table)), optimizer, table=table)
 
-    def _residents_store(self, table: str, optimizer: torch.optim.Optimizer | None = None) -> ParameterStore:
-        return ParameterStore(self._parameter(self.residents_name(table)), optimizer, table=table)
+    def _residents_store(self, config: CCEConfig, optimizer: torch.optim.Optimizer | None = None) -> ResidentStore:
+        stock = self.quantized_store(config)
+        if stock is None:
+            weight = self._parameter(self.residents_name(config.name))
+            stock = ParameterStore(weight, optimizer, table=config.resident_table)
+        return stock
 
     def _parameter(self, name: str) -> nn.Parameter:
         """A stock table, as long as no wrapper has spread it over ranks: then its module is not PyTorch's."""

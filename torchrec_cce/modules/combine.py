@@ -49,7 +49,7 @@ class Combine(nn.Module):
             )
         ]
 
-    def forward(self, columns: Sequence[KeyedTensor], residents: KeyedTensor | None = None) -> KeyedTensor:
+    def forward(self, columns: Sequence[KeyedTensor], residents: Sequence[KeyedTensor] = ()) -> KeyedTensor:
         """`columns` of `[B, Σ d/c]` each, in any key order, to `[B, Σ d]` in the order of the tables.
 
         Args:
@@ -62,8 +62,9 @@ class Combine(nn.Module):
         if any(scale != 1.0 for scale in self._scales):
             scale = torch.tensor(self._scales, device=values.device, dtype=values.dtype)
             values = values * scale.repeat_interleave(torch.tensor(self._dims, device=values.device))
-        if residents is not None:
-            rows, parts = residents.to_dict(), values.split(self._dims, dim=1)
+        if residents:
+            rows = {key: value for each in residents for key, value in each.to_dict().items()}
+            parts = values.split(self._dims, dim=1)
             added = [
                 part if key is None else part + rows[key] for part, key in zip(parts, self._resident_keys, strict=True)
             ]

@@ -12,6 +12,7 @@ from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTables
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.combine import Combine
+from torchrec_cce.modules.quantized_rows import QuantizedRows
 from torchrec_cce.modules.state_names import codewords_weight, pooled_weight
 
 
@@ -22,7 +23,8 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
     TorchRec shards, fuses, checkpoints and quantizes like any other) and `combine` (columns → the caller's features).
     Tables that are computed and not looked up are in `computed`, and replicated; without others, `ebc` is None. The
     codewords of tables with residents, and the rows of these, are stock collections of their own, `codewords` and
-    `residents`: while a phase is open, the one is frozen and the other is trained.
+    `residents`: while a phase is open, the one is frozen and the other is trained. Rows of int8 numbers, which no stock
+    collection trains, are in `quantized_residents`.
 
     Args:
         tables: `EmbeddingBagConfig` for a full table, `CompositionalEmbeddingBagConfig` for a hashed one,
@@ -69,7 +71,9 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
 
         self.ebc = stock([table for name, table in self._physical.items() if name not in frozen])
         self.codewords = stock([table for name, table in self._physical.items() if name in frozen])
-        self.residents = stock([table.resident_rows() for table in with_residents])
+        quantized = [table for table in with_residents if not table.has_stock_residents]
+        self.residents = stock([table.resident_rows() for table in with_residents if table not in quantized])
+        self.quantized_residents = QuantizedRows(quantized, device=device) if quantized else None
         computed = [table for table in tables if isinstance(table, ComputedEmbeddingBagConfig)]
         self.computed = ComputedTables(computed, is_weighted=is_weighted, device=device) if computed else None
         self.combine = Combine(tables, list(self._physical.values()))
@@ -83,7 +87,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         rows = self.remap(features)
         # Under way, if sharded, while others are computed.
         looked_up = [] if self.ebc is None else [self.ebc(rows)]
-        residents = None if self.residents is None else self.residents(rows)
+        residents = [stock(rows) for stock in (self.residents, self.quantized_residents) if stock is not None]
         if self.codewords is not None:
             looked_up.append(self._look_codewords_up(rows))
         if self.computed is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from torchrec_cce.clustering.fold import RowArray
 from torchrec_cce.errors import ConfigError
 
 Array = npt.NDArray[np.float32]
@@ -29,6 +30,12 @@ class RowStore(Protocol):
     def read(self) -> TableRows: ...
 
     def write(self, rows: TableRows) -> None: ...
+
+
+class ResidentStore(Protocol):
+    """Where the rows of residents live."""
+
+    def read_rows(self) -> RowArray: ...
 
     def restart(self, parts: Iterable[tuple[int, Array]]) -> None:
         """Write rows, a part at a time with its first row, and set every row's state to zero."""
@@ -68,6 +75,9 @@ class ParameterStore:
             self._parameter.copy_(torch.from_numpy(rows.weights))
             for name, value in self._states.items():
                 value.copy_(torch.from_numpy(rows.states[name]))
+
+    def read_rows(self) -> RowArray:
+        return to_array(self._parameter)
 
     def restart(self, parts: Iterable[tuple[int, Array]]) -> None:
         with torch.no_grad():

@@ -37,6 +37,15 @@ def residents_weight(table: str) -> str:
     return bag_weight(_RESIDENTS, table)
 
 
+def quantized_rows(table: str) -> str:
+    """The module with the int8 rows of the residents of a table, within its `CCEEmbeddingBagCollection`.
+
+    Args:
+        table: that of the rows, see `CCEConfig.resident_table`.
+    """
+    return f"quantized_residents.tables.{table}"
+
+
 def holds_residents(stock: str) -> bool:
     """Whether the stock collection at the path `stock` has the rows of residents."""
     return stock.rpartition(".")[2] == _RESIDENTS

@@ -39,7 +39,7 @@ def column_constraints(
     """
     given = given or {}
     owners = {table.name: table.name for table in tables}
-    rows = [table for table in tables if isinstance(table, CCEEmbeddingBagConfig) and table.residents is not None]
+    rows = [table for table in tables if isinstance(table, CCEEmbeddingBagConfig) and table.has_stock_residents]
     owners |= {table.resident_table: table.name for table in rows}
     unknown = set(given) - owners.keys()
     if unknown:

@@ -123,7 +123,7 @@ def _resident_rows(table: ShardedTable) -> ResidentRows | None:
     if table.residents is None:
         return None
     residency = table.collection.remap.residency(table.config.name)
-    return ResidentRows(residency=residency, rows=table.residents.read_shared()) if residency.is_open else None
+    return ResidentRows(residency=residency, rows=table.residents.read_rows()) if residency.is_open else None
 
 
 def check_names(frequencies: Collection[str], tables: Sequence[ShardedTable]) -> None:

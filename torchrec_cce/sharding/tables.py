@@ -11,11 +11,12 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
+from torchrec_cce.clustering.fold import RowArray
 from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.collection import CCECollection, snapshot_of
-from torchrec_cce.modules.parameter_store import TableRows, to_array
+from torchrec_cce.modules.parameter_store import ResidentStore, TableRows, to_array
 from torchrec_cce.modules.recluster import TableReport
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.state_names import joined
@@ -52,7 +53,7 @@ class ShardedStore:
             states={name: to_array(_gather(value, self._sizes[name])) for name, value in self._states.items()},
         )
 
-    def read_shared(self) -> npt.NDArray[np.float32]:
+    def read_rows(self) -> RowArray:
         """The weights as one file of each host, mapped by its ranks: a few thousand rows at a time are private."""
         num_rows, width = size_of(self._weight)
         file = HostFile((num_rows, width), np.dtype(np.float32))
@@ -138,7 +139,7 @@ class ShardedTable(NamedTuple):
     collection: CCECollection
     config: CCEConfig
     store: ShardedStore
-    residents: ShardedStore | None
+    residents: ResidentStore | None
     """Of the rows of its residents, if it may have some."""
 
 
@@ -152,12 +153,13 @@ def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None 
     tables = []
     for path, collection in collections_of(model).items():
         for config in collection.cce_configs():
-            names = [collection.weight_name(config.name)]
-            if config.residents is not None:
-                names.append(collection.residents_name(config.name))
-            places = [joined(path, name) for name in names]
-            store, *rows = (ShardedStore(weights[name], states.get(name, {})) for name in places)
-            tables.append(ShardedTable(collection, config, store, rows[0] if rows else None))
+            name = joined(path, collection.weight_name(config.name))
+            rows = collection.quantized_store(config)
+            if config.residents is not None and rows is None:
+                row_name = joined(path, collection.residents_name(config.name))
+                rows = ShardedStore(weights[row_name], states.get(row_name, {}))
+            store = ShardedStore(weights[name], states.get(name, {}))
+            tables.append(ShardedTable(collection=collection, config=config, store=store, residents=rows))
     return tables
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,7 +25,7 @@ from torchrec import EmbeddingBagConfig, PoolingType
 from torchrec_cce.clustering.settings import Backend, ReclusterConfig
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
 from torchrec_cce.methods.registry import Method, tables_under_cap
-from torchrec_cce.methods.residents import ResidentConfig
+from torchrec_cce.methods.residents import ResidentConfig, RowType
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -226,8 +226,8 @@ class ResidentsSection:
 
     fraction: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.25
     """Of the IDs of a table that have a row at a time."""
-    dtype: str = "float32"
-    """Of the rows."""
+    dtype: RowType = "float32"
+    """Of the rows; see `ResidentConfig`."""
     learning_rate: LearningRate | None = None
     """Of the rows; `optimizer.embedding_learning_rate` if not given."""
     count_first: bool = True
@@ -386,9 +386,15 @@ class RunConfig:
             num_columns=self.embedding.num_columns,
             num_terms=self.embedding.num_terms,
             use_helper=self.embedding.use_helper,
-            residents=None if self.residents is None else self.residents.config(),
+            residents=replace((self.residents or ResidentsSection()).config(), learning_rate=self.residents_rate),
             seed=self.seed,
         )
+
+    @property
+    def residents_rate(self) -> float:
+        """The learning rate of residents' rows."""
+        section = self.residents or ResidentsSection()
+        return section.learning_rate or self.optimizer.embedding_learning_rate
 
     def universes(self) -> dict[str, int]:
         """Feature → size of the universe of its table."""

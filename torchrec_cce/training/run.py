@@ -37,8 +37,9 @@ class Run:
         model = build_model(config, num_dense=num_dense(config), device=ranks.device)
         self.model: DistributedModelParallel
         self.optimizer: CombinedOptimizer
-        rate = None if config.residents is None else config.residents.learning_rate
-        self.model, self.optimizer = shard(model, self.plan, config.optimizer, ranks, residents_rate=rate)
+        self.model, self.optimizer = shard(
+            model, self.plan, config.optimizer, ranks, residents_rate=config.residents_rate
+        )
         self.collections = list(collections_of(self.model).values())
         (self.remap,) = (collection.remap for collection in self.collections)
         self.frequencies = ShardedFrequencies({})  # of each position of a map, if clusterings weigh by them

@@ -1,0 +1,228 @@
+"""`QuantizedRows`: the private rows of residents as int8 numbers, which no stock table of TorchRec trains."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+from torchrec_cce.hashing import derive_seed
+from torchrec_cce.kernels.quantized_rows import LARGEST, pool_rows, train_rows
+from torchrec_cce.methods.cce import CCEConfig
+
+Floats = npt.NDArray[np.float32]
+
+_FIRST_STEP = 0.01
+"""What a number stands for until it is known how large rows become."""
+_STEP = 0.04
+"""The same, as a share of the root mean square of the rows of the phase before: 127 of them are five of those."""
+_EPSILON = 1e-8
+"""FBGEMM's."""
+
+
+class QuantizedRows(nn.Module):
+    """Pooled sums of the rows of residents, as an `EmbeddingBagCollection` returns those of its own.
+
+    A row is `d` int8 numbers, and a float32 of row-wise Adagrad, by which it is trained in the backward pass: no
+    gradient or optimizer is seen outside. A number stands for itself times a step, which is the same for all rows of a
+    table in a phase; updates that are less than a step are rounded up or down at random, so that their mean is right.
+
+    Rows are in host memory, and every rank has a replica: gradients are exchanged between ranks, and averaged over them
+    as those of all tables are. The draws come from the table's seed and the number of the update, so that all replicas
+    stay equal, and a resumed run draws what an uninterrupted one would.
+
+    Args:
+        tables: configurations with `residents` of dtype int8.
+        device: the meta device for rows that are not there yet; any other is of no concern.
+    """
+
+    def __init__(self, tables: Sequence[CCEConfig], *, device: torch.device | None) -> None:
+        super().__init__()
+        is_meta = device is not None and device.type == "meta"
+        self.tables = nn.ModuleDict({table.resident_table: QuantizedTable(table, is_meta=is_meta) for table in tables})
+        self._keys = [(table.resident_table, key) for table in tables for key in table.resident_feature_names()]
+        self._dims = [table.embedding_dim for table in tables for _ in table.feature_names]
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """`[B, Σ d]` float32 with one key `f#table#residents` a feature, from the slots under that key."""
+        bags = [_bags_of(features[key], table) for table, key in self._keys]
+        # Autograd goes back to where some input needs a gradient.
+        start = torch.zeros(0, requires_grad=torch.is_grad_enabled())
+        pooled: tuple[torch.Tensor, ...] = _Pool.apply(start, self.tables, bags)  # type: ignore[no-untyped-call]
+        device, inverse = features.device(), features.inverse_indices_or_none()
+        parts = [part.to(device) for part in pooled]
+        if inverse is not None:  # a variable batch for each feature
+            names, indices = inverse
+            parts = [part[indices[names.index(key)]] for part, (_, key) in zip(parts, self._keys, strict=True)]
+        keys = [key for _, key in self._keys]
+        return KeyedTensor(keys=keys, length_per_key=self._dims, values=torch.cat(parts, dim=1))
+
+
+class QuantizedTable(nn.Module):
+    """The rows of one table."""
+
+    rows: torch.Tensor
+    """[m, d] int8."""
+    state: torch.Tensor
+    """[m] float32."""
+    step: torch.Tensor
+    """[] float64: what 1 stands for."""
+    updates: torch.Tensor
+    """[] int64: how many there were."""
+
+    def __init__(self, config: CCEConfig, *, is_meta: bool) -> None:
+        super().__init__()
+        assert config.residents is not None
+        self.width = config.embedding_dim
+        self.learning_rate, self.weight_decay = config.residents.learning_rate, config.residents.weight_decay
+        self._seed = derive_seed(config.seed, config.resident_table)
+        device = torch.device("meta" if is_meta else "cpu")
+        shape = (config.max_residents, config.embedding_dim)
+        self.register_buffer("rows", torch.zeros(shape, dtype=torch.int8, device=device))
+        self.register_buffer("state", torch.zeros(shape[0], device=device))
+        self.register_buffer("step", torch.tensor(_FIRST_STEP, dtype=torch.float64, device=device))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
+
+    def reset_parameters(self) -> None:
+        """As before the first phase."""
+        for buffer in (self.rows, self.state, self.updates):
+            buffer.zero_()
+        self.step.fill_(_FIRST_STEP)
+
+    def pool(self, bags: "_Bags") -> Floats:
+        """Weighted sums, [B, d]."""
+        out = np.zeros((len(bags.lengths), self.width), np.float32)
+        pool_rows(self.rows.numpy(), np.float32(self.step.item()), bags.slots, bags.lengths, bags.weights, out)
+        return out
+
+    def train_on(
+        self, slots: npt.NDArray[np.int64], bags: npt.NDArray[np.int64], weights: Floats, gradients: Floats
+    ) -> None:
+        """One update by the gradients of the sums of bags; arguments as of `train_rows`."""
+        seed = derive_seed(self._seed, int(self.updates))
+        self.updates += 1
+        train_rows(
+            self.rows.numpy(),
+            self.state.numpy(),
+            np.float32(self.step.item()),
+            np.argsort(slots, kind="stable"),
+            slots,
+            bags,
+            weights,
+            gradients,
+            np.float32(self.learning_rate),
+            np.float32(self.weight_decay),
+            np.float32(_EPSILON),
+            np.uint64(seed),
+        )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedTable":  # noqa: ARG002
+        """Stay in host memory, wherever a model is moved to; come to be there if it was on the meta device."""
+        if self.rows.is_meta:
+            for name, buffer in list(self.named_buffers()):
+                setattr(self, name, torch.zeros_like(buffer, device="cpu"))
+            self.reset_parameters()
+        return self
+
+
+class QuantizedStore:
+    """The rows of one table, as `ResidentStore` has those of a stock one. The same on every rank."""
+
+    def __init__(self, table: nn.Module) -> None:
+        assert isinstance(table, QuantizedTable)
+        self._table = table
+
+    def read_rows(self) -> "QuantizedArray":
+        return QuantizedArray(self._table.rows.numpy(), float(self._table.step))
+
+    def restart(self, parts: Iterable[tuple[int, Floats]]) -> None:
+        table = self._table
+        numbers = table.rows.numpy()
+        squares = sum(float(np.square(part, dtype=np.float32).sum()) for part in np.array_split(numbers, 64))
+        if squares > 0:
+            table.step *= _STEP * (squares / (np.count_nonzero(numbers.any(axis=1)) * table.width)) ** 0.5
+        table.rows.zero_()
+        table.state.zero_()
+        for first, rows in parts:
+            scaled = np.clip(np.rint(rows / float(table.step)), -LARGEST, LARGEST)
+            numbers[first : first + len(rows)] = scaled.astype(np.int8)
+
+
+class QuantizedArray:
+    """Rows that become float32 where they are asked for: `[m, d]`."""
+
+    def __init__(self, numbers: npt.NDArray[np.int8], step: float) -> None:
+        self._numbers, self._step = numbers.copy(), np.float32(step)
+        self.shape = numbers.shape
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, rows: Any) -> Floats:
+        part: Floats = self._numbers[rows] * self._step
+        return part
+
+
+class _Bags(NamedTuple):
+    """The residents in the bags of one feature."""
+
+    table: str
+    slots: npt.NDArray[np.int64]
+    """[R]."""
+    lengths: npt.NDArray[np.integer]
+    """[B]."""
+    weights: Floats
+    """[R], or [0] where all are 1."""
+
+
+def _bags_of(bags: JaggedTensor, table: str) -> _Bags:
+    weights = bags.weights_or_none()
+    return _Bags(
+        table,
+        bags.values().cpu().numpy(),
+        bags.lengths().cpu().numpy(),
+        np.empty(0, np.float32) if weights is None else weights.float().cpu().numpy(),
+    )
+
+
+class _Pool(torch.autograd.Function):
+    """Sums of rows; the backward pass trains them."""
+
+    @staticmethod
+    def forward(ctx: Any, _start: torch.Tensor, tables: nn.ModuleDict, bags: list[_Bags]) -> tuple[torch.Tensor, ...]:
+        ctx.tables, ctx.bags = tables, bags
+        return tuple(torch.from_numpy(_table(tables, each.table).pool(each)) for each in bags)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
+        mine = [(bags, part.cpu().numpy()) for bags, part in zip(ctx.bags, gradients, strict=True)]
+        everyones, share = [mine], np.float32(1)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            everyones = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(everyones, mine)
+            share = np.float32(1 / len(everyones))
+        for name, table in ctx.tables.items():
+            parts = [part for ranks in everyones for part in ranks if part[0].table == name]
+            first = np.cumsum([0, *(len(gradient) for _, gradient in parts)])
+            table.train_on(
+                np.concatenate([bags.slots for bags, _ in parts]),
+                np.concatenate(
+                    [
+                        start + np.arange(len(b.lengths)).repeat(b.lengths)
+                        for start, (b, _) in zip(first, parts, strict=False)
+                    ]
+                ),
+                np.concatenate([bags.weights for bags, _ in parts]),
+                np.concatenate([gradient for _, gradient in parts]) * share,
+            )
+        return None, None, None
+
+
+def _table(tables: nn.ModuleDict, name: str) -> QuantizedTable:
+    table = tables[name]
+    assert isinstance(table, QuantizedTable)
+    return table
