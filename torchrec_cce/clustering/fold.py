@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.column import SampleErrors, TrainedColumn
+from torchrec_cce.clustering.column import SampleErrors, TrainedColumn, match_labels
 from torchrec_cce.clustering.fixed_point import FixedPoint
 from torchrec_cce.clustering.kmeans.kmeans import kmeans
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
@@ -193,10 +193,11 @@ class TableFold:
             num_threads=num_threads,
             backend=self._config.backend,
         )
-        _, distances = NearestCentroid(centroids)(points)
+        labels, distances = NearestCentroid(centroids)(points)
+        old = np.concatenate([used, codes[:, column]])
         shares = masses / masses.sum()
         return TrainedColumn(
-            centroids=centroids,
+            centroids=centroids[match_labels(old, labels, masses, num_labels=len(centroids))],
             errors=SampleErrors(
                 new=float(shares @ distances),
                 parent=float(shares[len(used) :] @ np.square(parts, dtype=np.float64).sum(axis=1)),

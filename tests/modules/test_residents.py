@@ -1,0 +1,256 @@
+"""A collection with residents: lookups against a plain sum, phases, what is frozen, and what is refused."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from tests.support.module_cases import random_features
+from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CCEEmbeddingConfig, ReclusterConfig
+from torchrec_cce.errors import ClusteringError, ConfigError
+from torchrec_cce.maps.residency import Residency
+from torchrec_cce.maps.vocabulary import Vocabulary
+from torchrec_cce.methods.residents import ResidentConfig
+
+N, D, C, K = 200, 8, 4, 5
+KEYS = {"day": 7, "b": N, "a": N}
+
+
+def collection(
+    dtype: str = "float32", *, is_weighted: bool = False, fraction: float = 0.3, device: str = "cpu", **changes: object
+) -> CCEEmbeddingBagCollection:
+    torch.manual_seed(0)
+    residents = ResidentConfig(fraction=fraction, dtype=dtype, learning_rate=0.1)
+    sizes = {"num_embeddings": N, "embedding_dim": D, "num_columns": C, "num_rows": K, "residents": residents}
+    tables = [
+        CCEEmbeddingBagConfig(name="t", feature_names=["a", "b"], **sizes | changes),
+        EmbeddingBagConfig(name="d", num_embeddings=7, embedding_dim=D, feature_names=["day"]),
+    ]
+    return CCEEmbeddingBagCollection(tables=tables, is_weighted=is_weighted, device=torch.device(device))
+
+
+def learned(dtype: str = "float32", **changes: object) -> CCEEmbeddingBagCollection:
+    """In an open phase, with codewords and rows that are not zero."""
+    one = collection(dtype, **changes)
+    torch.nn.init.normal_(one.codewords.embedding_bags["t"].weight)
+    one.admit(seed=1)
+    rows = torch.randn(60, D)
+    if dtype == "int8":
+        table = one.quantized_residents.tables["t_residents"]
+        table.rows.copy_((rows / 0.01).clamp(-127, 127).to(torch.int8))
+    else:
+        with torch.no_grad():
+            one.residents.embedding_bags["t_residents"].weight.copy_(rows)
+    return one
+
+
+def rows_of(one: CCEEmbeddingBagCollection) -> torch.Tensor:
+    if one.quantized_residents is None:
+        return one.residents.embedding_bags["t_residents"].weight.detach()
+    table = one.quantized_residents.tables["t_residents"]
+    return table.rows * float(table.step)
+
+
+def embeddings(one: CCEEmbeddingBagCollection, *, with_rows: bool = True) -> torch.Tensor:
+    """[N, D] of all IDs, by a plain sum."""
+    codes = torch.from_numpy(one.pointer_map("t").codebook_codes(np.arange(N)).astype(np.int64))
+    codebook = one.codewords.embedding_bags["t"].weight.detach().view(C, 2, K, D // C)[:, 0]
+    whole = torch.cat([codebook[j][codes[:, j]] for j in range(C)], dim=1)
+    residency = one.remap.residency("t")
+    if with_rows and residency.is_open:
+        residents = torch.from_numpy(np.flatnonzero(residency.ages == 0))
+        whole[residents] += rows_of(one)[: len(residents)]
+    return whole
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize(("pooling", "is_weighted"), [("sum", False), ("mean", False), ("sum", True)])
+def test_an_embedding_is_that_of_the_codewords_and_the_row(dtype: str, pooling: str, is_weighted: bool) -> None:
+    one = learned(dtype, pooling=PoolingType[pooling.upper()], is_weighted=is_weighted)
+    features = random_features(KEYS, batch_size=12, max_length=4, seed=0, weighted=is_weighted)
+    found, each = one(features), embeddings(one)
+    for key in ("a", "b"):
+        bags = features[key]
+        weights = bags.weights() if is_weighted else torch.ones(len(bags.values()))
+        for bag, (start, stop) in enumerate(zip(bags.offsets()[:-1], bags.offsets()[1:], strict=True)):
+            part = slice(int(start) - int(bags.offsets()[0]), int(stop) - int(bags.offsets()[0]))
+            expected = (weights[part, None] * each[bags.values()[part]]).sum(0)
+            if pooling == "mean":
+                expected = expected / max(1, part.stop - part.start)
+            torch.testing.assert_close(found[key][bag], expected, atol=1e-5, rtol=1e-5)
+    assert found.keys() == ["a", "b", "day"]
+
+
+def test_without_an_open_phase_nothing_is_added_and_the_codewords_learn() -> None:
+    one = collection()
+    torch.nn.init.normal_(one.codewords.embedding_bags["t"].weight)
+    features = KeyedJaggedTensor.from_lengths_sync(
+        keys=["day", "b", "a"], values=torch.tensor([1, 5, 9]), lengths=torch.tensor([1, 1, 1])
+    )
+    found = one(features)
+    torch.testing.assert_close(found["a"][0], embeddings(one)[9])
+    found.values().sum().backward()
+    assert one.codewords.embedding_bags["t"].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_in_a_phase_the_codewords_are_frozen_and_the_rows_and_other_tables_learn(dtype: str) -> None:
+    one = learned(dtype)
+    before = rows_of(one).clone()
+    optimizer = RowWiseAdagrad(one.parameters(), lr=0.1)
+    one(random_features(KEYS, batch_size=12, max_length=4, seed=0)).values().square().sum().backward()
+    optimizer.step()
+    assert one.codewords.embedding_bags["t"].weight.grad is None
+    assert one.ebc.embedding_bags["d"].weight.grad is not None
+    assert not torch.equal(rows_of(one), before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_fold_keeps_what_the_residents_learned(dtype: str) -> None:
+    one = learned(dtype)
+    before = embeddings(one)
+    report = one.recluster(seed=1)["t"]
+    after = embeddings(one)
+    assert not one.remap.phase_is_open
+    codebook = one.codewords.embedding_bags["t"].weight.detach().view(C, 2, K, D // C)[:, 0]
+    nearest = torch.stack(
+        [((before.view(N, C, -1)[:, j, None] - codebook[j]) ** 2).sum(-1).min(dim=1).values for j in range(C)]
+    )
+    torch.testing.assert_close(((after - before) ** 2).sum(1), nearest.sum(0), atol=1e-4, rtol=1e-4)
+    assert report.objective == pytest.approx(float(nearest.sum(0).mean()), rel=1e-4)
+    assert report.generation == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_rows_and_their_optimizer_start_anew_in_every_phase(dtype: str) -> None:
+    one = learned(dtype)
+    optimizer = RowWiseAdagrad(one.parameters(), lr=0.1)
+    one(random_features(KEYS, batch_size=50, max_length=4, seed=0)).values().square().sum().backward()
+    optimizer.step()
+    one.recluster(seed=1)
+    first = one.remap.residency("t")
+    one.admit(seed=1, optimizer=optimizer if dtype == "float32" else None)
+    second = one.remap.residency("t")
+
+    assert second.phases == 2
+    assert not ((first.ages == 0) & (second.ages == 0)).any()  # all others waited longer
+    residents = np.flatnonzero(second.ages == 0)
+    assert np.abs(rows_of(one)[: len(residents)]).max() <= 0.1 + 0.06  # within half a step of the draw
+    if dtype == "float32":
+        momentum = optimizer.state[one.residents.embedding_bags["t_residents"].weight]["sum"]
+        assert not momentum.any()
+    else:
+        assert not one.quantized_residents.tables["t_residents"].state.any()
+
+
+def test_frequent_ids_come_first() -> None:
+    one, frequencies = collection(), np.arange(N)[::-1].copy()
+    one.admit(seed=1, frequencies={"t": frequencies})
+    np.testing.assert_array_equal(np.flatnonzero(one.remap.residency("t").ages == 0), np.arange(60))
+
+
+def test_residents_may_be_left_out() -> None:
+    one = learned()
+    features = random_features(KEYS, batch_size=12, max_length=1, seed=0)
+    one.remap.leaves_out_residents = True
+    bags = features["a"]
+    filled = torch.repeat_interleave(torch.arange(12), bags.lengths())
+    torch.testing.assert_close(one(features)["a"][filled], embeddings(one, with_rows=False)[bags.values()])
+
+
+def test_raw_ids_of_a_vocabulary_have_the_rows_of_their_positions() -> None:
+    one = collection()
+    keys = np.random.default_rng(0).integers(-(2**62), 2**62, N)
+    plain = one.pointer_map("t")
+    one.attach_pointer_map("t", plain.with_vocabulary(Vocabulary.build(keys, num_threads=1), unseen="hash"))
+    one.admit(seed=1)
+    with torch.no_grad():
+        one.residents.embedding_bags["t_residents"].weight.copy_(torch.randn(60, D))
+    residents = np.flatnonzero(one.remap.residency("t").ages == 0)
+    known = one.pointer_map("t").raw_ids(residents[:3])
+    ids = torch.from_numpy(np.append(known, 12345))  # the last is of no vocabulary
+    found = one(KeyedJaggedTensor(keys=["a", "b", "day"], values=ids, lengths=torch.tensor([1] * 4 + [0] * 8)))
+    rows = rows_of(one)
+    torch.testing.assert_close(found["a"], torch.cat([rows[:3], torch.zeros(1, D)]))  # codewords are zero
+
+
+def test_another_map_ends_the_phase() -> None:
+    one = learned()
+    one.attach_pointer_map("t", one.pointer_map("t"))
+    assert not one.remap.phase_is_open
+    assert one.remap.residency("t").phases == 1
+
+
+def test_int8_rows_go_on_from_the_state_dict() -> None:
+    one, other = learned("int8"), collection("int8")
+    step_on = random_features(KEYS, batch_size=50, max_length=4, seed=1)
+    one(step_on).values().square().sum().backward()
+    other.load_state_dict(one.state_dict())
+    other.remap.attach_residency("t", one.remap.residency("t"))
+    for each in (one, other):
+        each(step_on).values().square().sum().backward()
+    torch.testing.assert_close(rows_of(other), rows_of(one), atol=0, rtol=0)
+    torch.testing.assert_close(copy.deepcopy(one)(step_on).values(), other(step_on).values(), atol=0, rtol=0)
+
+
+def test_from_the_meta_device() -> None:
+    for dtype in ("float32", "int8"):
+        one = collection(dtype, device="meta").to_empty(device="cpu")
+        one.reset_parameters()
+        expected = collection(dtype)
+        for each in (one, expected):
+            each.admit(seed=1)
+        torch.testing.assert_close(rows_of(one), rows_of(expected), atol=0, rtol=0)
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
+    one = collection()
+    with pytest.raises(ConfigError, match=r"frequencies are int64 \[3\]"):
+        one.admit(seed=1, frequencies={"t": np.ones(3, np.int64)})
+    assert one.remap.residency("t").phases == 0
+    one = learned()
+    with pytest.raises(ConfigError, match="a phase of residents is open; recluster first"):
+        one.admit(seed=1)
+    with torch.no_grad():
+        one.residents.embedding_bags["t_residents"].weight[3, 2] = torch.nan
+    before = one.pointer_map("t")
+    with pytest.raises(ClusteringError, match=r"table 't': .*NaN or infinite"):
+        one.recluster(seed=1, settings=ReclusterConfig(num_iterations=2))
+    assert one.pointer_map("t") is before
+    assert one.remap.phase_is_open
+    with pytest.raises(ConfigError, match="the ages of 10 IDs are not those of its map's 200"):
+        one.remap.attach_residency("t", Residency.nobody(10))
+    many = Residency.nobody(N).next_phase(np.zeros(N, np.uint8))
+    with pytest.raises(ConfigError, match="200 residents are more than its 60 rows"):
+        one.remap.attach_residency("t", many)
+    with pytest.raises(ConfigError, match="'d' is not a table with residents; those are: t"):
+        one.remap.residency("d")
+    plain = CCEEmbeddingBagCollection(
+        tables=[CCEEmbeddingBagConfig(name="t", num_embeddings=N, embedding_dim=D, num_rows=K, feature_names=["a"])]
+    )
+    with pytest.raises(ConfigError, match="no table has residents"):
+        plain.admit(seed=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fraction": 0.0}, "fraction=0.0 is not above 0 and at most 1"),
+        ({"fraction": 1.5}, "fraction=1.5 is not above 0 and at most 1"),
+        ({"fraction": float("nan")}, "fraction=nan is not above 0"),
+        ({"dtype": "int4"}, "dtype='int4' is not one of float32, int8"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 is not above 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 is not at least 0"),
+    ],
+)
+def test_configurations_that_cannot_be(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ResidentConfig(**arguments)
+
+
+def test_sequences_have_no_residents_yet() -> None:
+    with pytest.raises(ConfigError, match="table 't': residents are for tables that pool"):
+        CCEEmbeddingConfig(name="t", num_embeddings=9, embedding_dim=8, num_rows=2, residents=ResidentConfig())
