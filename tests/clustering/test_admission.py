@@ -87,17 +87,23 @@ def test_what_cannot_be_is_refused(frequencies: np.ndarray | None, max_residents
         admitted_ages(Residency.nobody(10), max_residents, frequencies=frequencies, seed=0)
 
 
-def test_rows_start_at_zero_but_for_those_who_never_had_one() -> None:
+def embed(positions: np.ndarray) -> np.ndarray:
+    return np.stack([positions, -positions, positions**2], axis=1).astype(np.float32)
+
+
+def test_rows_take_a_share_back_but_those_of_newcomers_are_small_and_random() -> None:
     before = residency_of(200_000, phases=20, seed=0)
     after = before.next_phase(admitted_ages(before, 80_000, frequencies=None, seed=1))
 
-    parts = list(fresh_rows(before, after, 3, seed=2))
+    def fresh() -> list[tuple[int, np.ndarray]]:
+        return list(fresh_rows(before, after, seed=2, shrinkage=0.25, embed=embed))
 
+    parts = fresh()
     assert [first for first, _ in parts] == np.cumsum([0, *(len(rows) for _, rows in parts)])[:-1].tolist()
-    rows = np.concatenate([rows for _, rows in parts])
-    assert len(rows) == after.slots.num_slots
-    is_new = before.ages[after.ages == 0] == 255
-    assert not rows[~is_new].any()
+    rows, residents = np.concatenate([rows for _, rows in parts]), np.flatnonzero(after.ages == 0)
+    assert rows.dtype == np.float32
+    is_new = before.ages[residents] == 255
+    np.testing.assert_allclose(rows[~is_new], -0.25 * embed(residents[~is_new]), rtol=1e-6)
     assert np.abs(rows[is_new]).max() <= 0.1
     assert len(np.unique(rows[is_new], axis=0)) == is_new.sum()
-    np.testing.assert_array_equal(np.concatenate([rows for _, rows in fresh_rows(before, after, 3, seed=2)]), rows)
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in fresh()]), rows)

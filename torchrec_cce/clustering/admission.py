@@ -1,6 +1,6 @@
 """Who gets a private row in the next phase, and what it starts from: IDs that are frequent and have waited long."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +10,9 @@ from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.kernels.slots import DIGIT_BITS, NEVER, OLDEST, admit_above, count_digits
 from torchrec_cce.maps.residency import Residency
+
+Embed = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
+"""positions [N] int64 → [N, d] float32, what their codewords are."""
 
 _CHUNK = 1 << 20
 _UNKNOWN = np.zeros(0, np.int64)
@@ -89,24 +92,26 @@ def admitted_ages(
 
 
 def fresh_rows(
-    before: Residency, after: Residency, width: int, *, seed: int
+    before: Residency, after: Residency, *, seed: int, shrinkage: float, embed: Embed
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """What the rows of the residents of `after` start from: the first slot of some rows, and these, [m, width] float32.
+    """What the rows of the residents of `after` start from: the first slot of some rows, and these, [m, d] float32.
 
-    They are zero, as the codewords know the ID already; but small and random for an ID that never had a row.
+    A row takes a share of what the codewords give away again, as weight decay would: all that an ID has learned was
+    learned by few, and is believed a little less each time. The row of an ID that never had one is small and random.
 
     Args:
         before: the residency that `after` followed.
-        width: `d`.
+        shrinkage: that share, 0 to 1.
+        embed: of the codewords alone.
     """
     slot = 0
     for number, start in enumerate(range(0, after.num_ids, _POSITIONS)):
         part = slice(start, start + _POSITIONS)
-        residents = after.ages[part] == 0
-        is_new = before.ages[part][residents] == NEVER
-        rows = np.zeros((len(is_new), width), np.float32)
+        residents = np.flatnonzero(after.ages[part] == 0)
+        rows = -np.float32(shrinkage) * embed(start + residents)
+        is_new = before.ages[start + residents] == NEVER
         rng = np.random.default_rng(derive_seed(seed, "rows", after.phases, number))
-        rows[is_new] = rng.uniform(-_SPREAD, _SPREAD, (int(is_new.sum()), width))
+        rows[is_new] = rng.uniform(-_SPREAD, _SPREAD, rows[is_new].shape)
         if len(rows):
             yield slot, rows
         slot += len(rows)

@@ -74,6 +74,13 @@ class CCEConfig(CompositionalConfig):
             fields["init_fn"] = partial(_init_codebooks, self.init_fn, self.num_columns, self.num_rows)
         return fields
 
+    def embed(self, weights: npt.NDArray[np.float32], codes: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+        """[N, d]: the codewords of the codebook in `weights: [2·c·k, d/c]` that have `codes: [N, c]`, side by side."""
+        codebooks = weights.reshape(self.num_columns, 2, self.num_rows, -1)[:, 0]
+        columns = [codebook[column] for codebook, column in zip(codebooks, codes.T, strict=True)]
+        embeddings: npt.NDArray[np.float32] = np.concatenate(columns, axis=1)
+        return embeddings
+
     @property
     def resident_table(self) -> str:
         """The name of the stock table of the residents' rows."""

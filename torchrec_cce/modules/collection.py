@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, PoolingType
 
-from torchrec_cce.clustering.admission import admitted_ages, fresh_rows
+from torchrec_cce.clustering.admission import admitted_ages
 from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError
@@ -24,6 +24,7 @@ from torchrec_cce.modules.parameter_store import ParameterStore, ResidentStore, 
 from torchrec_cce.modules.quantized_rows import QuantizedStore, QuantizedTable
 from torchrec_cce.modules.recluster import TableReport, recluster_rows
 from torchrec_cce.modules.remap import Remap
+from torchrec_cce.modules.residents import rows_of_phase
 from torchrec_cce.modules.state_names import quantized_rows, residents_weight
 
 
@@ -252,20 +253,23 @@ class CCECollection(ABC, nn.Module):
             ConfigError: no table has residents, or a phase is open already; what `admitted_ages` raises.
         """
         self.check_no_phase_is_open()
-        stores, phases = {}, {}
+        begun = []
         for config in self.configs_with_residents():
-            stores[config.name] = self._residents_store(config, optimizer)
-            before = self.remap.residency(config.name)
+            rows = self._residents_store(config, optimizer)
+            before, of_table = self.remap.residency(config.name), derive_seed(seed, config.name)
             ages = admitted_ages(
                 before,
                 config.max_residents,
                 frequencies=(frequencies or {}).get(config.name),
-                seed=derive_seed(seed, config.name),
+                seed=of_table,
                 num_threads=os.cpu_count() or 1,
             )
-            phases[config.name] = config, before, before.next_phase(ages)
-        for name, (config, before, after) in phases.items():
-            stores[name].restart(fresh_rows(before, after, config.embedding_dim, seed=derive_seed(seed, name)))
+            after = before.next_phase(ages)
+            weights = self._store(config.name).read().weights
+            fresh = rows_of_phase(config, self.pointer_map(config.name), weights, before, after, seed=of_table)
+            begun.append((config.name, rows, fresh, after))
+        for name, rows, fresh, after in begun:
+            rows.restart(fresh)
             self.remap.attach_residency(name, after)
 
     def configs_with_residents(self) -> list[CCEConfig]:

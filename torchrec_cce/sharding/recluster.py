@@ -11,13 +11,14 @@ import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
-from torchrec_cce.clustering.admission import admitted_ages, fresh_rows
+from torchrec_cce.clustering.admission import admitted_ages
 from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.task import recluster_maps
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.modules.recluster import TableReport, physical_rows, table_task
+from torchrec_cce.modules.residents import rows_of_phase
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.executor import RankExecutor
 from torchrec_cce.sharding.host_file import HostFile, share_keys
@@ -96,7 +97,7 @@ def admit_sharded(
     for collection in {table.collection for table in tables}:
         collection.check_no_phase_is_open()
     phases = []
-    for collection, config, _, rows in tables:
+    for collection, config, store, rows in tables:
         if rows is None:
             continue
         before, seed_of_table = collection.remap.residency(config.name), derive_seed(seed, config.name)
@@ -111,7 +112,8 @@ def admit_sharded(
         file = HostFile((before.num_ids, 1), np.dtype(np.uint8))
         ages = file.filled(lambda out: choose(out=out[:, 0]))[:, 0]  # noqa: B023  called in this round
         after = before.next_phase(ages)
-        fresh = fresh_rows(before, after, config.embedding_dim, seed=seed_of_table)
+        pointer_map, weights = collection.pointer_map(config.name), store.read().weights
+        fresh = rows_of_phase(config, pointer_map, weights, before, after, seed=seed_of_table)
         phases.append((collection.remap, config.name, rows, fresh, after))
     for remap, name, rows, fresh, after in phases:
         rows.restart(fresh)

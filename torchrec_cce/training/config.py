@@ -226,10 +226,14 @@ class ResidentsSection:
 
     fraction: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.25
     """Of the IDs of a table that have a row at a time."""
+    shrinkage: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.3
+    """What an ID that gets a row again loses of the embedding it has, as a share."""
     dtype: RowType = "float32"
     """Of the rows; see `ResidentConfig`."""
     learning_rate: LearningRate | None = None
     """Of the rows; `optimizer.embedding_learning_rate` if not given."""
+    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    """Of int8 rows."""
     count_first: bool = True
     """Whether to read the training split once before the first batch, to count how often each ID occurs: the first rows
     go to the most frequent ones. If not, they are counted on the way, and the first rows are drawn."""
@@ -238,7 +242,9 @@ class ResidentsSection:
         self.config()
 
     def config(self) -> ResidentConfig:
-        return ResidentConfig(fraction=self.fraction, dtype=self.dtype)
+        return ResidentConfig(
+            fraction=self.fraction, shrinkage=self.shrinkage, dtype=self.dtype, weight_decay=self.weight_decay
+        )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
