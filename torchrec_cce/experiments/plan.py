@@ -55,8 +55,9 @@ class MethodEntry:
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     recluster: dict[str, Any] = field(default_factory=dict)
+    residents: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    """These six say what differs from the sections of the plan's `[run]`."""
+    """These seven say what differs from the sections of the plan's `[run]`."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -184,6 +185,8 @@ class Plan:
         values = self.run.as_dict()
         for section in ("data", "embedding", "model", "optimizer", "recluster", "training"):
             values[section] = _merged(values[section], getattr(entry, section))
+        if entry.residents:
+            values["residents"] = entry.residents
         given = {name: getattr(entry, name) for name in ("num_columns", "num_terms", "use_helper")}
         values["embedding"] |= {name: value for name, value in given.items() if value is not None}
         values["embedding"] |= {"method": entry.method, "max_parameters": max_parameters}

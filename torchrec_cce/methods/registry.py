@@ -70,6 +70,7 @@ def tables_under_cap(
     num_terms: int | None = None,
     use_helper: bool = True,
     residents: ResidentConfig | None = None,
+    full_up_to: int = 0,
     seed: int = 0,
 ) -> list[EmbeddingBagConfig]:
     """Compress every table whose full size exceeds `max_parameters`; the others stay full tables.
@@ -87,6 +88,7 @@ def tables_under_cap(
             and, one of them the codebook's, of `"cce_helpers"` (3).
         use_helper: `"cce"`: False for codewords of the codebook alone, of as many rows.
         residents: `"cce_residents"`: how many IDs have a private row at a time; None: as many as usual.
+        full_up_to: tables of at most so many IDs stay full, whatever `max_parameters` is.
         seed: of the hash functions.
 
     Raises:
@@ -99,7 +101,7 @@ def tables_under_cap(
     spec = SPECS[method]
     return [
         table
-        if table.num_embeddings * table.embedding_dim <= max_parameters
+        if table.num_embeddings * table.embedding_dim <= max_parameters or table.num_embeddings <= full_up_to
         else spec.size(
             Sizing(
                 table=table,

@@ -145,6 +145,8 @@ class EmbeddingConfig:
     method: Method = "cce"
     max_parameters: PositiveInt | None = None
     """The most parameters of each table; smaller tables stay full. Needed by every method but `full`."""
+    full_up_to: NonNegativeInt = 0
+    """Tables of at most so many IDs stay full, whatever `max_parameters` is."""
     num_columns: PositiveInt = 4
     num_terms: PositiveInt | None = None
     """Number of codewords that are summed, for the methods that leave it open, see `tables_under_cap`; if not given,
@@ -392,6 +394,7 @@ class RunConfig:
             num_columns=self.embedding.num_columns,
             num_terms=self.embedding.num_terms,
             use_helper=self.embedding.use_helper,
+            full_up_to=self.embedding.full_up_to,
             residents=replace((self.residents or ResidentsSection()).config(), learning_rate=self.residents_rate),
             seed=self.seed,
         )
@@ -409,8 +412,11 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """JSON values that `parse_config` makes the same configuration of."""
         values: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
-        if self.residents is None:  # so that the digests of older runs stay what they are
+        # What older runs did not know is left out where it says nothing, so that their digests stay what they are.
+        if self.residents is None:
             del values["residents"]
+        if self.embedding.full_up_to == 0:
+            del values["embedding"]["full_up_to"]
         return values
 
 
