@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from torchrec_cce.jit import jit
 from torchrec_cce.jobs.remap.parquet.chunks import Bytes, Chunk, GrowingChunk
 from torchrec_cce.jobs.remap.parquet.metadata import (
     CODECS,
@@ -26,8 +27,8 @@ from torchrec_cce.jobs.remap.parquet.metadata import (
 )
 from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
 from torchrec_cce.jobs.remap.remapper import FeatureMap, UnseenCounts, Words
-from torchrec_cce.kernels.parquet_hybrid import count_marked
 
+_HEADER_BITS = 35
 _DICTIONARIES = (Encoding.PLAIN_DICTIONARY, Encoding.RLE_DICTIONARY)
 
 _KEPT = tuple(
@@ -235,3 +236,58 @@ def _header(raw: PageHeader, uncompressed_size: int, compressed_size: int) -> by
 def _levels_size(content: memoryview) -> int:
     """Bytes of the definition levels that a page of the first version begins with."""
     return 4 + int.from_bytes(content[:4], "little")
+
+
+@jit
+def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks: npt.NDArray[np.bool_]) -> int:
+    """How many of the first `count` values in `data` are marked, without decoding all of them to an array.
+
+    Dictionary indices and levels are in Parquet's hybrid of runs and bit packing. A header, which is a varint, precedes
+    each part. After the header `2·n`, one value follows that stands for `n` of them; after `2·n + 1`, `8·n` values
+    follow, each in `bit_width` bits, the first in the lowest.
+
+    Args:
+        bit_width: 0 to 32.
+        marks: [v], whether each of the values 0 to `v - 1` is marked.
+
+    Returns:
+        The number, or -1 if `data` does not hold so many values, or if a value is above `v - 1`.
+    """
+    if not 0 <= bit_width <= 32:
+        return -1
+    width = np.uint64(bit_width)
+    mask = (np.uint64(1) << width) - np.uint64(1)
+    limit = np.uint64(len(marks))
+    position, left, found = 0, count, 0
+    while left > 0:
+        header, shift = 0, 0
+        while True:
+            if position >= len(data) or shift >= _HEADER_BITS:
+                return -1
+            byte = np.int64(data[position])
+            position += 1
+            header |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        packed = header & 1
+        run = min((header >> 1) * (8 if packed else 1), left)
+        stop = position + ((run * bit_width if packed else bit_width) + 7) // 8
+        if run == 0 or stop > len(data):
+            return -1
+        buffer, bits = np.uint64(0), np.uint64(0)
+        for _ in range(run if packed else 1):
+            while bits < width:
+                buffer |= np.uint64(data[position]) << bits
+                position += 1
+                bits += np.uint64(8)
+            value = buffer & mask
+            buffer >>= width
+            bits -= width
+            if value >= limit:
+                return -1
+            if marks[value]:
+                found += 1 if packed else run
+        position = stop
+        left -= run
+    return found
