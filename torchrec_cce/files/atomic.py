@@ -23,8 +23,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
-        for item in (*temporary.rglob("*"), temporary):
-            flush(item)
+        flush_all(temporary)
         os.replace(temporary, path)
         flush(path.parent)
     except BaseException:
@@ -43,6 +42,12 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_all(path: Path) -> None:
+    """Force a file, or a folder with all that is in it, to the disk."""
+    for item in (*path.rglob("*"), path):
+        flush(item)
 
 
 def write_json(path: Path, values: Any, *, indent: int | None = None, strict: bool = False) -> None:
