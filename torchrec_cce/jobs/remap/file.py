@@ -1,17 +1,20 @@
 """One raw file and the file that it becomes: what a worker of a remap does."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from torchrec_cce.data.remapped_format import RemappedFormat
 from torchrec_cce.errors import DataFileError, RegistryError
-from torchrec_cce.jobs.remap.arrow import remap_to_arrow
 from torchrec_cce.jobs.remap.check import check_file
 from torchrec_cce.jobs.remap.input import InputFile, reading, stat_input
 from torchrec_cce.jobs.remap.output import Compression, FileFormat, FinishedFile, OutputFolder
-from torchrec_cce.jobs.remap.parquet.file import remap_parquet
-from torchrec_cce.jobs.remap.remapper import Remapper
+from torchrec_cce.jobs.remap.parquet.file import FileCounts, RowsDone, remap_parquet
+from torchrec_cce.jobs.remap.remapper import Remapper, UnseenCounts
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.store import Store, open_store
 from torchrec_cce.workers.engine import Counters
@@ -128,3 +131,70 @@ def _check_unchanged(task: FileTask, source: Store) -> None:
     if now != task.file:
         what = "has gone" if now is None else "has changed"
         raise DataFileError(f"{task}: {what} since the job began; remap the new data to a new folder")
+
+
+def remap_to_arrow(
+    file: pa.NativeFile,
+    name: str,
+    remapper: Remapper,
+    write: Callable[[Any], object],
+    *,
+    compression: str | None,
+    num_threads: int,
+    progress: RowsDone = lambda _, __: None,
+) -> FileCounts:
+    """Write the remapped file as Arrow IPC, front to back: a record batch for each row group, one in memory at a time.
+
+    Arguments and errors: as `remap_parquet`; `compression` is lz4, zstd or None.
+    """
+    raw = pq.ParquetFile(file)
+    schema = remapper.schema(raw.schema_arrow, name)
+    options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=num_threads > 1)
+    row, unseen = 0, UnseenCounts()
+    with (
+        _arrow_threads(num_threads),
+        pa.ipc.new_file(pa.PythonFile(_Sink(write), mode="w"), schema, options=options) as writer,
+    ):
+        for group in range(raw.num_row_groups):
+            table = raw.read_row_group(group, use_threads=num_threads > 1)
+            # One batch, unless a column of strings is too long for one array.
+            for batch in table.combine_chunks().to_batches():
+                writer.write_batch(remapper.batch(batch, name, first_row=row, unseen=unseen))
+                row += len(batch)
+            progress(row, raw.metadata.num_rows)
+    return FileCounts(row, unseen)
+
+
+@contextmanager
+def _arrow_threads(count: int) -> Iterator[None]:
+    """Let Arrow have so many threads for decoding and compressing; a worker leaves it one."""
+    before = pa.cpu_count()
+    pa.set_cpu_count(count)
+    try:
+        yield
+    finally:
+        pa.set_cpu_count(before)
+
+
+class _Sink:
+    """A function that takes bytes, as the file object that Arrow wants."""
+
+    closed = False
+
+    def __init__(self, write: Callable[[Any], object]) -> None:
+        self._write = write
+        self._position = 0
+
+    def write(self, data: Any) -> int:
+        self._write(data)
+        self._position += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._position
+
+    def flush(self) -> None:
+        """Nothing to do: every write goes through at once."""
+
+    def close(self) -> None:
+        self.closed = True

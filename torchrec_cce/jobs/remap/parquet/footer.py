@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from torchrec_cce.data.arrow import id_type
 from torchrec_cce.data.remapped_format import METADATA_KEY
 from torchrec_cce.jobs.remap.parquet.chunks import elements_of
 from torchrec_cce.jobs.remap.parquet.metadata import (
@@ -80,7 +81,7 @@ def plan_fields(footer: FileMetaData, schema: pa.Schema, remapper: Remapper, new
                 features=features,
                 rewrites=bool(features) and is_plain and _can_rewrite(footer, leaves.start),
                 optional=tree[0].repetition_type == Repetition.OPTIONAL,
-                unsigned=pa.types.is_unsigned_integer(_value_type(field.type)),
+                unsigned=pa.types.is_unsigned_integer(id_type(field.type)),
             )
         )
     return plans
@@ -171,10 +172,6 @@ def _is_alike(tree: list[SchemaElement], new: list[SchemaElement]) -> bool:
 def _can_rewrite(footer: FileMetaData, leaf: int) -> bool:
     metas = [group.columns[leaf].meta_data for group in footer.row_groups]
     return all(meta.codec in CODECS and _REWRITTEN.issuperset(meta.encodings) for meta in metas)
-
-
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _trees(elements: list[SchemaElement]) -> Iterator[list[SchemaElement]]:

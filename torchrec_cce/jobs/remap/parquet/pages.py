@@ -31,16 +31,8 @@ from torchrec_cce.jobs.remap.remapper import FeatureMap, UnseenCounts, Words
 _HEADER_BITS = 35
 _DICTIONARIES = (Encoding.PLAIN_DICTIONARY, Encoding.RLE_DICTIONARY)
 
-_KEPT = tuple(
-    field.number
-    for field in (
-        PageHeader.type,
-        PageHeader.data_page_header,
-        PageHeader.dictionary_page_header,
-        PageHeader.data_page_header_v2,
-    )
-)
-"""Fields that the header of a new page has of the raw one's."""
+_KEPT = (1, 5, 7, 8)
+"""Fields that the header of a new page has of the raw one's: its type, and the headers of its kind of page."""
 
 _Marks: TypeAlias = dict[str, npt.NDArray[np.bool_]]
 """Key of a feature → which of some IDs its map does not know; no features of which it knows all."""
@@ -159,14 +151,14 @@ class _Rewriting:
     def _look_up(self, values: memoryview) -> tuple[Words, _Marks]:
         ids = np.frombuffer(values, self._dtype).astype(np.int64, copy=False)
         found = [feature.find(ids) for feature in self._features]
-        if any(each.bad >= 0 for each in found):
+        if any(resolved.bad >= 0 for _, resolved in found):
             raise CannotRewrite
         marks = {
-            feature.key: each.unseen
-            for feature, each in zip(self._features, found, strict=True)
-            if each.unseen is not None
+            feature.key: resolved.unseen
+            for feature, (_, resolved) in zip(self._features, found, strict=True)
+            if resolved.unseen is not None
         }
-        return [word for each in found for word in each.words], marks
+        return [word for words, _ in found for word in words], marks
 
     def _add_words(self, head: PageHeader, levels: bytes | memoryview, words: Words) -> None:
         """Add a page of plain words to each column: a dictionary, or levels and values."""
