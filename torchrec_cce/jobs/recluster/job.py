@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.errors import ConfigError, PublishConflictError
-from torchrec_cce.files.atomic import flush, flush_all
-from torchrec_cce.files.lock import held_folder
+from torchrec_cce.files.atomic import flush, flush_all, held_folder
 from torchrec_cce.jobs.checkpoint.copy import NewTable, copy_checkpoint, replace_tables, stamp_version
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
 from torchrec_cce.jobs.recluster.cluster import Clustered, cluster

@@ -19,7 +19,7 @@ from torchrec_cce.clustering.task import ClusteringInputs
 from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.bundle import read_tables
 from torchrec_cce.maps.manifest import MANIFEST, Manifest
-from torchrec_cce.maps.pointer_map import PointerMap, identity
+from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.workers.engine import Shared
@@ -83,7 +83,7 @@ class StoredTable:
         if found.digest != self.map_digest:
             raise MapMismatchError(
                 f"table {table!r} was trained with the map of digest {self.map_digest[:12]}; {self.maps} "
-                f"holds {identity(found.version, found.generation, found.digest)}"
+                f"holds {found.identity}"
             )
         if self.frequencies != "snapshot":
             return found, None if self.frequencies is None else _read_numbers(self.frequencies)

@@ -18,8 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from torchrec_cce.data.remapped_format import RemappedFormat
 from torchrec_cce.errors import CCEError, JobError
-from torchrec_cce.files.atomic import atomic_path
-from torchrec_cce.files.lock import hold
+from torchrec_cce.files.atomic import atomic_path, hold
 from torchrec_cce.jobs.remap.input import InputFile
 from torchrec_cce.maps.manifest import Count
 from torchrec_cce.maps.sealed import parse, seal
