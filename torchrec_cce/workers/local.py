@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -47,12 +46,10 @@ class LocalEngine(Engine):
         self._idle: list[_WorkerProcess] = []
         self._resources = ExitStack()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         # Whatever still runs is not wanted any more, and may take minutes.
         for worker in self._started:
-            self._stop(worker)
+            worker.stop(gently=self._stopping_s > 0)
         deadline = time.monotonic() + self._stopping_s
         for worker in self._started:
             worker.join(max(0.0, deadline - time.monotonic()))
@@ -109,13 +106,13 @@ class LocalEngine(Engine):
                         result: Result = worker.answer()
                         self._idle.append(worker)
                     except WorkerDied as death:
-                        self._stop(worker)
+                        worker.stop(gently=self._stopping_s > 0)
                         result = result_of_lost(task, death, lost)
                     del busy[connection]
                     yield task, result
         finally:
             for worker, _ in busy.values():
-                self._stop(worker)
+                worker.stop(gently=self._stopping_s > 0)
 
     def _free_worker(self) -> "_WorkerProcess":
         """One that waits for a task and has not died meanwhile, or else a new one."""
@@ -125,9 +122,6 @@ class LocalEngine(Engine):
                 return worker
         self._started.append(_WorkerProcess())
         return self._started[-1]
-
-    def _stop(self, worker: "_WorkerProcess") -> None:
-        worker.stop(gently=self._stopping_s > 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from torchrec_cce.errors import JobError
@@ -54,9 +53,7 @@ class RayEngine(Engine):
         self.num_workers = self._wanted or max(1, int(ray.cluster_resources().get("CPU", 1)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         for actor in (*self._workers, *self._counters):
             self._ray.kill(actor)
         if self._connected_here:

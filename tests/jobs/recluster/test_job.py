@@ -343,7 +343,7 @@ def limited(job: Any, name: str) -> str:
     return "done"
 
 
-@pytest.mark.parametrize("name", ["copy_checkpoint", "unpack_frequencies", "cluster", "replace_tables", "_flush"])
+@pytest.mark.parametrize("name", ["copy_checkpoint", "unpack_frequencies", "cluster", "replace_tables", "flush_all"])
 def test_a_full_disk(night: Night, name: str) -> None:
     """While it copies, clusters, writes the new tables, publishes."""
     job = replace(night.job, frequencies=nights.counts(night.folder, {"C1": 1000}))

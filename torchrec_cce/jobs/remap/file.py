@@ -15,6 +15,7 @@ from torchrec_cce.jobs.remap.input import InputFile, reading, stat_input
 from torchrec_cce.jobs.remap.output import Compression, FileFormat, FinishedFile, OutputFolder
 from torchrec_cce.jobs.remap.parquet.file import FileCounts, RowsDone, remap_parquet
 from torchrec_cce.jobs.remap.remapper import Remapper, UnseenCounts
+from torchrec_cce.maps.arrow_file import ArrowOutput
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.store import Store, open_store
 from torchrec_cce.workers.engine import Counters
@@ -153,7 +154,7 @@ def remap_to_arrow(
     row, unseen = 0, UnseenCounts()
     with (
         _arrow_threads(num_threads),
-        pa.ipc.new_file(pa.PythonFile(_Sink(write), mode="w"), schema, options=options) as writer,
+        pa.ipc.new_file(pa.PythonFile(ArrowOutput(write), mode="w"), schema, options=options) as writer,
     ):
         for group in range(raw.num_row_groups):
             table = raw.read_row_group(group, use_threads=num_threads > 1)
@@ -174,27 +175,3 @@ def _arrow_threads(count: int) -> Iterator[None]:
         yield
     finally:
         pa.set_cpu_count(before)
-
-
-class _Sink:
-    """A function that takes bytes, as the file object that Arrow wants."""
-
-    closed = False
-
-    def __init__(self, write: Callable[[Any], object]) -> None:
-        self._write = write
-        self._position = 0
-
-    def write(self, data: Any) -> int:
-        self._write(data)
-        self._position += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._position
-
-    def flush(self) -> None:
-        """Nothing to do: every write goes through at once."""
-
-    def close(self) -> None:
-        self.closed = True

@@ -125,14 +125,7 @@ class _File:
             return kept, UnseenCounts()
         if plan.rewrites:
             try:
-                new, unseen = rewrite_chunk(
-                    raw[0],
-                    entries[plan.leaves.start].meta_data,
-                    plan.features,
-                    unsigned=plan.unsigned,
-                    optional=plan.optional,
-                    compression=self._compression,
-                )
+                new, unseen = rewrite_chunk(raw[0], entries[plan.leaves.start].meta_data, plan, self._compression)
                 return kept + new, unseen
             except CannotRewrite:
                 pass  # a wrong ID, too, is found by its row

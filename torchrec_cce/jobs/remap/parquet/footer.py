@@ -48,6 +48,7 @@ class FieldPlan:
     optional: bool
     """It may hold nulls."""
     unsigned: bool
+    """Its values have no sign."""
 
     @property
     def new_names(self) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ looked up one by one.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from torchrec_cce.jit import jit
 from torchrec_cce.jobs.remap.parquet.chunks import Bytes, Chunk, GrowingChunk
+from torchrec_cce.jobs.remap.parquet.footer import FieldPlan
 from torchrec_cce.jobs.remap.parquet.metadata import (
     CODECS,
     ColumnMetaData,
@@ -26,7 +26,7 @@ from torchrec_cce.jobs.remap.parquet.metadata import (
     Type,
 )
 from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
-from torchrec_cce.jobs.remap.remapper import FeatureMap, UnseenCounts, Words
+from torchrec_cce.jobs.remap.remapper import UnseenCounts, Words
 
 _HEADER_BITS = 35
 _DICTIONARIES = (Encoding.PLAIN_DICTIONARY, Encoding.RLE_DICTIONARY)
@@ -43,27 +43,19 @@ class CannotRewrite(Exception):
 
 
 def rewrite_chunk(
-    data: bytes,
-    meta: ColumnMetaData,
-    features: Sequence[FeatureMap],
-    *,
-    unsigned: bool,
-    optional: bool,
-    compression: str | None,
+    data: bytes, meta: ColumnMetaData, plan: FieldPlan, compression: str | None
 ) -> tuple[list[Chunk], UnseenCounts]:
-    """The chunks of the new columns of `features`, and how many IDs of the rows their maps do not know.
+    """The chunks of a field's new columns, and how many IDs of the rows the maps of its features do not know.
 
     Args:
         data: the bytes of the chunk.
         meta: what the footer says of it.
-        unsigned: 32-bit values have no sign.
-        optional: the column may have nulls.
         compression: pyarrow's name of the codec to write, None for no compression.
 
     Raises:
         CannotRewrite
     """
-    rewriting = _Rewriting(meta, features, unsigned=unsigned, optional=optional, compression=compression)
+    rewriting = _Rewriting(meta, plan, compression)
     position, values_left = 0, meta.num_values
     while values_left > 0:
         head, start = read_struct(PageHeader, data, position)
@@ -83,23 +75,14 @@ def rewrite_chunk(
 class _Rewriting:
     """The new columns of one chunk while its pages are rewritten. Arguments: as `rewrite_chunk`."""
 
-    def __init__(
-        self,
-        meta: ColumnMetaData,
-        features: Sequence[FeatureMap],
-        *,
-        unsigned: bool,
-        optional: bool,
-        compression: str | None,
-    ) -> None:
+    def __init__(self, meta: ColumnMetaData, plan: FieldPlan, compression: str | None) -> None:
         self.unseen: UnseenCounts = Counter()
         self._meta = meta
-        self._features = features
-        self._optional = optional
+        self._features, self._optional = plan.features, plan.optional
         self._compression = compression
         self._recoder = _Recoder(CODECS[meta.codec], compression)
-        self._dtype = {Type.INT32: np.dtype("<u4" if unsigned else "<i4"), Type.INT64: np.dtype("<i8")}[Type(meta.type)]
-        self._names = [name for feature in features for name in feature.columns]
+        self._dtype = np.dtype({Type.INT32: "<u4" if plan.unsigned else "<i4", Type.INT64: "<i8"}[Type(meta.type)])
+        self._names = plan.new_names
         self._columns = [GrowingChunk() for _ in self._names]
         self._marks: _Marks = {}
         """Of the dictionary's IDs."""
