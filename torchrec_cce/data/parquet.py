@@ -1,6 +1,7 @@
 """Click logs in Parquet: streamed as `Rows` with only the columns that are needed, and written from `Rows`."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -110,16 +111,12 @@ def write_parquet(
     """
     total = 0
     writer: pq.ParquetWriter | None = None
-    with atomic_path(Path(path)) as temporary:
-        try:
-            for rows in global_batches(chunks, _ROW_GROUP_ROWS):
-                table = _to_table(rows, label, dense, multi_hot)
-                writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
-                writer.write_table(table)
-                total += len(rows)
-        finally:
-            if writer is not None:
-                writer.close()
+    with atomic_path(Path(path)) as temporary, ExitStack() as opened:
+        for rows in global_batches(chunks, _ROW_GROUP_ROWS):
+            table = _to_table(rows, label, dense, multi_hot)
+            writer = writer or opened.enter_context(pq.ParquetWriter(temporary, table.schema, compression="zstd"))
+            writer.write_table(table)
+            total += len(rows)
         if not total:
             raise ConfigError(f"{path}: no rows to write; without one the features are not known")
     return total

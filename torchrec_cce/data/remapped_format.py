@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from torchrec_cce.errors import DataFileError
-from torchrec_cce.kernels.packed import pack, unpack
+from torchrec_cce.kernels.packed import num_words, pack, unpack
 from torchrec_cce.maps.manifest import Positive, Sha256
 
 FORMAT: Literal[1] = 1
@@ -31,7 +31,6 @@ HelperPolicy = Literal["drop", "store", "keep-raw"]
 """What stays for the helper: nothing; its codes beside the pointers; or the raw column, to hash them from again."""
 
 _CONFIG = ConfigDict(extra="forbid")
-_WORD_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
@@ -61,7 +60,7 @@ class RemappedFeature:
     @property
     def num_words(self) -> int:
         """Words that hold the `c` pointers of an ID."""
-        return -(-self.num_columns * self.dtype.itemsize // _WORD_BYTES)
+        return num_words(self.num_columns, self.dtype)
 
     def item_type(self, layout: Layout) -> pa.DataType:
         """Of the pointers of one ID in a column."""

@@ -127,26 +127,26 @@ def packed_hashes(
             out[word, i] = packed
 
 
+def num_words(num_columns: int, dtype: np.dtype[np.unsignedinteger]) -> int:
+    """How many 64-bit words `pack` makes of `c` codes of `dtype`."""
+    return -(-num_columns * dtype.itemsize // _WORD_BYTES)
+
+
 def hashed_words(
     ids: npt.NDArray[np.int64], functions: UniversalHash, dtype: np.dtype[np.unsignedinteger]
 ) -> list[npt.NDArray[np.uint64]]:
     """The codes that `functions` hash `ids: [N]` to, as `pack` packs codes of `dtype`: [N] uint64 each."""
-    bits = 8 * dtype.itemsize
-    out = np.empty((-(-functions.num_columns * bits // 64), len(ids)), np.uint64)
-    packed_hashes(ids, functions.multipliers, functions.offsets, functions.num_rows, bits, out)
+    out = np.empty((num_words(functions.num_columns, dtype), len(ids)), np.uint64)
+    packed_hashes(ids, functions.multipliers, functions.offsets, functions.num_rows, 8 * dtype.itemsize, out)
     return list(out)
 
 
 def pack(codes: npt.NDArray[np.unsignedinteger]) -> list[npt.NDArray[np.uint64]]:
     """`codes: [N, c]` uint8/16/32 as 64-bit words, [N] uint64 each: column 0 in the lowest bits, zeros at the end."""
     count, num_columns = codes.shape
-    row_bytes = num_columns * codes.itemsize
-    num_words = -(-row_bytes // _WORD_BYTES)
-    padded = np.zeros((count, num_words * _WORD_BYTES), np.uint8)
-    little = np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<"))
-    padded[:, :row_bytes] = little.view(np.uint8).reshape(count, row_bytes)
-    words = padded.view("<u8").astype(np.uint64, copy=False)
-    return [np.ascontiguousarray(words[:, word]) for word in range(num_words)]
+    words = np.zeros((count, num_words(num_columns, codes.dtype)), "<u8")
+    words.view(codes.dtype.newbyteorder("<"))[:, :num_columns] = codes
+    return [np.ascontiguousarray(word, np.uint64) for word in words.T]
 
 
 def unpack(
