@@ -93,7 +93,7 @@ def write_parquet(
     multi_hot: Collection[str] = (),
     label: str = "label",
 ) -> int:
-    """Write rows to one Parquet file (zstd), which appears whole or not at all.
+    """Write rows to one Parquet file (zstd), which appears whole or not at all; returns how many there were.
 
     Args:
         path: the file; an older one is replaced.
@@ -101,9 +101,6 @@ def write_parquet(
         dense: names of the D dense columns (float32).
         multi_hot: features to write as list<int64>; the others are int64, null for an empty bag.
         label: name of the label column (float32).
-
-    Returns:
-        The number of rows written.
 
     Raises:
         ConfigError: there is no row, `dense` does not name each dense column, two columns have one name, or a feature

@@ -119,18 +119,14 @@ class _ParquetFile:
 
     def batches(self, columns: Sequence[str], skip: int, chunk_rows: int) -> tuple[int, Iterator[pa.RecordBatch]]:
         """How many of the first `skip` rows need not be read, and the batches after them."""
-        groups, row = self._groups_after(skip)
+        metadata, number, row = self._file.metadata, 0, 0
+        while number < metadata.num_row_groups:
+            size = metadata.row_group(number).num_rows
+            if row + size > skip:
+                break
+            number, row = number + 1, row + size
+        groups = list(range(number, metadata.num_row_groups))
         return row, self._file.iter_batches(batch_size=chunk_rows, row_groups=groups, columns=list(columns))
-
-    def _groups_after(self, skip: int) -> tuple[list[int], int]:
-        """The row groups that have rows after the first `skip`, and the number of rows before those groups."""
-        metadata, start = self._file.metadata, 0
-        for group in range(metadata.num_row_groups):
-            size = metadata.row_group(group).num_rows
-            if start + size > skip:
-                return list(range(group, metadata.num_row_groups)), start
-            start += size
-        return [], start
 
 
 class _ArrowFile:

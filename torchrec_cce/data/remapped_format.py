@@ -94,10 +94,7 @@ class RemappedFormat:
 
     @classmethod
     def from_json(cls, document: bytes, name: str) -> "RemappedFormat":
-        """Read a document.
-
-        Args:
-            name: of the file it comes from, for messages.
+        """Read a document; `name` is that of its file, for messages.
 
         Raises:
             DataFileError: no such document, or of a later format.
@@ -122,10 +119,7 @@ class RemappedFormat:
 
     @classmethod
     def of_schema(cls, schema: pa.Schema, name: str) -> "RemappedFormat":
-        """What the schema of a file says.
-
-        Args:
-            name: of the file, for messages.
+        """What the schema of a file says; `name` is that of the file, for messages.
 
         Raises:
             DataFileError: the file holds no remapped data, of a later format, or not the columns that it should.

@@ -170,7 +170,6 @@ def to_batch(rows: Rows, features: Sequence[str]) -> "Batch":
     `labels` and `dense_features` share memory with `rows`; the IDs are copied once, since a KJT holds them end to end.
 
     Args:
-        rows: N rows.
         features: the keys of the KJT, in this order; features of `rows` that are not named are left out.
 
     Returns:

@@ -109,11 +109,7 @@ class ReclusterInput:
     @cached_property
     def settings(self) -> ReclusterConfig:
         base = ReclusterConfig() if self.config is None else self.config.recluster.settings()
-        given: dict[str, Any] = {
-            "num_iterations": self.job.num_iterations,
-            "points_per_centroid": self.job.points_per_centroid,
-            "helper_init": self.job.helper_init,
-        }
+        given = {name: getattr(self.job, name) for name in ("num_iterations", "points_per_centroid", "helper_init")}
         return replace(base, **{name: value for name, value in given.items() if value is not None})
 
     @cached_property

@@ -59,14 +59,8 @@ class FileTask:
         self.counters.set(2 * self.number, rows, self.file.num_bytes * rows // max(1, of))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileResult:
-    finished: FinishedFile
-    checked_rows: int
-
-
-def remap_file(task: FileTask) -> FileResult:
-    """Write the file and its record, and on demand check it. Raises what `remap` does."""
+def remap_file(task: FileTask) -> tuple[FinishedFile, int]:
+    """Write the file and its record, and on demand check it: that many rows of it. Raises what `remap` does."""
     source, out = open_store(task.folder, **task.options), open_store(task.output, **task.options)
     opened = open_version(task.registry, task.remapped.version, task.options)
     if opened.entry.manifest_sha256 != task.remapped.manifest_sha256:
@@ -112,7 +106,7 @@ def remap_file(task: FileTask) -> FileResult:
             unseen=dict(sorted((+counts.unseen).items())),
         )
         folder.record(finished)
-    return FileResult(finished=finished, checked_rows=checked)
+    return finished, checked
 
 
 _OPENED: dict[tuple[str, int], MapVersion] = {}

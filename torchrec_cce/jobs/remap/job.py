@@ -17,7 +17,7 @@ from torchrec_cce.data.remapped_format import (
     remapped_feature,
 )
 from torchrec_cce.errors import ConfigError, DataFileError
-from torchrec_cce.jobs.remap.file import ARROW_CODECS, FileResult, FileTask, open_version, remap_file
+from torchrec_cce.jobs.remap.file import ARROW_CODECS, FileTask, open_version, remap_file
 from torchrec_cce.jobs.remap.input import InputFile, list_input, reading
 from torchrec_cce.jobs.remap.output import COMPRESSIONS, FILE_FORMATS, Compression, FileFormat, OutputFolder, RemapJob
 from torchrec_cce.maps.registry import MapVersion
@@ -156,10 +156,10 @@ def remap(
         ]
         watcher = _Watcher(progress, tasks, counters, num_finished=len(finished))
         checked = 0
-        for task, result in workers.run(remap_file, tasks, tick=watcher.tick):
-            done[task.file.name] = result.finished
-            checked += result.checked_rows
-            watcher.finished(task, result)
+        for task, (file_done, checked_rows) in workers.run(remap_file, tasks, tick=watcher.tick):
+            done[task.file.name] = file_done
+            checked += checked_rows
+            watcher.finished(task, file_done.num_rows)
         manifest = output_folder.complete(job, list(done.values()))
     return RemapReport(
         version=opened.version,
@@ -284,10 +284,10 @@ class _Watcher:
         self._rows = 0
         self._counted = [0] * 2 * len(tasks)
 
-    def finished(self, task: FileTask, result: FileResult) -> None:
+    def finished(self, task: FileTask, num_rows: int) -> None:
         """To be called when a file is finished."""
         del self._left[task.number]
-        self._rows += result.finished.num_rows
+        self._rows += num_rows
         self._done_files += 1
         self._tell()
 

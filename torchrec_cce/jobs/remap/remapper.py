@@ -79,10 +79,7 @@ class Remapper:
         ]
 
     def schema(self, schema: pa.Schema, name: str) -> pa.Schema:
-        """The schema of the remapped data.
-
-        Args:
-            name: of the file, for messages.
+        """The schema of the remapped data; `name` is that of the file, for messages.
 
         Raises:
             DataFileError: a feature's column is missing or holds no IDs, a new column has the name of another, or the
@@ -117,8 +114,7 @@ class Remapper:
         """The remapped batch.
 
         Args:
-            name: of the file, for messages.
-            first_row: of the batch in its file.
+            name, first_row: of the file, and of the batch in it, for messages.
             unseen: what is counted in the batch is added to it.
 
         Raises:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import cached_property
@@ -74,12 +74,8 @@ class ObjectStore(Store):
             return pa.PythonFile(_Reader(self, name, self._obstore.open_reader(self._remote, name)), mode="r")
 
     def download(self, name: str, path: Path) -> str:
-        content = hashlib.sha256()
         with self._errors(f"read {name}"), path.open("wb") as file:
-            for part in self._parts(name):
-                content.update(part)
-                file.write(part)
-        return content.hexdigest()
+            return self._hashed(name, file.write)
 
     def objects(self, folder: str, *, after: str | None = None) -> list[StoredObject]:
         with self._errors(f"list {folder}"):
@@ -91,19 +87,20 @@ class ObjectStore(Store):
         return sorted(found, key=lambda stored: stored.name)
 
     def sha256(self, name: str) -> str:
-        content = hashlib.sha256()
         with self._errors(f"read {name}"):
-            for part in self._parts(name):
-                content.update(part)
-        return content.hexdigest()
+            return self._hashed(name, lambda _part: None)
 
     def delete(self, name: str) -> None:
         with self._errors(f"delete {name}"):
             self._obstore.delete(self._remote, [name, *(stored.name for stored in self.objects(name))])
 
-    def _parts(self, name: str) -> Iterator[Any]:
-        """The content of an object, in pieces that have bytes."""
-        yield from self._obstore.get(self._remote, name).stream(min_chunk_size=_READ_BYTES)
+    def _hashed(self, name: str, write: Callable[[Any], object]) -> str:
+        """SHA-256 (hex) of an object, of which `write` gets all pieces."""
+        content = hashlib.sha256()
+        for part in self._obstore.get(self._remote, name).stream(min_chunk_size=_READ_BYTES):
+            content.update(part)
+            write(part)
+        return content.hexdigest()
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:

@@ -57,12 +57,7 @@ class FieldPlan:
 
 
 def plan_fields(footer: FileMetaData, schema: pa.Schema, remapper: Remapper, new_schema: pa.Schema) -> list[FieldPlan]:
-    """One plan a field, in the order of the file.
-
-    Args:
-        footer: the raw file's.
-        schema, new_schema: of the raw file, and what `remapper` makes of it.
-    """
+    """One plan a field of the raw file that has `footer` and `schema`, of which `remapper` makes `new_schema`."""
     new_trees = _trees(elements_of(new_schema))
     plans, leaf = [], 0
     for field, tree in zip(schema, _trees(footer.schema[1:]), strict=True):
@@ -91,13 +86,7 @@ def plan_fields(footer: FileMetaData, schema: pa.Schema, remapper: Remapper, new
 def new_footer(
     raw: FileMetaData, plans: Sequence[FieldPlan], schema: pa.Schema, groups: list[RowGroup]
 ) -> FileMetaData:
-    """The footer of the new file.
-
-    Args:
-        raw: that of the raw file.
-        schema: the new one.
-        groups: its row groups, see `new_group`.
-    """
+    """The footer of the new file, which has this schema and these row groups (see `new_group`)."""
     elements = [element for plan in plans for element in plan.elements]
     root = SchemaElement(raw.schema[0])
     root.num_children = len(schema)
@@ -118,13 +107,7 @@ def new_footer(
 
 
 def new_group(raw: RowGroup, plans: Sequence[FieldPlan], entries: list[ColumnChunk], start: int) -> RowGroup:
-    """A row group of the new file.
-
-    Args:
-        raw: the group of the raw file.
-        entries: its chunks.
-        start: its first byte in the file.
-    """
+    """A row group of the new file, which has these chunks from the byte `start` on."""
     new = RowGroup(raw)
     new.columns = entries
     new.total_byte_size = sum(entry.meta_data.total_uncompressed_size for entry in entries)
