@@ -1,4 +1,4 @@
-// The yardsticks of benchmarks/gather.py: the loop of torchrec_cce.kernels.gather.gather_words, and less than that.
+// The yardsticks of benchmarks/gather.py: the loop of torchrec_cce.kernels.packed.gather_words, and less than that.
 #include <stdint.h>
 
 enum { AHEAD = 96 };

@@ -23,8 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks.figure import race, report
-from torchrec_cce.kernels.gather import gather_words
-from torchrec_cce.kernels.packed import as_packed
+from torchrec_cce.kernels.packed import as_packed, gather_words
 from torchrec_cce.maps.arrow_file import list_array, read_array, write_array
 
 NUM_IDS, NUM_COLUMNS = 100_000_000, 4

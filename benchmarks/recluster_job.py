@@ -12,10 +12,9 @@ import numpy as np
 from benchmarks.figure import report
 from benchmarks.processes import fresh
 from torchrec_cce.clustering.settings import ReclusterConfig
-from torchrec_cce.jobs.recluster.cluster import TableSource, cluster
+from torchrec_cce.jobs.recluster.cluster import StageTime, TableSource, cluster
 from torchrec_cce.jobs.recluster.estimate import estimate
-from torchrec_cce.jobs.recluster.executor import StageTime
-from torchrec_cce.jobs.recluster.source import BundleMap
+from torchrec_cce.jobs.recluster.work import BundleMap, StoredTable
 from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.pointer_map import PointerMap
@@ -117,7 +116,9 @@ def run_job(folder: str, num_workers: int) -> Outcome:
         num_columns=NUM_COLUMNS,
     )
     source = TableSource(
-        config=config, rows=rows, maps=BundleMap(folder=root / "maps"), map_digest=old.pointer_map.digest
+        config=config,
+        rows=rows,
+        stored=StoredTable(maps=BundleMap(folder=root / "maps"), map_digest=old.pointer_map.digest),
     )
     expected = estimate([source], SETTINGS, num_workers=num_workers, memory_bytes=MEMORY)
     started = time.perf_counter()

@@ -21,16 +21,15 @@ import pyarrow.parquet as pq
 
 from benchmarks.figure import race, report
 from benchmarks.processes import memory_bytes
-from torchrec_cce.jobs.remap.features import remapped_format
 from torchrec_cce.jobs.remap.file import open_version
 from torchrec_cce.jobs.remap.input import InputFile
-from torchrec_cce.jobs.remap.job import remap
+from torchrec_cce.jobs.remap.job import remap, remapped_format
 from torchrec_cce.jobs.remap.parquet.chunks import Chunk
 from torchrec_cce.jobs.remap.parquet.file import remap_parquet
 from torchrec_cce.jobs.remap.parquet.metadata import FileMetaData, RowGroup
 from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
-from torchrec_cce.jobs.remap.remapper import FeatureMap, Found, Remapper
-from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.jobs.remap.remapper import FeatureMap, Remapper, Words
+from torchrec_cce.maps.pointer_map import PointerMap, Resolved
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 
@@ -249,7 +248,7 @@ def _remapping(registry: str, source: str, found: dict[str, float]) -> Callable[
     remapper = Remapper(format=remapped, maps={name: table.pointer_map for name, table in opened.tables.items()})
     find = FeatureMap.find
 
-    def timed(self: FeatureMap, ids: npt.NDArray[np.int64]) -> Found:
+    def timed(self: FeatureMap, ids: npt.NDArray[np.int64]) -> tuple[Words, Resolved]:
         began = time.process_time()
         try:
             return find(self, ids)

@@ -1,14 +1,20 @@
-"""One way to compile a hot loop: `@jit`, numba's nopython mode with the GIL released and the result cached on disk."""
+"""One way to compile a hot loop: `@jit`, numba's nopython mode with the GIL released and the result cached on disk.
+
+`prefetch(array, i)` is for such loops: ask for the cache line of `array[i]` before it is needed.
+"""
 
 import hashlib
 from collections.abc import Callable
 from types import CodeType, FunctionType
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
 from numba.core.dispatcher import Dispatcher
 from numba.core.extending import _Intrinsic
+from numba.extending import intrinsic
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,3 +71,23 @@ def _add_code(code: CodeType, parts: list[str]) -> list[str]:
         else:
             parts.append(repr(constant))
     return names
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(_typing_context: Any, array: Any, _index: Any) -> Any:
+    """Start loading `array[index]` (any number of dimensions). It is only a hint: a wild index reads nothing."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        struct = context.make_array(signature.args[0])(context, builder, arguments[0])
+        row_bytes = cgutils.unpack_tuple(builder, struct.strides)[0]
+        base = builder.ptrtoint(struct.data, row_bytes.type)
+        address = builder.add(base, builder.mul(arguments[1], row_bytes))
+        pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        declared = ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, declared, "llvm.prefetch.p0")
+        # read, little temporal locality (a map is far larger than any cache), data
+        builder.call(function, [pointer, flag(0), flag(1), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.kernel_references import reference_gather
-from torchrec_cce.kernels.gather import _AHEAD, gather_rows, gather_words
-from torchrec_cce.kernels.packed import as_packed
+from torchrec_cce.kernels.packed import _AHEAD, as_packed, gather_rows, gather_words
 
 Unsigned = npt.NDArray[np.unsignedinteger]
 

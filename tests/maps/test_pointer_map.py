@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.method_references import cce_codes
-from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
+from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, Unseen
 from torchrec_cce.maps.vocabulary import Vocabulary
 
@@ -166,7 +166,7 @@ def test_the_digest_covers_vocabulary_and_policy() -> None:
 
 
 @pytest.mark.parametrize(("num_columns", "dtype"), [(4, np.uint16), (3, np.uint8), (8, np.uint16), (1, np.uint32)])
-def test_gather_gives_the_pointers_of_raw_ids(num_columns: int, dtype: type) -> None:
+def test_raw_ids_have_the_pointers_of_their_positions(num_columns: int, dtype: type) -> None:
     keys = np.random.default_rng(0).permutation(10**6)[:500] - 5000
     start = PointerMap.hashed(num_ids=500, num_columns=num_columns, num_rows=50, seed=0)
     pointers = np.random.default_rng(1).integers(0, 50, (500, num_columns)).astype(dtype)
@@ -174,10 +174,4 @@ def test_gather_gives_the_pointers_of_raw_ids(num_columns: int, dtype: type) -> 
     keyed = start.with_vocabulary(Vocabulary.build(keys)).clustered(pointers, start.helper_hash)
     rows = np.random.default_rng(2).integers(0, 500, 300)
     for one, ids in ((dense, rows), (keyed, keys[rows])):
-        words = one.gather(ids)
-        np.testing.assert_array_equal(words.view(dtype).reshape(-1, num_columns), pointers[rows])
-        assert one.gather(ids, out=np.zeros_like(words)).tobytes() == words.tobytes()
-        with pytest.raises(ConfigError, match="out is float64"):
-            one.gather(ids, out=np.zeros(300))
-        with pytest.raises(InvalidIDError, match=r"raw ID 10000000 \(index 7 of 9\) is not among the 500 of the map"):
-            one.gather(np.array([*ids[:7], 10**7, -(10**9)]))
+        np.testing.assert_array_equal(one.codebook_codes(one.positions(ids)), pointers[rows])

@@ -105,9 +105,7 @@ def from_column(column: Column, *, multi_hot: bool) -> pa.Array:
     """
     lengths = column.dense_lengths()
     if multi_hot:
-        offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
-        np.cumsum(lengths, out=offsets[1:])
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(column.values))
+        return pa.ListArray.from_arrays(pa.array(column.offsets.astype(np.int32)), pa.array(column.values))
     if column.lengths is None:
         return pa.array(column.values)
     if lengths.max(initial=0) > 1:
@@ -118,12 +116,15 @@ def from_column(column: Column, *, multi_hot: bool) -> pa.Array:
     return pa.array(single, mask=lengths == 0)
 
 
+def id_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the IDs in a column: itself, or that of the items of a list, also of a dictionary."""
+    item = kind.value_type if _is_list(kind) else kind
+    return item.value_type if pa.types.is_dictionary(item) else item
+
+
 def _why_not_ids(kind: pa.DataType) -> str | None:
     """None if a column of this type holds IDs; else what it is and what to do."""
-    if _is_list(kind):
-        kind = kind.value_type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = id_type(kind)
     if pa.types.is_integer(kind):
         return None
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import TypeAlias
 
 import numpy as np
@@ -71,9 +70,7 @@ class KeyCounts:
     def __enter__(self) -> "KeyCounts":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._folder.cleanup()
 
     @property

@@ -1,6 +1,7 @@
 """Click logs in Parquet: streamed as `Rows` with only the columns that are needed, and written from `Rows`."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -92,7 +93,7 @@ def write_parquet(
     multi_hot: Collection[str] = (),
     label: str = "label",
 ) -> int:
-    """Write rows to one Parquet file (zstd), which appears whole or not at all.
+    """Write rows to one Parquet file (zstd), which appears whole or not at all; returns how many there were.
 
     Args:
         path: the file; an older one is replaced.
@@ -101,25 +102,18 @@ def write_parquet(
         multi_hot: features to write as list<int64>; the others are int64, null for an empty bag.
         label: name of the label column (float32).
 
-    Returns:
-        The number of rows written.
-
     Raises:
         ConfigError: there is no row, `dense` does not name each dense column, two columns have one name, or a feature
             that is not `multi_hot` has a bag of more than one ID.
     """
     total = 0
     writer: pq.ParquetWriter | None = None
-    with atomic_path(Path(path)) as temporary:
-        try:
-            for rows in global_batches(chunks, _ROW_GROUP_ROWS):
-                table = _to_table(rows, label, dense, multi_hot)
-                writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
-                writer.write_table(table)
-                total += len(rows)
-        finally:
-            if writer is not None:
-                writer.close()
+    with atomic_path(Path(path)) as temporary, ExitStack() as opened:
+        for rows in global_batches(chunks, _ROW_GROUP_ROWS):
+            table = _to_table(rows, label, dense, multi_hot)
+            writer = writer or opened.enter_context(pq.ParquetWriter(temporary, table.schema, compression="zstd"))
+            writer.write_table(table)
+            total += len(rows)
         if not total:
             raise ConfigError(f"{path}: no rows to write; without one the features are not known")
     return total

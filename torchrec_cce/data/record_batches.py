@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,9 @@ class Part:
 
     path: Path
     row: int
-    """Number of the first of them in the file, from 0."""
+    """Number of the first of them in the file, from 0, or in its record batch where that has a number."""
     batch: pa.RecordBatch
+    record_batch: int | None = None
 
     def column(self, name: str, conversion: Callable[[pa.Array], T]) -> T:
         """What `conversion` makes of a column.
@@ -44,7 +45,8 @@ class Part:
         try:
             yield
         except BadCell as error:
-            place = f"column {name!r}, row {self.row + error.row} (the first is 0)"
+            within = "" if self.record_batch is None else f" of record batch {self.record_batch}"
+            place = f"column {name!r}, row {self.row + error.row}{within} (the first is 0)"
             raise DataFileError(f"{self.path}: {place} {error}") from None
 
     def labels(self, name: str) -> npt.NDArray[np.float32]:
@@ -110,34 +112,21 @@ def read_schema(path: Path) -> pa.Schema:
         return file.schema
 
 
-class _File(Protocol):
-    """An open file."""
-
-    schema: pa.Schema
-
-    def batches(self, columns: Sequence[str], skip: int, chunk_rows: int) -> tuple[int, Iterator[pa.RecordBatch]]:
-        """How many of the first `skip` rows need not be read, and the batches after them."""
-        ...
-
-
 class _ParquetFile:
     def __init__(self, file: pq.ParquetFile) -> None:
         self._file = file
         self.schema = file.schema_arrow
 
     def batches(self, columns: Sequence[str], skip: int, chunk_rows: int) -> tuple[int, Iterator[pa.RecordBatch]]:
-        groups, row = self._groups_after(skip)
+        """How many of the first `skip` rows need not be read, and the batches after them."""
+        metadata, number, row = self._file.metadata, 0, 0
+        while number < metadata.num_row_groups:
+            size = metadata.row_group(number).num_rows
+            if row + size > skip:
+                break
+            number, row = number + 1, row + size
+        groups = list(range(number, metadata.num_row_groups))
         return row, self._file.iter_batches(batch_size=chunk_rows, row_groups=groups, columns=list(columns))
-
-    def _groups_after(self, skip: int) -> tuple[list[int], int]:
-        """The row groups that have rows after the first `skip`, and the number of rows before those groups."""
-        metadata, start = self._file.metadata, 0
-        for group in range(metadata.num_row_groups):
-            size = metadata.row_group(group).num_rows
-            if start + size > skip:
-                return list(range(group, metadata.num_row_groups)), start
-            start += size
-        return [], start
 
 
 class _ArrowFile:
@@ -148,6 +137,7 @@ class _ArrowFile:
         self.schema = pa.ipc.open_file(source).schema
 
     def batches(self, columns: Sequence[str], skip: int, chunk_rows: int) -> tuple[int, Iterator[pa.RecordBatch]]:
+        """As `_ParquetFile.batches`."""
         # Only a column of a batch tells how long it is, so the first is read of batches that are skipped.
         lengths, whole = self._reader(columns[:1]), self._reader(columns)
         number = row = 0
@@ -174,7 +164,7 @@ class _ArrowFile:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_File]:
+def _opened(path: Path) -> Iterator[_ParquetFile | _ArrowFile]:
     """A file of either kind, told apart by its first bytes."""
     with as_data_file_error(path, "a file"), path.open("rb") as file:
         is_arrow = file.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC

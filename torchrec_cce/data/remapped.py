@@ -15,13 +15,12 @@ from torchrec_cce.data.record_batches import Part, read_parts, read_schema
 from torchrec_cce.data.remapped_format import HelperPolicy, RemappedFeature, RemappedFormat, is_id_list
 from torchrec_cce.data.rows import Column, Rows, bound, log_transform
 from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError
-from torchrec_cce.kernels.packed import pack
+from torchrec_cce.kernels.packed import num_words, pack
 from torchrec_cce.kernels.rows import coded_rows, helper_rows
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.remap import Remap
 
 _SUFFIXES = (".parquet", ".arrow")
-_WORD_BYTES = 8
 
 
 def read_remapped(
@@ -163,8 +162,8 @@ class RemappedLog:
         rows = np.empty((config.num_columns, len(first.values), config.num_codewords), np.int64)
 
         def codes(kind: str) -> npt.NDArray[np.unsignedinteger]:
-            count = -(-config.num_columns * config.pointer_dtype.itemsize // _WORD_BYTES)
-            words = [packed.ids[_word_key(table, feature, kind, word)] for word in range(count)]
+            numbers = range(num_words(config.num_columns, config.pointer_dtype))
+            words = [packed.ids[_word_key(table, feature, kind, number)] for number in numbers]
             return _as_codes(words, config.pointer_dtype)
 
         coded_rows(codes("pointers"), config.num_rows, 0, rows)

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from torchrec_cce.errors import DataFileError
-from torchrec_cce.kernels.packed import pack, unpack
+from torchrec_cce.kernels.packed import num_words, pack, unpack
 from torchrec_cce.maps.manifest import Positive, Sha256
 
 FORMAT: Literal[1] = 1
@@ -31,7 +31,6 @@ HelperPolicy = Literal["drop", "store", "keep-raw"]
 """What stays for the helper: nothing; its codes beside the pointers; or the raw column, to hash them from again."""
 
 _CONFIG = ConfigDict(extra="forbid")
-_WORD_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
@@ -61,7 +60,7 @@ class RemappedFeature:
     @property
     def num_words(self) -> int:
         """Words that hold the `c` pointers of an ID."""
-        return -(-self.num_columns * self.dtype.itemsize // _WORD_BYTES)
+        return num_words(self.num_columns, self.dtype)
 
     def item_type(self, layout: Layout) -> pa.DataType:
         """Of the pointers of one ID in a column."""
@@ -95,10 +94,7 @@ class RemappedFormat:
 
     @classmethod
     def from_json(cls, document: bytes, name: str) -> "RemappedFormat":
-        """Read a document.
-
-        Args:
-            name: of the file it comes from, for messages.
+        """Read a document; `name` is that of its file, for messages.
 
         Raises:
             DataFileError: no such document, or of a later format.
@@ -123,10 +119,7 @@ class RemappedFormat:
 
     @classmethod
     def of_schema(cls, schema: pa.Schema, name: str) -> "RemappedFormat":
-        """What the schema of a file says.
-
-        Args:
-            name: of the file, for messages.
+        """What the schema of a file says; `name` is that of the file, for messages.
 
         Raises:
             DataFileError: the file holds no remapped data, of a later format, or not the columns that it should.

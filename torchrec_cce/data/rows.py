@@ -38,22 +38,21 @@ class Column:
         return len(self.values if self.lengths is None else self.lengths)
 
     @cached_property
-    def _offsets(self) -> npt.NDArray[np.int64]:
-        """[N + 1] int64; computed once for the many slices that one chunk is cut into."""
-        assert self.lengths is not None
-        offsets = np.zeros(len(self.lengths) + 1, dtype=np.int64)
-        np.cumsum(self.lengths, out=offsets[1:])
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """[N + 1] int64: where each bag starts; computed once for the many slices that one chunk is cut into."""
+        offsets = np.zeros(len(self) + 1, dtype=np.int64)
+        np.cumsum(self.dense_lengths(), out=offsets[1:])
         return offsets
 
     def row_of(self, position: int) -> int:
         """The row whose bag holds the ID at this position of `values`."""
-        return position if self.lengths is None else int(np.searchsorted(self._offsets, position, side="right")) - 1
+        return position if self.lengths is None else int(np.searchsorted(self.offsets, position, side="right")) - 1
 
     def slice(self, start: int, stop: int) -> "Column":
         """The bags of rows `start..stop`, `0 ≤ start ≤ stop ≤ N`, as views."""
         if self.lengths is None:
             return Column(values=self.values[start:stop])
-        first, last = self._offsets[start], self._offsets[stop]
+        first, last = self.offsets[start], self.offsets[stop]
         return Column(values=self.values[first:last], lengths=self.lengths[start:stop])
 
     def take(self, rows: npt.NDArray[np.bool_]) -> "Column":
@@ -171,7 +170,6 @@ def to_batch(rows: Rows, features: Sequence[str]) -> "Batch":
     `labels` and `dense_features` share memory with `rows`; the IDs are copied once, since a KJT holds them end to end.
 
     Args:
-        rows: N rows.
         features: the keys of the KJT, in this order; features of `rows` that are not named are left out.
 
     Returns:

@@ -17,11 +17,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_cce.data.arrow import BadCell, check_columns, to_column
+from torchrec_cce.data.arrow import check_columns, to_column
 from torchrec_cce.data.files import PathLike, as_data_file_error
 from torchrec_cce.data.key_counts import MIN_MEMORY_BYTES, KeyCounts
 from torchrec_cce.data.parquet import parquet_files
-from torchrec_cce.errors import ConfigError, DataFileError
+from torchrec_cce.data.record_batches import Part
+from torchrec_cce.errors import ConfigError
 from torchrec_cce.maps.vocabulary import Vocabulary
 
 _ARROW_SUFFIXES = (".arrow", ".arrows", ".feather")
@@ -122,8 +123,8 @@ def build_vocabulary(
     for path in files:  # all of them before the first is read, which may take hours
         check_columns(path, _schema(path), [], columns)
     with KeyCounts(memory_bytes=memory_bytes, num_threads=num_threads) as counts:
-        parts = (part for path in files for part in _parts(path, columns))
-        _read_all(parts, lambda piece: _count(piece, columns, counts, tally), num_threads)
+        readers = (reader for path in files for reader in _readers(path, columns))
+        _read_all(readers, lambda part: _count(part, columns, counts, tally), num_threads)
         selection = _Selection(min_frequency, max_size)
         for keys, frequencies in counts.partitions():
             selection.add(keys, frequencies)
@@ -217,36 +218,25 @@ class _Selection:
         return keys[: self._max_size].copy(), frequencies[: self._max_size].copy()
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Piece:
-    """Some rows of a file."""
-
-    path: Path
-    batch: pa.RecordBatch
-    first_row: int
-    """Its first row, counted from 0 in the file, or in its record batch where that has a number."""
-    record_batch: int | None = None
-
-
-_Part: TypeAlias = Callable[[], Iterator[_Piece]]
+_Reader: TypeAlias = Callable[[], Iterator[Part]]
 """Reads what one thread takes at a time: a row group, a range of record batches, or a whole stream."""
 
 
-def _read_all(parts: Iterator[_Part], consume: Callable[[_Piece], None], num_threads: int) -> None:
-    """Call `consume` with every piece of `parts`, in threads; the first error stops them all and is raised."""
+def _read_all(readers: Iterator[_Reader], consume: Callable[[Part], None], num_threads: int) -> None:
+    """Call `consume` with every part that `readers` read, in threads; the first error stops them all and is raised."""
     lock, stopped = Lock(), Event()
 
     def run() -> None:
         try:
             while not stopped.is_set():
                 with lock:
-                    part = next(parts, None)
-                if part is None:
+                    reader = next(readers, None)
+                if reader is None:
                     return
-                for piece in part():
+                for part in reader():
                     if stopped.is_set():
                         return
-                    consume(piece)
+                    consume(part)
         except BaseException:
             stopped.set()
             raise
@@ -259,24 +249,18 @@ def _read_all(parts: Iterator[_Part], consume: Callable[[_Piece], None], num_thr
             stopped.set()
 
 
-def _count(piece: _Piece, columns: Sequence[str], counts: KeyCounts, tally: _Tally) -> None:
+def _count(part: Part, columns: Sequence[str], counts: KeyCounts, tally: _Tally) -> None:
     occurrences = nulls = 0
     for name in columns:
-        array = piece.batch.column(name)
-        try:
-            column = to_column(array)
-        except BadCell as error:
-            within = "" if piece.record_batch is None else f" of record batch {piece.record_batch}"
-            place = f"column {name!r}, row {piece.first_row + error.row}{within} (the first is 0)"
-            raise DataFileError(f"{piece.path}: {place} {error}") from None
+        column = part.column(name, to_column)
         counts.add(column.values)
         occurrences += len(column.values)
-        nulls += array.null_count
-    tally.add(rows=piece.batch.num_rows, occurrences=occurrences, nulls=nulls)
+        nulls += part.batch.column(name).null_count
+    tally.add(rows=part.batch.num_rows, occurrences=occurrences, nulls=nulls)
 
 
-def _parts(path: Path, columns: Sequence[str]) -> Iterator[_Part]:
-    """The parts of one file."""
+def _readers(path: Path, columns: Sequence[str]) -> Iterator[_Reader]:
+    """Those of one file."""
     if not _is_arrow(path):
         with _reading(path):
             metadata = pq.read_metadata(path)
@@ -285,52 +269,40 @@ def _parts(path: Path, columns: Sequence[str]) -> Iterator[_Part]:
             yield partial(_row_group, path, metadata, group, row, columns)
             row += metadata.row_group(group).num_rows
     elif _is_stream(path):
-        yield partial(_arrow_stream, path, columns)
+        yield partial(_arrow, path, columns)
     else:
         with _reading(path), pa.ipc.open_file(str(path)) as reader:
             size = reader.num_record_batches
         step = -(-size // _MAX_ARROW_PARTS) or 1
         for start in range(0, size, step):
-            yield partial(_arrow_batches, path, range(start, min(start + step, size)), columns)
+            yield partial(_arrow, path, columns, range(start, min(start + step, size)))
 
 
-def _row_group(path: Path, metadata: pq.FileMetaData, group: int, row: int, columns: Sequence[str]) -> Iterator[_Piece]:
+def _row_group(path: Path, metadata: pq.FileMetaData, group: int, row: int, columns: Sequence[str]) -> Iterator[Part]:
     # Buffered, so that a column chunk is read piece by piece, however large it is.
     with (
         _reading(path),
         pq.ParquetFile(path, metadata=metadata, buffer_size=_READ_BYTES, pre_buffer=False) as file,
     ):
         for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
-            yield _Piece(path=path, batch=batch, first_row=row)
+            yield Part(path=path, batch=batch, row=row)
             row += batch.num_rows
 
 
-def _arrow_batches(path: Path, numbers: range, columns: Sequence[str]) -> Iterator[_Piece]:
-    options = _only(columns, _schema(path))
-    with (
-        _reading(path),
-        pa.OSFile(str(path)) as source,
-        pa.ipc.open_file(source, options=options) as reader,
-    ):
-        for number in numbers:
-            yield _Piece(path=path, batch=reader.get_batch(number), first_row=0, record_batch=number)
-
-
-def _arrow_stream(path: Path, columns: Sequence[str]) -> Iterator[_Piece]:
-    options = _only(columns, _schema(path))
+def _arrow(path: Path, columns: Sequence[str], numbers: range | None = None) -> Iterator[Part]:
+    """The record batches of these numbers in a file, or all of a stream."""
+    fields = [_schema(path).get_field_index(name) for name in columns]
+    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+    opened = pa.ipc.open_stream if numbers is None else pa.ipc.open_file
     row = 0
-    with (
-        _reading(path),
-        pa.OSFile(str(path)) as source,
-        pa.ipc.open_stream(source, options=options) as reader,
-    ):
+    with _reading(path), pa.OSFile(str(path)) as source, opened(source, options=options) as reader:
+        if numbers is not None:
+            for number in numbers:
+                yield Part(path=path, batch=reader.get_batch(number), row=0, record_batch=number)
+            return
         for batch in reader:
-            yield _Piece(path=path, batch=batch, first_row=row)
+            yield Part(path=path, batch=batch, row=row)
             row += batch.num_rows
-
-
-def _only(columns: Sequence[str], schema: pa.Schema) -> pa.ipc.IpcReadOptions:
-    return pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in columns], use_threads=False)
 
 
 def _is_arrow(path: Path) -> bool:

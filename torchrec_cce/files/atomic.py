@@ -1,15 +1,22 @@
-"""Files and folders that appear whole or not at all, also when the process is killed while it writes them."""
+"""Files and folders that appear whole or not at all, also when the process is killed while it writes them.
 
+Jobs lock files and folders that they have anyway: by shared locks, and by ones that leave no lock file beside their
+output. Everything else uses `filelock`, which can do neither.
+"""
+
+import fcntl
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pydantic_core
+
+from torchrec_cce.errors import JobError
 
 
 @contextmanager
@@ -23,8 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
-        for item in (*temporary.rglob("*"), temporary):
-            flush(item)
+        flush_all(temporary)
         os.replace(temporary, path)
         flush(path.parent)
     except BaseException:
@@ -45,6 +51,12 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_all(path: Path) -> None:
+    """Force a file, or a folder with all that is in it, to the disk."""
+    for item in (*path.rglob("*"), path):
+        flush(item)
+
+
 def write_json(path: Path, values: Any, *, indent: int | None = None, strict: bool = False) -> None:
     """Write plain values, and dataclasses of them, as JSON; the file appears whole.
 
@@ -58,3 +70,52 @@ def write_json(path: Path, values: Any, *, indent: int | None = None, strict: bo
         text = json.dumps(json.loads(text, parse_constant=lambda _: None), indent=indent)
     with atomic_path(path) as temporary:
         temporary.write_text(text)
+
+
+def hold(path: Path, *, shared: bool = False) -> ExitStack:
+    """Lock a file or folder until the context that is returned ends, or its process does.
+
+    Args:
+        shared: with others that hold it in the same way; wait while somebody holds it alone.
+
+    Raises:
+        BlockingIOError: somebody else holds it, and this would not share it.
+        FileNotFoundError: it is not there.
+    """
+    with ExitStack() as held:
+        descriptor = os.open(path, os.O_RDONLY)
+        held.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise FileNotFoundError(path)
+        return held.pop_all()
+
+
+@contextmanager
+def held_folder(path: Path) -> Iterator[Path]:
+    """Make a hidden folder beside `path`, in which one process makes what is then moved to `path`.
+
+    Yields the folder, which is empty: what a job that was killed left in it is removed first. In the end it is removed.
+
+    Raises:
+        JobError: another process holds it: it is making `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_name(f".{path.name}.making")
+    with _hold_new(hidden, path):
+        try:
+            for left in hidden.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield hidden
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _hold_new(hidden: Path, path: Path) -> ExitStack:
+    while True:
+        hidden.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # whoever held it is done and has removed it
+            try:
+                return hold(hidden)
+            except BlockingIOError as error:
+                raise JobError(f"{path}: another job is making it, and holds {hidden}; wait for it") from error

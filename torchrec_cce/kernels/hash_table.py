@@ -21,8 +21,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from torchrec_cce.hashing import fmix64, unmix64
-from torchrec_cce.jit import jit
-from torchrec_cce.kernels.prefetch import prefetch
+from torchrec_cce.jit import jit, prefetch
 
 BUCKET = 4
 """Slots of a bucket: 64 bytes."""

@@ -1,4 +1,9 @@
-"""The pointers of an ID as machine words, so that a loop moves them whole instead of one by one."""
+"""The pointers of an ID as machine words, so that a loop moves them whole instead of one by one.
+
+The loops that gather them are bounds checked. A map is far larger than any cache, so a loop is as fast as the cache
+lines that it keeps on their way. Each returns the index of the first position that is outside `0..n - 1`, or -1; for
+such a position it reads nothing and writes zero.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.hashing import UniversalHash, hash_one
-from torchrec_cce.jit import jit
+from torchrec_cce.jit import jit, prefetch
 
 _WORD_BYTES = 8
+# The distance from the prefetch of a word to its load: more than memory can have on its way, so that it never runs dry,
+# and small enough that the lines are still in the nearest cache when the loop arrives.
+_AHEAD = 96
+_LINE_BYTES = 64
 
 
 def as_packed(pointers: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
@@ -30,6 +39,65 @@ def as_packed(pointers: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.unsig
                 packed = wider
                 break
     return packed.reshape(-1) if packed.shape[1] == 1 else packed
+
+
+@jit
+def gather_words(
+    words: npt.NDArray[np.unsignedinteger], positions: npt.NDArray[np.int64], out: npt.NDArray[np.unsignedinteger]
+) -> int:
+    """`out[i] = words[positions[i]]`. `words: [n]` and `out: [N]` of the same unsigned dtype, `positions: [N]`."""
+    count = len(positions)
+    assert len(out) == count
+    limit = np.uint64(len(words))
+    bad = -1
+    main = max(count - _AHEAD, 0)
+    # The last positions have no successor to prefetch: they prefetch themselves, which costs less than a condition.
+    for start, stop, ahead in ((0, main, _AHEAD), (main, count, 0)):
+        for i in range(start, stop):
+            prefetch(words, positions[i + ahead])
+            x = np.uint64(positions[i])
+            if x < limit:  # a negative number is a huge unsigned one
+                out[i] = words[x]
+            else:
+                out[i] = 0
+                if bad < 0:
+                    bad = i
+    return bad
+
+
+@jit
+def gather_rows(
+    rows: npt.NDArray[np.unsignedinteger], positions: npt.NDArray[np.int64], out: npt.NDArray[np.unsignedinteger]
+) -> int:
+    """`out[i] = rows[positions[i]]`. `rows: [n, w]`, C-contiguous, of any unsigned dtype; `positions: [N]`.
+
+    `out: [N, w]`, of the dtype of `rows`. Every cache line of a row is prefetched: a row that lies on two lines would
+    otherwise wait for the second.
+    """
+    count = len(positions)
+    width = rows.shape[1]
+    assert out.shape == (count, width)
+    limit = np.uint64(len(rows))
+    flat = rows.reshape(-1)
+    line = _LINE_BYTES // rows.itemsize
+    bad = -1
+    main = max(count - _AHEAD, 0)
+    for start, stop, ahead in ((0, main, _AHEAD), (main, count, 0)):
+        for i in range(start, stop):
+            first = positions[i + ahead] * width
+            for j in range(0, width, line):
+                prefetch(flat, first + j)
+            prefetch(flat, first + width - 1)
+            x = np.uint64(positions[i])
+            if x < limit:
+                for j in range(width):
+                    out[i, j] = rows[x, j]
+            else:
+                for j in range(width):
+                    out[i, j] = 0
+                if bad < 0:
+                    bad = i
+    return bad
 
 
 @jit
@@ -59,26 +127,26 @@ def packed_hashes(
             out[word, i] = packed
 
 
+def num_words(num_columns: int, dtype: np.dtype[np.unsignedinteger]) -> int:
+    """How many 64-bit words `pack` makes of `c` codes of `dtype`."""
+    return -(-num_columns * dtype.itemsize // _WORD_BYTES)
+
+
 def hashed_words(
     ids: npt.NDArray[np.int64], functions: UniversalHash, dtype: np.dtype[np.unsignedinteger]
 ) -> list[npt.NDArray[np.uint64]]:
     """The codes that `functions` hash `ids: [N]` to, as `pack` packs codes of `dtype`: [N] uint64 each."""
-    bits = 8 * dtype.itemsize
-    out = np.empty((-(-functions.num_columns * bits // 64), len(ids)), np.uint64)
-    packed_hashes(ids, functions.multipliers, functions.offsets, functions.num_rows, bits, out)
+    out = np.empty((num_words(functions.num_columns, dtype), len(ids)), np.uint64)
+    packed_hashes(ids, functions.multipliers, functions.offsets, functions.num_rows, 8 * dtype.itemsize, out)
     return list(out)
 
 
 def pack(codes: npt.NDArray[np.unsignedinteger]) -> list[npt.NDArray[np.uint64]]:
     """`codes: [N, c]` uint8/16/32 as 64-bit words, [N] uint64 each: column 0 in the lowest bits, zeros at the end."""
     count, num_columns = codes.shape
-    row_bytes = num_columns * codes.itemsize
-    num_words = -(-row_bytes // _WORD_BYTES)
-    padded = np.zeros((count, num_words * _WORD_BYTES), np.uint8)
-    little = np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<"))
-    padded[:, :row_bytes] = little.view(np.uint8).reshape(count, row_bytes)
-    words = padded.view("<u8").astype(np.uint64, copy=False)
-    return [np.ascontiguousarray(words[:, word]) for word in range(num_words)]
+    words = np.zeros((count, num_words(num_columns, codes.dtype)), "<u8")
+    words.view(codes.dtype.newbyteorder("<"))[:, :num_columns] = codes
+    return [np.ascontiguousarray(word, np.uint64) for word in words.T]
 
 
 def unpack(

@@ -4,6 +4,7 @@ The values begin at a multiple of 64 bytes from the start of the file, as in mem
 metadata is padded to make up for it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,20 +25,20 @@ class Sink(Protocol):
     def write(self, data: memoryview, /) -> object: ...
 
 
-class _Pieces:
+class ArrowOutput:
     """A file object for Arrow that hands large buffers on in small pieces, so that no sink ever copies a whole map."""
 
     _SIZE = 4 << 20
     closed = False
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+    def __init__(self, write: Callable[[memoryview], object]) -> None:
+        self._write = write
         self._position = 0
 
     def write(self, data: object) -> int:
         view = memoryview(data).cast("B")  # type: ignore[arg-type]
         for start in range(0, len(view), self._SIZE):
-            self._sink.write(view[start : start + self._SIZE])
+            self._write(view[start : start + self._SIZE])
         self._position += len(view)
         return len(view)
 
@@ -66,7 +67,7 @@ def write_array(sink: Sink, name: str, array: pa.Array) -> None:
     metadata_bytes = pa.ipc.get_record_batch_size(batch) - body_bytes
     begin = _MAGIC_BYTES + len(batch.schema.serialize()) + metadata_bytes
     batch = _batch(name, array, padding=-begin % ALIGNMENT)
-    file = pa.PythonFile(_Pieces(sink), mode="w")
+    file = pa.PythonFile(ArrowOutput(sink.write), mode="w")
     with pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 

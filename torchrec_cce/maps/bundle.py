@@ -44,7 +44,7 @@ def write_bundle(
 ) -> Manifest:
     """Write all files of `tables`, then the manifest. Memory stays below some 10 MiB beyond the snapshots."""
     entries = {
-        name: _write_table(_Hashed(open_file, f"{number:04d}"), table, (churn or {}).get(name))
+        name: _write_table(open_file, f"{number:04d}", table, (churn or {}).get(name))
         for number, (name, table) in enumerate(tables.items())
     }
     manifest = Manifest(
@@ -109,22 +109,9 @@ def check_file(path: Path, entry: FileEntry) -> None:
         )
 
 
-class _Hashed:
-    """Writes arrays to the files of one table, and says what it wrote."""
-
-    def __init__(self, open_file: OpenFile, prefix: str) -> None:
-        self._open_file = open_file
-        self._prefix = prefix
-
-    def write(self, name: str, array: pa.Array) -> FileEntry:
-        file_name = f"{self._prefix}.{name}.arrow"
-        with self._open_file(file_name) as sink:
-            tee = _Tee(sink)
-            write_array(tee, name, array)
-        return FileEntry(name=file_name, sha256=tee.sha256.hexdigest(), num_bytes=tee.num_bytes, num_values=len(array))
-
-
 class _Tee:
+    """A sink that hashes and counts what goes to another."""
+
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self.sha256 = hashlib.sha256()
@@ -136,7 +123,14 @@ class _Tee:
         self._sink.write(data)
 
 
-def _write_table(files: _Hashed, table: TableSnapshot, churn: float | None) -> TableEntry:
+def _write_table(open_file: OpenFile, prefix: str, table: TableSnapshot, churn: float | None) -> TableEntry:
+    def write(name: str, array: pa.Array) -> FileEntry:
+        file_name = f"{prefix}.{name}.arrow"
+        with open_file(file_name) as sink:
+            tee = _Tee(sink)
+            write_array(tee, name, array)
+        return FileEntry(name=file_name, sha256=tee.sha256.hexdigest(), num_bytes=tee.num_bytes, num_values=len(array))
+
     pointer_map, vocabulary = table.pointer_map, table.pointer_map.vocabulary
     weights, frequencies = table.weights, table.frequencies
     stored = pointer_map.stored
@@ -153,7 +147,7 @@ def _write_table(files: _Hashed, table: TableSnapshot, churn: float | None) -> T
         codebook_hash=_functions(pointer_map.codebook_hash),
         helper_hash=_functions(pointer_map.helper_hash),
         map_digest=pointer_map.digest,
-        pointers=None if stored is None else files.write("pointers", stored),
+        pointers=None if stored is None else write("pointers", stored),
         pointer_dtype=None if stored is None else str(stored.type.value_type),  # type: ignore[arg-type]
         vocabulary=None
         if vocabulary is None
@@ -161,10 +155,10 @@ def _write_table(files: _Hashed, table: TableSnapshot, churn: float | None) -> T
             num_buckets=vocabulary.num_buckets,
             seed=vocabulary.seed,
             digest=vocabulary.digest,
-            file=files.write("slots", vocabulary.slots),
+            file=write("slots", vocabulary.slots),
         ),
-        weights=None if weights is None else files.write("weights", list_array(weights)),
-        frequencies=None if frequencies is None else files.write("frequencies", pa.array(frequencies)),
+        weights=None if weights is None else write("weights", list_array(weights)),
+        frequencies=None if frequencies is None else write("frequencies", pa.array(frequencies)),
         entropies=table.entropies,
         objective=table.objective,
         churn=churn,

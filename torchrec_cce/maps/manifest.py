@@ -179,10 +179,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, document: bytes, name: str) -> "Manifest":
-        """Read a manifest of this or an earlier format.
-
-        Args:
-            name: of the document, for messages.
+        """Read a manifest of this or an earlier format; `name` is that of the document, for messages.
 
         Raises:
             MapFileError: the document is damaged, no manifest, or of a format that this version does not read.

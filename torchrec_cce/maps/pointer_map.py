@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
+from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.hashing import HASH_NAME, UniversalHash, derive_seed, term_hash
-from torchrec_cce.kernels.gather import gather_rows, gather_words
-from torchrec_cce.kernels.packed import as_packed, as_uint64s, hashed_words
+from torchrec_cce.kernels.packed import as_packed, as_uint64s, gather_rows, gather_words, hashed_words
 from torchrec_cce.kernels.rows import clustered_rows, hashed_rows, partly_clustered_rows
 from torchrec_cce.maps.arrow_file import list_array, numbers
 from torchrec_cce.maps.vocabulary import Vocabulary
@@ -275,27 +274,6 @@ class PointerMap:
         codebook = self._stored_or_hashed(found.ids, found.positions)
         return np.stack([codebook.T, self.helper_hash.numpy(found.ids).T], axis=1)
 
-    def gather(
-        self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.unsignedinteger] | None = None
-    ) -> npt.NDArray[np.unsignedinteger]:
-        """The stored pointers of raw `ids: [N] int64`, packed: [N] or [N, w]; see `as_packed`. For a clustered map.
-
-        One thread, at the speed of memory; it releases the GIL, so that callers slice work over threads.
-
-        Args:
-            out: of that shape and dtype, to write to and return; None = a new array. Reusing one saves page faults.
-
-        Raises:
-            InvalidIDError: an ID that the map does not know, whatever `unseen` says; names the first.
-        """
-        positions = ids if self.vocabulary is None else self.vocabulary.positions(ids)
-        packed, bad = self._gathered(positions, out)
-        if bad >= 0:
-            raise InvalidIDError(
-                f"raw ID {ids[bad]} (index {bad} of {len(ids)}) is not among the {self.num_ids} of the map"
-            )
-        return packed
-
     def codes(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Codebook and helper codes at valid `positions: [N] int64`, as `[c, 2, N] int64`."""
         codebook = self.codebook_codes(positions).astype(np.int64)
@@ -317,15 +295,9 @@ class PointerMap:
         codes[unseen] = self.codebook_hash.numpy(ids[unseen])
         return codes
 
-    def _gathered(
-        self, positions: npt.NDArray[np.int64], out: npt.NDArray[np.unsignedinteger] | None = None
-    ) -> tuple[npt.NDArray[np.unsignedinteger], int]:
+    def _gathered(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.unsignedinteger], int]:
         """The packed pointers at `positions: [N]`, and the index of the first that is not one of the map's, or -1."""
-        shape, dtype = (len(positions), *self.packed.shape[1:]), self.packed.dtype
-        if out is None:
-            out = np.empty(shape, dtype)
-        elif out.shape != shape or out.dtype != dtype:
-            raise ConfigError(f"out is {out.dtype} {list(out.shape)}; it must be {dtype} {list(shape)}")
+        out = np.empty((len(positions), *self.packed.shape[1:]), self.packed.dtype)
         return out, (gather_words if self.packed.ndim == 1 else gather_rows)(self.packed, positions, out)
 
     @cached_property

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from types import TracebackType
 from typing import Protocol, TypeVar
 
 from torchrec_cce.errors import JobError
@@ -85,9 +84,7 @@ class Engine(ABC):
         return self
 
     @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_error: object) -> None: ...
 
 
 def next_tasks(tasks: Iterator[Task | None], count: int | None) -> Iterator[Task]:

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Generic, TypeVar
 
 from torchrec_cce.workers.engine import TICK_S, Engine, next_tasks
@@ -48,9 +47,7 @@ class InlineEngine(Engine):
                 result = function(task)
             yield task, result
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Nothing has to end."""
 
 

@@ -1,23 +1,26 @@
 """Tasks in processes of this machine."""
 
 import mmap
+import multiprocessing
 import os
 import pickle
+import signal
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from torchrec_cce.files.cache import live_folder, path_of, scratch_file
 from torchrec_cce.workers.engine import TICK_S, Engine, WorkerDied, next_tasks, result_of_lost
-from torchrec_cce.workers.process import WorkerProcess
 
 _ALIGNMENT = 64
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _COUNTER = np.dtype(np.int64)
 
 T = TypeVar("T")
@@ -39,16 +42,14 @@ class LocalEngine(Engine):
     def __init__(self, num_workers: int | None = None, *, stopping_s: float = 0.0) -> None:
         self.num_workers = num_workers or os.cpu_count() or 1
         self._stopping_s = stopping_s
-        self._started: list[WorkerProcess] = []
-        self._idle: list[WorkerProcess] = []
+        self._started: list[_WorkerProcess] = []
+        self._idle: list[_WorkerProcess] = []
         self._resources = ExitStack()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         # Whatever still runs is not wanted any more, and may take minutes.
         for worker in self._started:
-            self._stop(worker)
+            worker.stop(gently=self._stopping_s > 0)
         deadline = time.monotonic() + self._stopping_s
         for worker in self._started:
             worker.join(max(0.0, deadline - time.monotonic()))
@@ -86,7 +87,7 @@ class LocalEngine(Engine):
         lost: Callable[[Task], Result] | None = None,
     ) -> Iterator[tuple[Task, Result]]:
         left = iter(tasks)
-        busy: dict[Connection, tuple[WorkerProcess, Task]] = {}
+        busy: dict[Connection, tuple[_WorkerProcess, Task]] = {}
         try:
             while True:
                 for task in next_tasks(left, self.num_workers // threads - len(busy)):
@@ -105,25 +106,22 @@ class LocalEngine(Engine):
                         result: Result = worker.answer()
                         self._idle.append(worker)
                     except WorkerDied as death:
-                        self._stop(worker)
+                        worker.stop(gently=self._stopping_s > 0)
                         result = result_of_lost(task, death, lost)
                     del busy[connection]
                     yield task, result
         finally:
             for worker, _ in busy.values():
-                self._stop(worker)
+                worker.stop(gently=self._stopping_s > 0)
 
-    def _free_worker(self) -> WorkerProcess:
+    def _free_worker(self) -> "_WorkerProcess":
         """One that waits for a task and has not died meanwhile, or else a new one."""
         while self._idle:
             worker = self._idle.pop()
             if worker.process.is_alive():
                 return worker
-        self._started.append(WorkerProcess())
+        self._started.append(_WorkerProcess())
         return self._started[-1]
-
-    def _stop(self, worker: WorkerProcess) -> None:
-        worker.stop(gently=self._stopping_s > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,3 +158,102 @@ class FileCounters:
     def read(self) -> list[int]:
         numbers: list[int] = np.fromfile(self.path, _COUNTER, self.count).tolist()
         return numbers
+
+
+class _WorkerProcess:
+    """A process, already started, at the other end of a pipe of its own.
+
+    It has one thread for each library's arithmetic, leaves Ctrl-C to the process that started it, and ends with that,
+    however that ends. If it dies itself, even in the middle of an answer, the pipe ends and `answer` says so.
+    (`ProcessPoolExecutor` keeps both ends of its pipe open, and then waits for the rest of the answer for ever.)
+    """
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit locks of OpenMP's and readers' threads
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs,))
+        # Both are inherited, and must be in force before the worker imports anything.
+        with theirs, _environment(_ONE_THREAD), _masked(signal.SIGINT):
+            self.process.start()
+
+    def begin(self, function: Callable[[Task], object], task: Task) -> None:
+        """Send it a task. If it is dead, `answer` says so."""
+        with suppress(OSError):
+            self.connection.send((function, task))
+
+    def answer(self) -> Any:
+        """Wait for the result of its task, or raise what that raised.
+
+        Raises:
+            WorkerDied: it did not come to an answer.
+        """
+        try:
+            error, result = self.connection.recv()
+        except (EOFError, OSError) as cause:
+            raise WorkerDied("a worker process") from cause
+        if error is not None:
+            raise error from _InWorker(result)
+        return result
+
+    def stop(self, *, gently: bool) -> None:
+        """Kill it, or ask its task to stop by a SIGTERM: just one, for a task may take a second one for impatience."""
+        if not self.connection.closed:
+            self.connection.close()  # nothing that it still has to say is wanted, nor does it get another task
+            (self.process.terminate if gently else self.process.kill)()
+
+    def join(self, within_s: float) -> None:
+        """Wait until it has ended, and kill it if that takes longer than `within_s`."""
+        self.process.join(within_s)
+        self.process.kill()
+        self.process.join()
+
+
+class _InWorker(Exception):
+    """Where in a worker an error was raised: the traceback as text."""
+
+
+def _work(connection: Connection) -> None:
+    """What the process does, until nobody is at the other end."""
+    _end_with_parent()
+    with suppress(EOFError, OSError):
+        while True:
+            function, task = connection.recv()
+            answer: tuple[BaseException | None, Any]
+            try:
+                answer = None, function(task)
+            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (raised again where the task came from)
+                answer = error, traceback.format_exc()
+            connection.send(answer)
+
+
+def _end_with_parent() -> None:
+    """End when the parent does, also in the middle of a task, which would not notice."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ[name] for name in variables if name in os.environ}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _masked(number: signal.Signals) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from torchrec_cce.errors import JobError
 from torchrec_cce.extras import require
 from torchrec_cce.workers.engine import TICK_S, Engine, WorkerDied, next_tasks, result_of_lost
+from torchrec_cce.workers.inline import InlineCounters
 
 _ANSWER_S = 1.0
 
@@ -53,9 +53,7 @@ class RayEngine(Engine):
         self.num_workers = self._wanted or max(1, int(ray.cluster_resources().get("CPU", 1)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         for actor in (*self._workers, *self._counters):
             self._ray.kill(actor)
         if self._connected_here:
@@ -66,7 +64,7 @@ class RayEngine(Engine):
 
     def counters(self, count: int) -> "RayCounters":
         """In an actor, which takes no CPU from the tasks."""
-        actor = self._ray.remote(num_cpus=0)(_Numbers).remote(count)
+        actor = self._ray.remote(num_cpus=0)(InlineCounters).remote(count)
         self._counters.append(actor)
         return RayCounters(actor, count)
 
@@ -172,7 +170,7 @@ class RayCounters:
             self._next = self._next or now + TICK_S
             return
         self._next = now + TICK_S
-        self._actor.set.remote(start, values)
+        self._actor.set.remote(start, *values)
 
     def read(self) -> list[int]:
         """What was read before while the actor does not answer: that somebody watches is no reason to fail."""
@@ -190,16 +188,3 @@ class _Worker:
 
     def call(self, function: Callable[[Task], Result], task: Task) -> Result:
         return function(task)
-
-
-class _Numbers:
-    """The actor that keeps counters."""
-
-    def __init__(self, count: int) -> None:
-        self._numbers = [0] * count
-
-    def set(self, start: int, values: tuple[int, ...]) -> None:
-        self._numbers[start : start + len(values)] = values
-
-    def read(self) -> list[int]:
-        return self._numbers

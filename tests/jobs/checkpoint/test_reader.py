@@ -19,6 +19,7 @@ from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import ConfigError, DataFileError, JobError, MapFileError, MapMismatchError, RegistryError
 from torchrec_cce.jobs.checkpoint.copy import NewTable, copy_checkpoint, replace_tables, stamp_version
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
+from torchrec_cce.jobs.recluster.cluster import Clustered
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.modules.parameter_store import TableRows
 from torchrec_cce.modules.recluster import recluster_rows
@@ -48,7 +49,13 @@ def new_tables(one: CCECheckpoint, registry: Registry) -> list[NewTable]:
             frequencies=None,
             settings=SETTINGS,
         )
-        new.append(NewTable(table=table, pointer_map=pointer_map, rows=rows, entropies=report.entropies))
+        sizes = np.zeros((pointer_map.num_columns, pointer_map.num_rows), np.int64)
+        new.append(
+            NewTable(
+                table,
+                Clustered(pointer_map=pointer_map, rows=rows, report=report, cluster_sizes=sizes, times={}),
+            )
+        )
     return new
 
 
@@ -66,9 +73,9 @@ def test_read_and_replaced_as_a_model_has_them(tmp_path: Path, registry: Registr
         copy = copy_checkpoint(source, run, tmp_path / "copy")
         new = new_tables(copy, registry)
         replace_tables(copy, new, version=7)
-        for one, (rows, digest) in zip(new, loaded(tmp_path / "copy", ranks), strict=True):
-            assert digest == one.pointer_map.digest
-            assert_same_rows(one.rows, rows)
+        for (_, done), (rows, digest) in zip(new, loaded(tmp_path / "copy", ranks), strict=True):
+            assert digest == done.pointer_map.digest
+            assert_same_rows(done.rows, rows)
 
 
 def loaded(run_dir: Path, ranks: Ranks) -> list[tuple[TableRows, str]]:
@@ -112,14 +119,14 @@ def test_everything_else_stays_as_it_is(trained: Path, tmp_path: Path, registry:
     for name, each in counted.items():
         assert each.any()
         np.testing.assert_array_equal(each, expected[name])
-    position.entropies = {one.table.name: one.entropies for one in new}
+    position.entropies = {table.name: done.report.entropies for table, done in new}
     assert checkpoint.read_position(after.folder) == position
 
     # Once more, as on the next night; and of another version of the registry.
     again = new_tables(after, registry)
     once_more = replace_tables(after, again, version=8)
-    for table, one in zip(once_more.tables(registry), again, strict=True):
-        assert_same_rows(once_more.read_rows(table), one.rows)
+    for table, (_, done) in zip(once_more.tables(registry), again, strict=True):
+        assert_same_rows(once_more.read_rows(table), done.rows)
     stamp_version(once_more, again, version=9)
     assert {stamp.version for stamps in CCECheckpoint(folder=after.folder).stamps.values() for stamp in stamps} == {9}
     assert_same_but(tensors(once_more.folder), before)
@@ -189,12 +196,12 @@ def test_a_script_of_ones_own(tmp_path: Path, registry: Registry) -> None:
     np.testing.assert_array_equal(source.read_rows(tables["t_item"]).weights, model.items.snapshot()["t_item"].weights)
 
     copy = copy_checkpoint(source, tmp_path / "checkpoint", tmp_path / "copy")
-    new = {one.table.name: one for one in new_tables(copy, registry)}
-    replace_tables(copy, list(new.values()), version=3)
+    new = new_tables(copy, registry)
+    replace_tables(copy, new, version=3)
     registry.publish(
         {
-            name: replace(tables[name].snapshot, pointer_map=one.pointer_map, weights=one.rows.weights)
-            for name, one in new.items()
+            table.name: replace(table.snapshot, pointer_map=done.pointer_map, weights=done.rows.weights)
+            for table, done in new
         }
     )
     assert not (copy.folder / "maps").exists()
@@ -205,9 +212,9 @@ def test_a_script_of_ones_own(tmp_path: Path, registry: Registry) -> None:
         key.removeprefix("model."): value for key, value in tensors(copy.folder).items() if key.startswith("model.")
     }
     fresh.load_state_dict(loaded)
-    for name, one in new.items():
-        collection = fresh.items if name == "t_item" else fresh.users
-        np.testing.assert_array_equal(collection.snapshot()[name].weights, one.rows.weights)
+    for table, done in new:
+        collection = fresh.items if table.name == "t_item" else fresh.users
+        np.testing.assert_array_equal(collection.snapshot()[table.name].weights, done.rows.weights)
     with pytest.raises(MapMismatchError, match="trained with the map version 3, generation 1"):
         model.load_state_dict(loaded)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,9 @@ import pytest
 from tests.support.launch import Job, is_running
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError
-from torchrec_cce.jobs.recluster.cluster import Clustered, TableSource, cluster
+from torchrec_cce.jobs.recluster.cluster import Clustered, Progress, StageTime, TableSource, _time_of, cluster
 from torchrec_cce.jobs.recluster.estimate import estimate
-from torchrec_cce.jobs.recluster.executor import Progress, StageTime, _time_of
-from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap
-from torchrec_cce.jobs.recluster.work import Span
+from torchrec_cce.jobs.recluster.work import BundleMap, RegistryMap, Span, StoredTable
 from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.pointer_map import PointerMap
@@ -95,14 +94,20 @@ def sources(tables: dict[str, TableSnapshot], tmp_path_factory: pytest.TempPathF
                 num_columns=table.pointer_map.num_columns,
             ),
             rows=rows_of(table),
-            maps=RegistryMap(url=str(folder / "registry"), version=version)
-            if name == "each"
-            else BundleMap(folder=folder / "bundle"),
-            map_digest=table.pointer_map.digest,
-            frequencies=frequencies.get(name),  # type: ignore[arg-type]
+            stored=StoredTable(
+                maps=RegistryMap(url=str(folder / "registry"), version=version)
+                if name == "each"
+                else BundleMap(folder=folder / "bundle"),
+                map_digest=table.pointer_map.digest,
+                frequencies=frequencies.get(name),  # type: ignore[arg-type]
+            ),
         )
         for name, table in tables.items()
     ]
+
+
+def with_stored(source: TableSource, **changes: Any) -> TableSource:
+    return replace(source, stored=replace(source.stored, **changes))
 
 
 def rows_of(table: TableSnapshot) -> TableRows:
@@ -118,7 +123,7 @@ def assert_same_as_one_process(
     for source in sources:
         name = source.config.name
         table, one = tables[name], found[name]
-        frequencies = None if source.frequencies is None else table.frequencies
+        frequencies = None if source.stored.frequencies is None else table.frequencies
         new_map, rows, report = recluster_rows(
             source.config, table.pointer_map, rows_of(table), seed=SEED, frequencies=frequencies, settings=settings
         )
@@ -222,22 +227,26 @@ def test_what_cannot_be_clustered_is_refused_before_a_worker_is_bothered(
     weights = pairs.rows.weights.copy()
     weights[7, 1] = np.nan
     nan = replace(pairs, rows=replace(pairs.rows, weights=weights))
-    no_counts = replace(sources[1], frequencies=tmp_path / "none.npy")
+    no_counts = with_stored(sources[1], frequencies=tmp_path / "none.npy")
     no_numbers = tmp_path / "text.npy"
     no_numbers.write_text("text")
     few = tmp_path / "few.npy"
     np.save(few, np.ones(3, np.int64))
     cases: list[tuple[TableSource, type[Exception], str]] = [
         (nan, ClusteringError, "table 'pairs': 1 of 1152 values of weights are NaN"),
-        (replace(pairs, map_digest="0" * 64), MapMismatchError, "table 'pairs' was trained with .* 000000000000; "),
+        (with_stored(pairs, map_digest="0" * 64), MapMismatchError, "table 'pairs' was trained with .* 000000000000; "),
         (
             replace(pairs, config=replace(pairs.config, name="other")),
             MapMismatchError,
             r"no map of table 'other', only of",
         ),
         (no_counts, FileNotFoundError, "none.npy"),
-        (replace(pairs, frequencies=no_numbers), ConfigError, "text.npy: not a .npy file of numbers"),
-        (replace(pairs, frequencies=few), ConfigError, r"table 'pairs': frequencies have shape \[3\], not \[150000\]"),
+        (with_stored(pairs, frequencies=no_numbers), ConfigError, "text.npy: not a .npy file of numbers"),
+        (
+            with_stored(pairs, frequencies=few),
+            ConfigError,
+            r"table 'pairs': frequencies have shape \[3\], not \[150000\]",
+        ),
     ]
     with engine_of("local", num_workers=1) as engine:
         for source, kind, message in cases:

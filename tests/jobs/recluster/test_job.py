@@ -21,7 +21,7 @@ from tests.support.launch import Job
 from tests.support.nights import EASY, Night, assert_same_tensors, is_of_table, newest, tensors
 from tests.support.snapshots import assert_same
 from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError, PublishConflictError
-from torchrec_cce.files.lock import held_folder
+from torchrec_cce.files.atomic import held_folder
 from torchrec_cce.jobs.checkpoint import copy as checkpoint_copy
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
 from torchrec_cce.jobs.recluster import job as job_module
@@ -343,7 +343,7 @@ def limited(job: Any, name: str) -> str:
     return "done"
 
 
-@pytest.mark.parametrize("name", ["copy_checkpoint", "unpack_frequencies", "cluster", "replace_tables", "_flush"])
+@pytest.mark.parametrize("name", ["copy_checkpoint", "unpack_frequencies", "cluster", "replace_tables", "flush_all"])
 def test_a_full_disk(night: Night, name: str) -> None:
     """While it copies, clusters, writes the new tables, publishes."""
     job = replace(night.job, frequencies=nights.counts(night.folder, {"C1": 1000}))

@@ -15,7 +15,7 @@ from tests.support.snapshots import assert_same
 from torchrec_cce.errors import RegistryError
 from torchrec_cce.jobs.recluster.job import recluster
 from torchrec_cce.jobs.recluster.request import ReclusterJob, foresee
-from torchrec_cce.jobs.recluster.source import RegistryMap
+from torchrec_cce.jobs.recluster.work import RegistryMap
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training.versions import snapshot_of_run
 

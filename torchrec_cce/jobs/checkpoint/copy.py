@@ -4,10 +4,10 @@ import itertools
 import pickle
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
@@ -20,8 +20,6 @@ from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
 from torchrec_cce.jobs.recluster.cluster import Clustered
 from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
-from torchrec_cce.maps.pointer_map import PointerMap
-from torchrec_cce.modules.parameter_store import TableRows
 from torchrec_cce.modules.remap import MapStamp
 from torchrec_cce.modules.state_names import stamps_of
 from torchrec_cce.sharding.distributed_checkpoint import METADATA
@@ -32,23 +30,11 @@ from torchrec_cce.training.metrics import METRICS
 _RUN_FILES = (RUN_CONFIG, METRICS)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class NewTable:
-    """A table of the checkpoint, and the map, rows and entropies that it gets."""
+class NewTable(NamedTuple):
+    """A table of the checkpoint, and what became of it."""
 
     table: CheckpointTable
-    pointer_map: PointerMap
-    rows: TableRows
-    entropies: tuple[float, ...]
-
-    @classmethod
-    def of(cls, table: CheckpointTable, clustered: Clustered) -> "NewTable":
-        return cls(
-            table=table,
-            pointer_map=clustered.pointer_map,
-            rows=clustered.rows,
-            entropies=clustered.report.entropies,
-        )
+    clustered: Clustered
 
 
 def copy_checkpoint(found: CCECheckpoint, source: Path, target: Path) -> CCECheckpoint:
@@ -93,15 +79,15 @@ def replace_tables(copy: CCECheckpoint, tables: Sequence[NewTable], *, version: 
     """
     tensors = {}
     for new in tables:
-        tensors[new.table.weight] = torch.from_numpy(new.rows.weights)
-        tensors |= {key: torch.from_numpy(new.rows.states[name]) for name, key in new.table.states.items()}
+        tensors[new.table.weight] = torch.from_numpy(new.clustered.rows.weights)
+        tensors |= {key: torch.from_numpy(new.clustered.rows.states[name]) for name, key in new.table.states.items()}
     _replace_tensors(copy, tensors | _stamps(tables, version))
     if copy.has_maps:
         for path in copy.stamps:
             folder = checkpoint.maps_folder(copy.folder, path)
             shutil.rmtree(folder)
             maps = {
-                new.table.name: replace(new.table.snapshot, pointer_map=new.pointer_map)
+                new.table.name: replace(new.table.snapshot, pointer_map=new.clustered.pointer_map)
                 for new in tables
                 if new.table.collection == path
             }
@@ -122,7 +108,7 @@ def _note_in_position(copy: CCECheckpoint, tables: Sequence[NewTable], version: 
     if not (copy.folder / checkpoint.POSITION).exists():
         return
     position = checkpoint.read_position(copy.folder)
-    position.entropies |= {new.table.name: new.entropies for new in tables}
+    position.entropies |= {new.table.name: new.clustered.report.entropies for new in tables}
     if position.version is not None:
         position.version = version
     checkpoint.write_position(copy.folder, position)
@@ -132,7 +118,7 @@ def _stamps(tables: Sequence[NewTable], version: int) -> dict[str, torch.Tensor]
     """Key of each collection's stamps → the new ones."""
     stamps: dict[str, list[MapStamp]] = {}
     for new in tables:
-        stamp = MapStamp.of(new.pointer_map)._replace(version=version)
+        stamp = MapStamp.of(new.clustered.pointer_map)._replace(version=version)
         stamps.setdefault(stamps_of(new.table.collection), []).append(stamp)
     return {key: MapStamp.to_tensor(each) for key, each in stamps.items()}
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from torchrec import PoolingType
 
 from torchrec_cce.errors import ConfigError, MapMismatchError
-from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap
+from torchrec_cce.jobs.recluster.cluster import TableSource
+from torchrec_cce.jobs.recluster.work import BundleMap, Frequencies, RegistryMap, StoredTable
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingBagConfig, CCEEmbeddingConfig
@@ -177,6 +178,14 @@ class CCECheckpoint(DistributedCheckpoint):
         return TableRows(
             weights=to_array(tensors[table.weight]),
             states={name: to_array(tensors[key]) for name, key in table.states.items()},
+        )
+
+    def source(self, table: CheckpointTable, frequencies: Frequencies = None) -> TableSource:
+        """The table to cluster. Raises as `read_rows`."""
+        return TableSource(
+            config=table.config,
+            rows=self.read_rows(table),
+            stored=StoredTable(maps=table.maps, map_digest=table.snapshot.pointer_map.digest, frequencies=frequencies),
         )
 
     def _bundles(self, path: str) -> tuple[BundleMap, Mapping[str, TableSnapshot]]:

@@ -1,24 +1,48 @@
 """Clustering all tables of a model by the workers of an engine, in memory that does not grow with the number of IDs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from torchrec_cce.clustering.executor import ColumnStep, Executor, Extent, RangeStep, Stage, Totals
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.task import TableTask, recluster_maps
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.jobs.recluster.executor import EngineExecutor, Progress, StageTime
-from torchrec_cce.jobs.recluster.memory_plan import memory_plan
-from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap, StoredTable
+from torchrec_cce.files.cache import scratch_array
+from torchrec_cce.jobs.recluster.memory_plan import MemoryPlan, memory_plan
+from torchrec_cce.jobs.recluster.work import (
+    ColumnTask,
+    RangeTask,
+    SharedTable,
+    SharedValue,
+    Span,
+    StoredTable,
+    do_column,
+    do_range,
+    timed,
+)
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.parameter_store import TableRows
 from torchrec_cce.modules.recluster import TableReport, physical_rows, table_task
-from torchrec_cce.workers.engine import Engine
+from torchrec_cce.workers.engine import Engine, Shared
+
+T = TypeVar("T")
+Task = TypeVar("Task", ColumnTask, RangeTask)
+Result = TypeVar("Result")
+
+Progress = Callable[[Stage, float], None]
+"""Told which stage all tables are in, and the share of it, 0 to 1, that is done."""
+
+_ITEMS = {"pairs": "embeddings"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,19 +52,18 @@ class TableSource:
     config: CCEConfig
     rows: TableRows
     """The physical table and its optimizer's states, in this process's memory; workers get them from it."""
-    maps: BundleMap | RegistryMap
-    """Where every worker finds the table's map."""
-    map_digest: str
-    """Of the map that the table was trained with: another one ends the job."""
-    frequencies: Path | Literal["snapshot"] | None = None
-    """How often the ID of each position was seen: a `.npy` file of [n] numbers that every worker sees; the frequencies
-    that lie beside the map; or None to let every ID count once."""
+    stored: StoredTable
+    """Where every worker finds the table's map and frequencies."""
 
-    @property
-    def stored(self) -> StoredTable:
-        return StoredTable(
-            table=self.config.name, maps=self.maps, map_digest=self.map_digest, frequencies=self.frequencies
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class StageTime:
+    """What one stage of one table took."""
+
+    wall: float
+    """Seconds in which at least one of its tasks was in work."""
+    cpu: float
+    """CPU seconds of its tasks, on all workers together."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +121,7 @@ def cluster(
     if len(set(names)) < len(names):
         raise ConfigError(f"tables {sorted(names)} are not all of different names")
     tasks = table_tasks(sources, seed, settings)
-    executor = EngineExecutor(
+    executor = _EngineExecutor(
         tasks,
         {source.config.name: source.stored for source in sources},
         engine,
@@ -120,13 +143,147 @@ def cluster(
 
 def table_tasks(sources: Sequence[TableSource], seed: int, settings: ReclusterConfig) -> list[TableTask]:
     """The tables opened and checked in this process. Raises what `cluster` raises before its workers begin."""
-    opened = {maps: maps.open() for maps in {source.maps for source in sources}}
+    opened = {maps: maps.open() for maps in {source.stored.maps for source in sources}}
     tasks = []
     for source in sources:
-        pointer_map, frequencies = source.stored.find(opened[source.maps])
+        pointer_map, frequencies = source.stored.find(source.config.name, opened[source.stored.maps])
         task = table_task(
             source.config, pointer_map, source.rows, seed=seed, frequencies=frequencies, settings=settings
         )
         _ = task.clustering
         tasks.append(task)
     return tasks
+
+
+class _EngineExecutor(Executor):
+    """The workers of an engine.
+
+    Each stage runs over all tables, what is slow first, so that no worker has to wait for it in the end.
+
+    Args:
+        tasks: the tables, opened and checked in this process.
+        stored: table → where every worker finds what is as large as its IDs.
+        engine, work_dir, progress: as for `cluster`, which also says what is written.
+
+    Raises:
+        OSError: `work_dir` or the engine's folder has no room.
+    """
+
+    fills_all_tables_at_once = True
+
+    def __init__(
+        self,
+        tasks: Sequence[TableTask],
+        stored: Mapping[str, StoredTable],
+        engine: Engine,
+        *,
+        plan: MemoryPlan,
+        work_dir: Path,
+        progress: Progress,
+    ) -> None:
+        super().__init__({task.table: task.clustering for task in tasks})
+        self._engine, self._plan, self._work_dir, self._progress = engine, plan, work_dir, progress
+        self._token, self._num_values = secrets.token_hex(8), 0
+        # What they need is taken now: a disk without room ends the job before it begins.
+        self._rooms = {
+            task.table: scratch_array(work_dir, (table.num_ids, table.num_columns), table.pointer_dtype)
+            for task in tasks
+            for table in [task.clustering]
+        }
+        self._shared = {task.table: self._share_table(task, stored[task.table]) for task in tasks}
+        self._spans: dict[str, defaultdict[str, list[Span]]] = {task.table: defaultdict(list) for task in tasks}
+
+    def each(self, stage: Stage, step: ColumnStep[Result]) -> dict[str, list[Result]]:
+        names = sorted(self.tables, key=lambda name: -self.tables[name].training_cost)
+        tasks = [
+            ColumnTask(table=self._shared[name], step=step, column=column, work=self.tables[name].training_cost)
+            for name in names
+            for column in range(self.tables[name].num_columns)
+        ]
+        found: dict[str, dict[int, Result]] = {name: {} for name in self.tables}
+        for task, (result, spans) in self._run(stage, do_column, tasks, self._plan.threads_per_column):
+            found[task.table.name][task.column] = result
+            for part, span in spans.items():
+                self._spans[task.table.name][part].append(span)
+        return {name: [columns[column] for column in range(len(columns))] for name, columns in found.items()}
+
+    def fill(self, stage: Stage, step: RangeStep[T], extents: Sequence[Extent[T]]) -> list[tuple[Any, Totals]]:
+        arrays = {extent.table: self._room(stage, extent) for extent in extents}
+        sums: dict[str, Totals] = {}
+        tasks = [
+            RangeTask(
+                table=self._shared[extent.table],
+                step=step,
+                given=extent.given,  # type: ignore[arg-type]  # what `share` returned
+                start=start,
+                stop=min(start + self._plan.ids_at_a_time, extent.length),
+                item=extent.item,
+                items=_ITEMS.get(stage, "positions"),
+            )
+            for extent in extents
+            for start in range(0, extent.length, self._plan.ids_at_a_time)
+        ]
+        for task, (part, totals, span) in self._run(stage, do_range, tasks):
+            name = task.table.name
+            arrays[name][task.start : task.stop] = part
+            sums[name] = sums[name] + totals if name in sums else totals
+            self._spans[name][stage].append(span)
+        return [(arrays.pop(extent.table), sums[extent.table]) for extent in extents]
+
+    def per_table(self, stage: Stage, function: Callable[[str], Result]) -> dict[str, Result]:
+        """In threads of this process: digests, and most of the entropies, release the GIL."""
+
+        def measured(name: str) -> Result:
+            with timed(time.thread_time) as span:
+                result = function(name)
+            self._spans[name][stage].append(span)
+            return result
+
+        done: dict[str, Result] = {}
+        with ThreadPoolExecutor(self._plan.tables_at_a_time) as pool:
+            for name, result in zip(self.tables, pool.map(measured, self.tables), strict=True):
+                done[name] = result
+                self._progress(stage, len(done) / len(self.tables))
+        return done
+
+    def share(self, value: T) -> Shared[T]:
+        self._num_values += 1
+        return SharedValue(token=f"{self._token}-{self._num_values}", value=self._engine.share(value))
+
+    def times(self, table: str) -> dict[str, StageTime]:
+        """What the stages of a table took; see `Clustered`."""
+        return {stage: _time_of(spans) for stage, spans in self._spans[table].items()}
+
+    def _room(self, stage: Stage, extent: Extent[Any]) -> Any:
+        """Where the items of an extent go: a file without a name."""
+        if stage == "assignment":
+            return self._rooms.pop(extent.table)
+        return scratch_array(self._work_dir, (extent.length, *extent.item.shape), extent.item.base)
+
+    def _share_table(self, task: TableTask, stored: StoredTable) -> SharedTable:
+        keys, vocabulary = None, task.pointer_map.vocabulary
+        if vocabulary is not None:
+            room = scratch_array(self._work_dir, (vocabulary.num_ids,), np.int64)
+            keys = self._engine.share(vocabulary.keys(room))
+        settings = replace(
+            task.inputs.settings, chunk_size=self._plan.chunk_size, num_threads=self._plan.threads_per_column
+        )
+        inputs = self._engine.share(replace(task.inputs, settings=settings))
+        return SharedTable(job=self._token, name=task.table, stored=stored, inputs=inputs, keys=keys)
+
+    def _run(
+        self, stage: Stage, function: Callable[[Task], Result], tasks: Sequence[Task], threads: int = 1
+    ) -> Iterator[tuple[Task, Result]]:
+        done, everything = 0, sum(task.work for task in tasks)
+        for task, result in self._engine.run(function, tasks, threads=threads):
+            yield task, result
+            done += task.work
+            self._progress(stage, done / everything)
+
+
+def _time_of(spans: Sequence[Span]) -> StageTime:
+    wall = until = 0.0
+    for span in sorted(spans, key=lambda span: span.start):
+        wall += max(0.0, span.stop - max(span.start, until))
+        until = max(span.stop, until)
+    return StageTime(wall=wall, cpu=sum(span.cpu for span in spans))

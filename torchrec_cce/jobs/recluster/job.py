@@ -5,20 +5,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.errors import ConfigError, PublishConflictError
-from torchrec_cce.files.atomic import flush
-from torchrec_cce.files.lock import held_folder
+from torchrec_cce.files.atomic import flush, flush_all, held_folder
 from torchrec_cce.jobs.checkpoint.copy import NewTable, copy_checkpoint, replace_tables, stamp_version
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
-from torchrec_cce.jobs.recluster.cluster import Clustered, TableSource, cluster
+from torchrec_cce.jobs.recluster.cluster import Clustered, cluster
 from torchrec_cce.jobs.recluster.gates import TableFigures, judge
 from torchrec_cce.jobs.recluster.request import ReclusterInput, ReclusterJob, unpack_frequencies
 from torchrec_cce.jobs.recluster.summary import ReclusterSummary, read_summary, write_summary
+from torchrec_cce.jobs.recluster.work import Frequencies
 from torchrec_cce.maps.journal import PublishedVersion
 from torchrec_cce.training.config import SplitConfig, config_digest
 from torchrec_cce.training.loop import evaluate
@@ -27,8 +26,6 @@ from torchrec_cce.workers import engine_of
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the share of it, 0 to 1, that is done."""
-Frequencies = Mapping[str, Path | Literal["snapshot"]]
-"""Table → where it is written how often the ID of each row was seen, as for `TableSource`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +60,7 @@ def recluster(job: ReclusterJob, *, progress: Progress | None = None) -> Reclust
     if given.job.output.exists():
         return ReclusterResult(summary=_there_already(given), cluster_sizes={})
     with held_folder(given.job.output) as work:
-        return _ReclusterRun(given, work, progress or _silent).run()
+        return _ReclusterRun(given, work, progress or (lambda _step, _share: None)).run()
 
 
 def _there_already(given: ReclusterInput) -> ReclusterSummary:
@@ -91,13 +88,13 @@ class _ReclusterRun:
             frequencies = self.frequencies(tables)
         before = self.quality()
         clustered = self.cluster(copy, tables, frequencies)
-        new = [NewTable.of(table, clustered[table.name]) for table in tables]
+        new = [NewTable(table, clustered[table.name]) for table in tables]
         # Of this number, unless somebody publishes and rolls back meanwhile.
         number = given.registry.state().next_version if parent.child is None else parent.child.version
         with self.step("writing"):
             copy = replace_tables(copy, new, version=number)
         after = self.quality()
-        figures = tuple(_figures(each, clustered[each.table.name], _counted(each.table, frequencies)) for each in new)
+        figures = tuple(_figures(each, _counted(each.table, frequencies)) for each in new)
         bce = None if before is None or after is None else (before.bce, after.bce)
         summary = ReclusterSummary(
             status="published" if parent.child is None else "finished",
@@ -114,26 +111,26 @@ class _ReclusterRun:
             after=after,
             seconds=self.seconds,
         )
-        sizes = {name: one.cluster_sizes for name, one in clustered.items()}
+        sizes = {name: done.cluster_sizes for name, done in clustered.items()}
         if parent.child is not None:
             _check_is_ours(given, parent.child, new)
         elif summary.closed and not self.job.force:
             return ReclusterResult(summary=replace(summary, status="refused", version=None), cluster_sizes=sizes)
         summary = replace(summary, forced=bool(summary.closed))
         write_summary(self.built, summary)
-        _flush(self.built)
+        flush_all(self.built)
         if parent.child is None:
             with self.step("publishing"):
-                version = self.publish(parent.version, new, clustered, frequencies)
+                version = self.publish(parent.version, new, frequencies)
             if version != number:
                 summary = replace(summary, version=version)
                 stamp_version(copy, new, version=version)
                 write_summary(self.built, summary)
-                _flush(self.built)
+                flush_all(self.built)
         _give_name(self.built, self.job.output, summary)
         return ReclusterResult(summary=replace(summary, seconds=self.seconds), cluster_sizes=sizes)
 
-    def frequencies(self, tables: Sequence[CheckpointTable]) -> Frequencies:
+    def frequencies(self, tables: Sequence[CheckpointTable]) -> Mapping[str, Frequencies]:
         """Those that the job was given, or those of the checkpoint."""
         if self.job.frequencies is None:
             return {table.name: "snapshot" for table in tables if table.snapshot.frequencies is not None}
@@ -141,18 +138,9 @@ class _ReclusterRun:
         return {**unpack_frequencies(self.job.frequencies, self.scratch / "frequencies", sizes)}
 
     def cluster(
-        self, copy: CCECheckpoint, tables: Sequence[CheckpointTable], frequencies: Frequencies
+        self, copy: CCECheckpoint, tables: Sequence[CheckpointTable], frequencies: Mapping[str, Frequencies]
     ) -> dict[str, Clustered]:
-        sources = [
-            TableSource(
-                config=table.config,
-                rows=copy.read_rows(table),
-                maps=table.maps,
-                map_digest=table.snapshot.pointer_map.digest,
-                frequencies=frequencies.get(table.name),
-            )
-            for table in tables
-        ]
+        sources = [copy.source(table, frequencies.get(table.name)) for table in tables]
         with self.step("clustering"), engine_of(self.job.engine, num_workers=self.job.num_workers) as engine:
             done = cluster(
                 sources,
@@ -163,8 +151,8 @@ class _ReclusterRun:
                 work_dir=self.scratch,
                 progress=self.progress,
             )
-        for stage in dict.fromkeys(stage for one in done.values() for stage in one.times):
-            self.seconds[stage] = max(one.times[stage].wall for one in done.values() if stage in one.times)
+        for stage in dict.fromkeys(stage for table in done.values() for stage in table.times):
+            self.seconds[stage] = max(table.times[stage].wall for table in done.values() if stage in table.times)
         return done
 
     def quality(self) -> Quality | None:
@@ -175,25 +163,19 @@ class _ReclusterRun:
         with self.step("evaluating"):
             return evaluate(self.given.config, self.built, SplitConfig(path=str(self.job.validation)))
 
-    def publish(
-        self,
-        parent: int,
-        new: Sequence[NewTable],
-        clustered: Mapping[str, Clustered],
-        frequencies: Frequencies,
-    ) -> int:
+    def publish(self, parent: int, new: Sequence[NewTable], frequencies: Mapping[str, Frequencies]) -> int:
         """The version that is current then."""
         config = self.given.config
         snapshots = {
-            each.table.name: replace(
-                each.table.snapshot,
-                pointer_map=each.pointer_map,
-                weights=each.rows.weights,
-                frequencies=_counted(each.table, frequencies),
-                entropies=each.entropies,
-                objective=clustered[each.table.name].report.objective,
+            table.name: replace(
+                table.snapshot,
+                pointer_map=clustered.pointer_map,
+                weights=clustered.rows.weights,
+                frequencies=_counted(table, frequencies),
+                entropies=clustered.report.entropies,
+                objective=clustered.report.objective,
             )
-            for each in new
+            for table, clustered in new
         }
         entry = self.given.registry.publish(
             snapshots,
@@ -213,7 +195,7 @@ class _ReclusterRun:
         self.progress(name, 1.0)
 
 
-def _counted(table: CheckpointTable, frequencies: Frequencies) -> npt.NDArray[np.int64] | None:
+def _counted(table: CheckpointTable, frequencies: Mapping[str, Frequencies]) -> npt.NDArray[np.int64] | None:
     """[n] int64 of a table, memory-mapped."""
     where = frequencies.get(table.name)
     if where == "snapshot":
@@ -221,8 +203,8 @@ def _counted(table: CheckpointTable, frequencies: Frequencies) -> npt.NDArray[np
     return None if where is None else np.load(where, mmap_mode="r")
 
 
-def _figures(new: NewTable, clustered: Clustered, frequencies: npt.NDArray[np.int64] | None) -> TableFigures:
-    pointer_map, report = new.pointer_map, clustered.report
+def _figures(new: NewTable, frequencies: npt.NDArray[np.int64] | None) -> TableFigures:
+    pointer_map, report = new.clustered.pointer_map, new.clustered.report
     assert report.sample_errors is not None
     unseen = None
     if frequencies is not None:
@@ -245,7 +227,7 @@ def _figures(new: NewTable, clustered: Clustered, frequencies: npt.NDArray[np.in
 def _check_is_ours(given: ReclusterInput, child: PublishedVersion, new: Sequence[NewTable]) -> None:
     """Raise PublishConflictError unless the version `child` is what this job would publish."""
     theirs = {name: table.map_digest for name, table in given.registry.manifest(child.version).tables.items()}
-    if theirs != {each.table.name: each.pointer_map.digest for each in new}:
+    if theirs != {table.name: clustered.pointer_map.digest for table, clustered in new}:
         raise PublishConflictError(
             f"{given.registry.url}: {child.identity} was made from the same checkpoint in another way, and is current; "
             "roll back first, or train on from it"
@@ -259,12 +241,3 @@ def _give_name(built: Path, output: Path, summary: ReclusterSummary) -> None:
         message = f"{error.strerror}; version {summary.version} is published, make room and run the job again"
         raise OSError(error.errno, message, str(output)) from error
     flush(output.parent)
-
-
-def _flush(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        flush(path)
-
-
-def _silent(_: str, __: float) -> None:
-    pass

@@ -18,7 +18,6 @@ from rich.filesize import decimal
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError, PublishConflictError, RegistryError
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
-from torchrec_cce.jobs.recluster.cluster import TableSource
 from torchrec_cce.jobs.recluster.estimate import Estimate, estimate
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.maps.journal import PublishedVersion, RegistryState
@@ -110,11 +109,7 @@ class ReclusterInput:
     @cached_property
     def settings(self) -> ReclusterConfig:
         base = ReclusterConfig() if self.config is None else self.config.recluster.settings()
-        given: dict[str, Any] = {
-            "num_iterations": self.job.num_iterations,
-            "points_per_centroid": self.job.points_per_centroid,
-            "helper_init": self.job.helper_init,
-        }
+        given = {name: getattr(self.job, name) for name in ("num_iterations", "points_per_centroid", "helper_init")}
         return replace(base, **{name: value for name, value in given.items() if value is not None})
 
     @cached_property
@@ -241,15 +236,6 @@ def foresee(job: ReclusterJob) -> Forecast:
     given = ReclusterInput(job)
     parent = given.parent()
     given.check_room()
-    sources = [
-        TableSource(
-            config=table.config,
-            rows=given.checkpoint.read_rows(table),
-            maps=table.maps,
-            map_digest=table.snapshot.pointer_map.digest,
-        )
-        for table in given.tables
-    ]
     return Forecast(
         checkpoint=given.source,
         output=str(given.job.output),
@@ -258,7 +244,7 @@ def foresee(job: ReclusterJob) -> Forecast:
         num_ids={table.name: table.snapshot.pointer_map.num_ids for table in given.tables},
         use_helper={table.name: table.config.use_helper for table in given.tables},
         clustering=estimate(
-            sources,
+            [given.checkpoint.source(table) for table in given.tables],
             given.settings,
             num_workers=job.num_workers or os.cpu_count() or 1,
             memory_bytes=job.memory_bytes,

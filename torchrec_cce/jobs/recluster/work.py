@@ -1,20 +1,94 @@
-"""What the workers of a clustering do: steps for a column or a range of a table. Nothing here imports torch."""
+"""What the workers of a clustering do, steps for a column or a range of a table, and where they find what is as large
+as the IDs of a table. Nothing here imports torch.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.clustering.executor import Clustering, ColumnStep, RangeStep, Totals, named_errors
 from torchrec_cce.clustering.task import ClusteringInputs
-from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap, StoredTable
+from torchrec_cce.errors import ConfigError, MapMismatchError
+from torchrec_cce.maps.bundle import read_tables
+from torchrec_cce.maps.manifest import MANIFEST, Manifest
+from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.workers.engine import Shared
+
+Frequencies: TypeAlias = Path | Literal["snapshot"] | None
+"""How often the ID of each position was seen: a `.npy` file of [n] numbers that every worker sees; the frequencies of
+the map's snapshot; or None to let every ID count once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleMap:
+    """Maps in a folder that `write_folder` made, as checkpoints have them; every worker sees it under this path.
+
+    Its digests are not checked again: whoever starts the job has read the folder with `read_folder`.
+    """
+
+    folder: Path
+
+    def open(self) -> Mapping[str, TableSnapshot]:
+        """The snapshots by table, memory-mapped. Raises MapFileError if files are missing or damaged."""
+        path = self.folder / MANIFEST
+        return read_tables(self.folder, Manifest.from_json(path.read_bytes(), str(path)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryMap:
+    """Maps in a registry, which every node fetches once."""
+
+    url: str
+    version: int
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Of the object store, see `open_store`; credentials may be among them."""
+
+    def open(self) -> Mapping[str, TableSnapshot]:
+        """The snapshots by table, verified and memory-mapped. Raises as `Registry.open`."""
+        return Registry(self.url, **self.options).open(self.version).tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTable:
+    """Where any process finds what is as large as the IDs of a table. Picklable and small."""
+
+    maps: BundleMap | RegistryMap
+    map_digest: str
+    """Of the map that the table was trained with."""
+    frequencies: Frequencies = None
+
+    def find(
+        self, table: str, opened: Mapping[str, TableSnapshot]
+    ) -> tuple[PointerMap, npt.NDArray[np.integer] | None]:
+        """The map of a table, among those of `maps`, and the frequencies, memory-mapped.
+
+        Raises:
+            MapMismatchError: the map is another, or there is none.
+            ConfigError: there are no such frequencies.
+        """
+        if table not in opened:
+            raise MapMismatchError(f"{self.maps} holds no map of table {table!r}, only of {sorted(opened)}")
+        snapshot = opened[table]
+        found = snapshot.pointer_map
+        if found.digest != self.map_digest:
+            raise MapMismatchError(
+                f"table {table!r} was trained with the map of digest {self.map_digest[:12]}; {self.maps} "
+                f"holds {found.identity}"
+            )
+        if self.frequencies != "snapshot":
+            return found, None if self.frequencies is None else _read_numbers(self.frequencies)
+        if snapshot.frequencies is None:
+            raise ConfigError(f"table {table!r}: {self.maps} holds no frequencies; pass a file of them, or none")
+        return found, snapshot.frequencies
 
 
 @dataclass(kw_only=True)
@@ -120,7 +194,7 @@ def timed(cpu_time: Callable[[], float] = time.process_time) -> Iterator[Span]:
 
 @lru_cache(maxsize=1)  # tasks of one table follow each other
 def _open(table: SharedTable) -> Clustering:
-    pointer_map, frequencies = table.stored.find(_maps(table.job, table.stored.maps))
+    pointer_map, frequencies = table.stored.find(table.name, _maps(table.job, table.stored.maps))
     if table.keys is not None and pointer_map.vocabulary is not None:
         pointer_map.vocabulary.reading_keys(table.keys.get())
     return table.inputs.get().clustering(pointer_map, frequencies)
@@ -134,3 +208,11 @@ def _get(given: SharedValue) -> Any:
 @lru_cache(maxsize=1)
 def _maps(_job: str, maps: BundleMap | RegistryMap) -> Mapping[str, TableSnapshot]:
     return maps.open()
+
+
+def _read_numbers(path: Path) -> npt.NDArray[np.integer]:
+    try:
+        numbers: npt.NDArray[np.integer] = np.load(path, mmap_mode="r")
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a .npy file of numbers ({error})") from error
+    return numbers

@@ -1,17 +1,21 @@
 """One raw file and the file that it becomes: what a worker of a remap does."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from torchrec_cce.data.remapped_format import RemappedFormat
 from torchrec_cce.errors import DataFileError, RegistryError
-from torchrec_cce.jobs.remap.arrow import remap_to_arrow
 from torchrec_cce.jobs.remap.check import check_file
 from torchrec_cce.jobs.remap.input import InputFile, reading, stat_input
 from torchrec_cce.jobs.remap.output import Compression, FileFormat, FinishedFile, OutputFolder
-from torchrec_cce.jobs.remap.parquet.file import remap_parquet
-from torchrec_cce.jobs.remap.remapper import Remapper
+from torchrec_cce.jobs.remap.parquet.file import FileCounts, RowsDone, remap_parquet
+from torchrec_cce.jobs.remap.remapper import Remapper, UnseenCounts
+from torchrec_cce.maps.arrow_file import ArrowOutput
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.store import Store, open_store
 from torchrec_cce.workers.engine import Counters
@@ -55,14 +59,8 @@ class FileTask:
         self.counters.set(2 * self.number, rows, self.file.num_bytes * rows // max(1, of))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileResult:
-    finished: FinishedFile
-    checked_rows: int
-
-
-def remap_file(task: FileTask) -> FileResult:
-    """Write the file and its record, and on demand check it. Raises what `remap` does."""
+def remap_file(task: FileTask) -> tuple[FinishedFile, int]:
+    """Write the file and its record, and on demand check it: that many rows of it. Raises what `remap` does."""
     source, out = open_store(task.folder, **task.options), open_store(task.output, **task.options)
     opened = open_version(task.registry, task.remapped.version, task.options)
     if opened.entry.manifest_sha256 != task.remapped.manifest_sha256:
@@ -108,7 +106,7 @@ def remap_file(task: FileTask) -> FileResult:
             unseen=dict(sorted((+counts.unseen).items())),
         )
         folder.record(finished)
-    return FileResult(finished=finished, checked_rows=checked)
+    return finished, checked
 
 
 _OPENED: dict[tuple[str, int], MapVersion] = {}
@@ -128,3 +126,46 @@ def _check_unchanged(task: FileTask, source: Store) -> None:
     if now != task.file:
         what = "has gone" if now is None else "has changed"
         raise DataFileError(f"{task}: {what} since the job began; remap the new data to a new folder")
+
+
+def remap_to_arrow(
+    file: pa.NativeFile,
+    name: str,
+    remapper: Remapper,
+    write: Callable[[Any], object],
+    *,
+    compression: str | None,
+    num_threads: int,
+    progress: RowsDone = lambda _, __: None,
+) -> FileCounts:
+    """Write the remapped file as Arrow IPC, front to back: a record batch for each row group, one in memory at a time.
+
+    Arguments and errors: as `remap_parquet`; `compression` is lz4, zstd or None.
+    """
+    raw = pq.ParquetFile(file)
+    schema = remapper.schema(raw.schema_arrow, name)
+    options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=num_threads > 1)
+    row, unseen = 0, UnseenCounts()
+    with (
+        _arrow_threads(num_threads),
+        pa.ipc.new_file(pa.PythonFile(ArrowOutput(write), mode="w"), schema, options=options) as writer,
+    ):
+        for group in range(raw.num_row_groups):
+            table = raw.read_row_group(group, use_threads=num_threads > 1)
+            # One batch, unless a column of strings is too long for one array.
+            for batch in table.combine_chunks().to_batches():
+                writer.write_batch(remapper.batch(batch, name, first_row=row, unseen=unseen))
+                row += len(batch)
+            progress(row, raw.metadata.num_rows)
+    return FileCounts(row, unseen)
+
+
+@contextmanager
+def _arrow_threads(count: int) -> Iterator[None]:
+    """Let Arrow have so many threads for decoding and compressing; a worker leaves it one."""
+    before = pa.cpu_count()
+    pa.set_cpu_count(count)
+    try:
+        yield
+    finally:
+        pa.set_cpu_count(before)

@@ -51,7 +51,7 @@ def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFi
     folder, pattern = _split(text)
     if pattern is None:
         found = list(_walk(folder, options))
-        if found or _is_folder(text):
+        if found or ("://" not in text and Path(text).is_dir()):
             files = [file for file in found if file.name.endswith(".parquet")]
             if not files:
                 raise DataFileError(f"{text}: no *.parquet in this folder or below it")
@@ -122,10 +122,6 @@ def _of_object(found: StoredObject) -> InputFile:
 
 def _hidden(name: str) -> bool:
     return any(part.startswith(("_", ".")) for part in name.split("/"))
-
-
-def _is_folder(text: str) -> bool:
-    return "://" not in text and Path(text).is_dir()
 
 
 def _split(text: str) -> tuple[str, str | None]:

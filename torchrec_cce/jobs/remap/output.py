@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import field, fields
 from hashlib import sha256
 from typing import Any, Literal, get_args
@@ -18,8 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from torchrec_cce.data.remapped_format import RemappedFormat
 from torchrec_cce.errors import CCEError, JobError
-from torchrec_cce.files.atomic import atomic_path
-from torchrec_cce.files.lock import hold
+from torchrec_cce.files.atomic import atomic_path, hold
 from torchrec_cce.jobs.remap.input import InputFile
 from torchrec_cce.maps.manifest import Count
 from torchrec_cce.maps.sealed import parse, seal
@@ -156,20 +155,13 @@ class OutputFolder:
                     f"{self.url}: is the output of another job: {'; '.join(different[:3])}{more}. Choose a new folder, "
                     "or run the job that it is of"
                 )
-        with ExitStack() as locks:
-            if self._storage.path() is not None:
-                locks.enter_context(self._owned())
+        with nullcontext() if self._storage.path() is None else self._owned():
             yield self._finished(job)
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
+    def at_work(self) -> AbstractContextManager[object]:
         """For a worker: while it writes, nobody takes its unfinished files for debris."""
         folder = self._storage.path(FOLDER)
-        if folder is None:
-            yield
-            return
-        with hold(folder, shared=True):
-            yield
+        return nullcontext() if folder is None else hold(folder, shared=True)
 
     @contextmanager
     def file(self, name: str) -> Iterator[Callable[[Any], object]]:
@@ -325,10 +317,7 @@ class Gathered:
         left, self._parts, self._num_bytes = self._parts, [], 0
         while left:
             written = os.writev(self._descriptor, left)
-            done = 0
-            while done < len(left) and written >= len(left[done]):
-                written -= len(left[done])
-                done += 1
-            left = left[done:]
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
             if written:
                 left[0] = left[0][written:]

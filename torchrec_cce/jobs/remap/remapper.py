@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from torchrec_cce.data.arrow import BadCell, check_columns, to_column
+from torchrec_cce.data.arrow import BadCell, check_columns, id_type, to_column
 from torchrec_cce.data.remapped_format import (
     METADATA_KEY,
     Layout,
@@ -20,22 +19,11 @@ from torchrec_cce.data.remapped_format import (
 )
 from torchrec_cce.errors import DataFileError, InvalidIDError
 from torchrec_cce.kernels.packed import unpack
-from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.pointer_map import PointerMap, Resolved
 
 Words = list[npt.NDArray[np.uint64]]
 UnseenCounts = Counter[str]
 """Key of a feature in the format → how many raw IDs of the rows its map does not know, and has something for."""
-
-
-class Found(NamedTuple):
-    """What a map has for some IDs."""
-
-    words: Words
-    """[N] uint64 each: the words of the codebook pointers, then those of the helper codes if they are stored."""
-    bad: int
-    """Position of the first ID that the map does not know under `unseen="error"`, or -1; the words there are void."""
-    unseen: npt.NDArray[np.bool_] | None
-    """[N] those that the map does not know, and has something for; None if it knows all."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,10 +40,11 @@ class FeatureMap:
         """Names of the pointers' columns, and of the helper codes' if they are stored."""
         return (*self.feature.pointers, *self.feature.helpers)
 
-    def find(self, ids: npt.NDArray[np.int64]) -> Found:
-        """The words of raw `ids: [N] int64`, by the map's own policy for those that it does not know."""
-        words, found = self.pointer_map.uint64s(ids, self.feature.dtype, helper=bool(self.feature.helpers))
-        return Found(words, found.bad, found.unseen)
+    def find(self, ids: npt.NDArray[np.int64]) -> tuple[Words, Resolved]:
+        """The words of raw `ids: [N] int64`, of the codebook pointers and then of the helper codes if they are stored;
+        and what the IDs are to the map.
+        """
+        return self.pointer_map.uint64s(ids, self.feature.dtype, helper=bool(self.feature.helpers))
 
     def arrays(self, words: Words, layout: Layout) -> list[pa.Array]:
         """The words that `find` gave as the columns of a layout, one ID a row."""
@@ -90,10 +79,7 @@ class Remapper:
         ]
 
     def schema(self, schema: pa.Schema, name: str) -> pa.Schema:
-        """The schema of the remapped data.
-
-        Args:
-            name: of the file, for messages.
+        """The schema of the remapped data; `name` is that of the file, for messages.
 
         Raises:
             DataFileError: a feature's column is missing or holds no IDs, a new column has the name of another, or the
@@ -128,8 +114,7 @@ class Remapper:
         """The remapped batch.
 
         Args:
-            name: of the file, for messages.
-            first_row: of the batch in its file.
+            name, first_row: of the file, and of the batch in it, for messages.
             unseen: what is counted in the batch is added to it.
 
         Raises:
@@ -169,11 +154,11 @@ def _column_type(raw: pa.DataType, item: pa.DataType) -> pa.DataType:
 
 def _remapped(array: pa.Array, feature_map: FeatureMap, layout: Layout, counts: UnseenCounts | None) -> list[pa.Array]:
     column = to_column(array)
-    words, bad, unseen = feature_map.find(column.values)
-    if bad >= 0:
-        row = column.row_of(bad)
-        value = int(column.values[bad])
-        shown = value % 2**64 if value < 0 and _is_unsigned(array.type) else value
+    words, found = feature_map.find(column.values)
+    if found.bad >= 0:
+        row = column.row_of(found.bad)
+        value = int(column.values[found.bad])
+        shown = value % 2**64 if value < 0 and pa.types.is_unsigned_integer(id_type(array.type)) else value
         known = feature_map.pointer_map
         where = f"0..{known.num_ids - 1}" if known.vocabulary is None else f"the {known.num_ids} of its vocabulary"
         raise UnseenID(
@@ -181,17 +166,14 @@ def _remapped(array: pa.Array, feature_map: FeatureMap, layout: Layout, counts: 
             f"holds raw ID {shown}, which the map of table {feature_map.feature.table!r} does not know (its IDs are "
             f'{where}); correct the data, or publish a map with unseen="hash"',
         )
-    if counts is not None and unseen is not None:
-        counts[feature_map.key] += int(np.count_nonzero(unseen))
+    if counts is not None and found.unseen is not None:
+        counts[feature_map.key] += found.num_unseen
     kind = _column_type(array.type, feature_map.feature.item_type(layout))
     if kind == feature_map.feature.item_type(layout):
         return [_with_nulls(items, array, layout) for items in feature_map.arrays(words, layout)]
-    lengths = column.dense_lengths()
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
     large = pa.types.is_large_list(kind)
     build = pa.LargeListArray if large else pa.ListArray
-    starts = pa.array(offsets if large else offsets.astype(np.int32))
+    starts = pa.array(column.offsets if large else column.offsets.astype(np.int32))
     mask = array.is_null() if array.null_count else None
     return [build.from_arrays(starts, items, type=kind, mask=mask) for items in feature_map.arrays(words, layout)]
 
@@ -209,9 +191,3 @@ def _with_nulls(items: pa.Array, raw: pa.Array, layout: Layout) -> pa.Array:
     if layout == "words":
         return pa.array(full.reshape(-1), mask=~valid)
     return pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), type=items.type, mask=mask)
-
-
-def _is_unsigned(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_unsigned_integer(kind.value_type if pa.types.is_dictionary(kind) else kind))

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from torchrec_cce.maps.store.local import LocalStore
-from torchrec_cce.maps.store.object_store import ObjectStore
+from torchrec_cce.maps.store.object_store import LocalStore, ObjectStore
 from torchrec_cce.maps.store.store import Store
 
 __all__ = ["Store", "open_store"]

@@ -1,18 +1,24 @@
-"""Objects in S3, GCS, Azure and whatever else obstore reaches. Here alone, and in `local`, is obstore."""
+"""Objects in S3, GCS, Azure and whatever else obstore reaches, and as files in a folder. Here alone is obstore."""
 
 import hashlib
 import os
-from collections.abc import Iterator
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
 from torchrec_cce.errors import CCEError, RegistryError
 from torchrec_cce.extras import require
+from torchrec_cce.files.atomic import flush
 from torchrec_cce.maps.arrow_file import Sink
+from torchrec_cce.maps.sealed import sha256_of
 from torchrec_cce.maps.store.store import Store, StoredObject
 
 _READ_BYTES = 4 << 20
@@ -68,12 +74,8 @@ class ObjectStore(Store):
             return pa.PythonFile(_Reader(self, name, self._obstore.open_reader(self._remote, name)), mode="r")
 
     def download(self, name: str, path: Path) -> str:
-        content = hashlib.sha256()
         with self._errors(f"read {name}"), path.open("wb") as file:
-            for part in self._parts(name):
-                content.update(part)
-                file.write(part)
-        return content.hexdigest()
+            return self._hashed(name, file.write)
 
     def objects(self, folder: str, *, after: str | None = None) -> list[StoredObject]:
         with self._errors(f"list {folder}"):
@@ -85,19 +87,20 @@ class ObjectStore(Store):
         return sorted(found, key=lambda stored: stored.name)
 
     def sha256(self, name: str) -> str:
-        content = hashlib.sha256()
         with self._errors(f"read {name}"):
-            for part in self._parts(name):
-                content.update(part)
-        return content.hexdigest()
+            return self._hashed(name, lambda _part: None)
 
     def delete(self, name: str) -> None:
         with self._errors(f"delete {name}"):
             self._obstore.delete(self._remote, [name, *(stored.name for stored in self.objects(name))])
 
-    def _parts(self, name: str) -> Iterator[Any]:
-        """The content of an object, in pieces that have bytes."""
-        yield from self._obstore.get(self._remote, name).stream(min_chunk_size=_READ_BYTES)
+    def _hashed(self, name: str, write: Callable[[Any], object]) -> str:
+        """SHA-256 (hex) of an object, of which `write` gets all pieces."""
+        content = hashlib.sha256()
+        for part in self._obstore.get(self._remote, name).stream(min_chunk_size=_READ_BYTES):
+            content.update(part)
+            write(part)
+        return content.hexdigest()
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
@@ -109,6 +112,111 @@ class ObjectStore(Store):
         except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RegistryError(f"{self.url}: cannot {action}: {reason}") from error
+
+
+class LocalStore(ObjectStore):
+    """A folder: read and listed through obstore as any other store, and through the file system where that does more.
+
+    Args:
+        url: a path or a `file://` URL. There need be no such folder until something is read.
+
+    Raises:
+        RegistryError: of all that reads: there is no such folder.
+        MissingExtraError: obstore is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._obstore = require("obstore", "registry")
+        self.root = Path(unquote(url.removeprefix("file://")) if "://" in url else url).absolute()
+        self.url = self.root.as_uri()
+
+    @property
+    def exists(self) -> bool:
+        return self.root.is_dir()
+
+    @cached_property
+    def _remote(self) -> Any:
+        if not self.exists:
+            raise RegistryError(
+                f"{self.url}: there is no such folder; check the name, or begin a registry with "
+                "`torchrec-cce maps publish`"
+            )
+        return require("obstore.store", "registry").LocalStore(self.root, automatic_cleanup=True)
+
+    def path(self, name: str = "") -> Path:
+        return self.root / name
+
+    def create(self, name: str, content: bytes) -> bool:
+        with self._errors(f"create {name}"):
+            return _create_file(self.root / name, content)
+
+    @contextmanager
+    def writer(self, name: str) -> Iterator[Sink]:
+        with self._errors(f"write {name}"):
+            self.root.mkdir(parents=True, exist_ok=True)
+        with super().writer(name) as sink:
+            yield sink
+
+    def find(self, name: str) -> StoredObject | None:
+        with self._errors(f"look for {name}"), suppress(FileNotFoundError):
+            return self._stored(self.root / name)
+        return None
+
+    def open_file(self, name: str) -> pa.NativeFile:
+        with self._errors(f"read {name}"):
+            return pa.OSFile(str(self.root / name))
+
+    def sha256(self, name: str) -> str:
+        with self._errors(f"read {name}"):
+            return sha256_of(self.root / name)
+
+    def delete(self, name: str) -> None:
+        path = self.root / name
+        with self._errors(f"delete {name}"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def flush(self, name: str) -> None:
+        path = self.root / name
+        with self._errors(f"flush {name}"):
+            for item in (*path.rglob("*"), path, *path.relative_to(self.root).parents):
+                flush(self.root / item)
+
+    def leftovers(self) -> list[StoredObject]:
+        found = []
+        # Unlike `rglob`, `walk` passes over a folder that its publisher or another `gc` deletes meanwhile.
+        for folder, folders, files in os.walk(self.root):
+            paths = [Path(folder, file) for file in files if "#" in file]
+            if not folders and not files and Path(folder) != self.root:
+                paths.append(Path(folder))
+            for path in paths:
+                with suppress(FileNotFoundError):  # its writer may be alive, and done with it
+                    found.append(self._stored(path))
+        return found
+
+    def _stored(self, path: Path) -> StoredObject:
+        """Raises FileNotFoundError."""
+        stat = path.stat()
+        modified = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
+        return StoredObject(name=path.relative_to(self.root).as_posix(), num_bytes=stat.st_size, modified=modified)
+
+
+def _create_file(path: Path, content: bytes) -> bool:
+    """On the disk before it has its name: no power cut leaves a named file that is empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unnamed = path.with_name(f"{path.name}#{secrets.token_hex(4)}")
+    try:
+        unnamed.write_bytes(content)
+        flush(unnamed)
+        os.link(unnamed, path)
+    except FileExistsError:
+        return False
+    finally:
+        unnamed.unlink(missing_ok=True)
+    flush(path.parent)
+    return True
 
 
 class _Reader:

@@ -70,8 +70,8 @@ class _File:
         self._name = name
         self._remapper = remapper
         self._compression = compression
-        self._metadata = pq.ParquetFile(file).metadata
-        schema = pq.ParquetFile(file, metadata=self._metadata).schema_arrow
+        raw = pq.ParquetFile(file)
+        self._metadata, schema = raw.metadata, raw.schema_arrow
         self._new_schema = remapper.schema(schema, name)
         size = file.size()
         length = int.from_bytes(file.read_at(4, size - 8), "little")
@@ -125,14 +125,7 @@ class _File:
             return kept, UnseenCounts()
         if plan.rewrites:
             try:
-                new, unseen = rewrite_chunk(
-                    raw[0],
-                    entries[plan.leaves.start].meta_data,
-                    plan.features,
-                    unsigned=plan.unsigned,
-                    optional=plan.optional,
-                    compression=self._compression,
-                )
+                new, unseen = rewrite_chunk(raw[0], entries[plan.leaves.start].meta_data, plan, self._compression)
                 return kept + new, unseen
             except CannotRewrite:
                 pass  # a wrong ID, too, is found by its row

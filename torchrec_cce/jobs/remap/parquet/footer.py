@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from torchrec_cce.data.arrow import id_type
 from torchrec_cce.data.remapped_format import METADATA_KEY
 from torchrec_cce.jobs.remap.parquet.chunks import elements_of
 from torchrec_cce.jobs.remap.parquet.metadata import (
@@ -47,6 +48,7 @@ class FieldPlan:
     optional: bool
     """It may hold nulls."""
     unsigned: bool
+    """Its values have no sign."""
 
     @property
     def new_names(self) -> tuple[str, ...]:
@@ -55,12 +57,7 @@ class FieldPlan:
 
 
 def plan_fields(footer: FileMetaData, schema: pa.Schema, remapper: Remapper, new_schema: pa.Schema) -> list[FieldPlan]:
-    """One plan a field, in the order of the file.
-
-    Args:
-        footer: the raw file's.
-        schema, new_schema: of the raw file, and what `remapper` makes of it.
-    """
+    """One plan a field of the raw file that has `footer` and `schema`, of which `remapper` makes `new_schema`."""
     new_trees = _trees(elements_of(new_schema))
     plans, leaf = [], 0
     for field, tree in zip(schema, _trees(footer.schema[1:]), strict=True):
@@ -80,7 +77,7 @@ def plan_fields(footer: FileMetaData, schema: pa.Schema, remapper: Remapper, new
                 features=features,
                 rewrites=bool(features) and is_plain and _can_rewrite(footer, leaves.start),
                 optional=tree[0].repetition_type == Repetition.OPTIONAL,
-                unsigned=pa.types.is_unsigned_integer(_value_type(field.type)),
+                unsigned=pa.types.is_unsigned_integer(id_type(field.type)),
             )
         )
     return plans
@@ -89,13 +86,7 @@ def plan_fields(footer: FileMetaData, schema: pa.Schema, remapper: Remapper, new
 def new_footer(
     raw: FileMetaData, plans: Sequence[FieldPlan], schema: pa.Schema, groups: list[RowGroup]
 ) -> FileMetaData:
-    """The footer of the new file.
-
-    Args:
-        raw: that of the raw file.
-        schema: the new one.
-        groups: its row groups, see `new_group`.
-    """
+    """The footer of the new file, which has this schema and these row groups (see `new_group`)."""
     elements = [element for plan in plans for element in plan.elements]
     root = SchemaElement(raw.schema[0])
     root.num_children = len(schema)
@@ -116,13 +107,7 @@ def new_footer(
 
 
 def new_group(raw: RowGroup, plans: Sequence[FieldPlan], entries: list[ColumnChunk], start: int) -> RowGroup:
-    """A row group of the new file.
-
-    Args:
-        raw: the group of the raw file.
-        entries: its chunks.
-        start: its first byte in the file.
-    """
+    """A row group of the new file, which has these chunks from the byte `start` on."""
     new = RowGroup(raw)
     new.columns = entries
     new.total_byte_size = sum(entry.meta_data.total_uncompressed_size for entry in entries)
@@ -171,10 +156,6 @@ def _is_alike(tree: list[SchemaElement], new: list[SchemaElement]) -> bool:
 def _can_rewrite(footer: FileMetaData, leaf: int) -> bool:
     metas = [group.columns[leaf].meta_data for group in footer.row_groups]
     return all(meta.codec in CODECS and _REWRITTEN.issuperset(meta.encodings) for meta in metas)
-
-
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _trees(elements: list[SchemaElement]) -> Iterator[list[SchemaElement]]:

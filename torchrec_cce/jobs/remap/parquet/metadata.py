@@ -5,19 +5,7 @@ Fields and numbers that are not used here have no name here; a struct keeps them
 
 from enum import IntEnum
 
-from torchrec_cce.jobs.remap.parquet.thrift import (
-    BINARY,
-    I32,
-    OptionalField,
-    Struct,
-    binary,
-    flag,
-    i32,
-    i64,
-    items,
-    nested,
-    structs,
-)
+from torchrec_cce.jobs.remap.parquet.thrift import BINARY, BOOL, I32, I64, LIST, STRUCT, Struct, field
 
 
 class Type(IntEnum):
@@ -50,97 +38,92 @@ CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
 
 class Statistics(Struct):
-    null_count = OptionalField(i64(3))
+    null_count: int | None = field(3, I64, optional=True)
 
 
 class DataPageHeader(Struct):
-    num_values = i32(1)
-    encoding = i32(2)
-    definition_level_encoding = i32(3)
-    statistics = OptionalField(nested(5, Statistics))
-
-
-class DictionaryPageHeader(Struct):
-    num_values = i32(1)
+    num_values: int = field(1, I32)
+    encoding: int = field(2, I32)
+    definition_level_encoding: int = field(3, I32)
+    statistics: Statistics | None = field(5, STRUCT, Statistics, optional=True)
 
 
 class DataPageHeaderV2(Struct):
-    num_values = i32(1)
-    num_nulls = i32(2)
-    encoding = i32(4)
-    definition_levels_byte_length = i32(5)
-    repetition_levels_byte_length = i32(6)
-    is_compressed = OptionalField(flag(7))
+    num_values: int = field(1, I32)
+    num_nulls: int = field(2, I32)
+    encoding: int = field(4, I32)
+    definition_levels_byte_length: int = field(5, I32)
+    repetition_levels_byte_length: int = field(6, I32)
+    is_compressed: bool | None = field(7, BOOL, optional=True)
     """True if absent."""
-    statistics = OptionalField(nested(8, Statistics))
+    statistics: Statistics | None = field(8, STRUCT, Statistics, optional=True)
 
 
 class PageHeader(Struct):
-    type = i32(1)
-    uncompressed_page_size = i32(2)
-    compressed_page_size = i32(3)
-    data_page_header = OptionalField(nested(5, DataPageHeader))
-    dictionary_page_header = OptionalField(nested(7, DictionaryPageHeader))
-    data_page_header_v2 = OptionalField(nested(8, DataPageHeaderV2))
+    type: int = field(1, I32)
+    uncompressed_page_size: int = field(2, I32)
+    compressed_page_size: int = field(3, I32)
+    data_page_header: DataPageHeader | None = field(5, STRUCT, DataPageHeader, optional=True)
+    data_page_header_v2: DataPageHeaderV2 | None = field(8, STRUCT, DataPageHeaderV2, optional=True)
 
 
 class SchemaElement(Struct):
-    type = OptionalField(i32(1))
-    repetition_type = OptionalField(i32(3))
-    num_children = OptionalField(i32(5))
+    type: int | None = field(1, I32, optional=True)
+    repetition_type: int | None = field(3, I32, optional=True)
+    num_children: int | None = field(5, I32, optional=True)
 
 
 class KeyValue(Struct):
-    key = binary(1)
-    value = binary(2)
+    key: bytes = field(1, BINARY)
+    value: bytes = field(2, BINARY)
 
 
 class SortingColumn(Struct):
-    column_idx = i32(1)
+    column_idx: int = field(1, I32)
 
 
 class ColumnMetaData(Struct):
-    type = i32(1)
-    encodings = items(2, I32)
-    path_in_schema = items(3, BINARY)
-    codec = i32(4)
-    num_values = i64(5)
-    total_uncompressed_size = i64(6)
-    total_compressed_size = i64(7)
-    data_page_offset = OptionalField(i64(9))
+    type: int = field(1, I32)
+    encodings: list[int] = field(2, LIST, items=I32)
+    path_in_schema: list[bytes] = field(3, LIST, items=BINARY)
+    codec: int = field(4, I32)
+    num_values: int = field(5, I64)
+    total_uncompressed_size: int = field(6, I64)
+    total_compressed_size: int = field(7, I64)
+    data_page_offset: int | None = field(9, I64, optional=True)
     """Never absent from a whole file."""
-    index_page_offset = OptionalField(i64(10))
-    dictionary_page_offset = OptionalField(i64(11))
-    statistics = OptionalField(nested(12, Statistics))
-    encoding_stats = OptionalField(structs(13, Struct))
-    bloom_filter_offset = OptionalField(i64(14))
-    bloom_filter_length = OptionalField(i32(15))
+    index_page_offset: int | None = field(10, I64, optional=True)
+    dictionary_page_offset: int | None = field(11, I64, optional=True)
+    statistics: Statistics | None = field(12, STRUCT, Statistics, optional=True)
+    encoding_stats: list[Struct] | None = field(13, LIST, Struct, items=STRUCT, optional=True)
+    bloom_filter_offset: int | None = field(14, I64, optional=True)
+    bloom_filter_length: int | None = field(15, I32, optional=True)
 
 
 class ColumnChunk(Struct):
-    file_path = OptionalField(binary(1))
-    file_offset = i64(2)
-    meta_data = nested(3, ColumnMetaData)
-    crypto_metadata = OptionalField(nested(8, Struct))
-    encrypted_column_metadata = OptionalField(binary(9))
+    file_path: bytes | None = field(1, BINARY, optional=True)
+    file_offset: int = field(2, I64)
+    meta_data: ColumnMetaData = field(3, STRUCT, ColumnMetaData)
+    crypto_metadata: Struct | None = field(8, STRUCT, Struct, optional=True)
+    encrypted_column_metadata: bytes | None = field(9, BINARY, optional=True)
 
 
 class RowGroup(Struct):
-    columns = structs(1, ColumnChunk)
-    total_byte_size = i64(2)
-    num_rows = i64(3)
-    sorting_columns = OptionalField(structs(4, SortingColumn))
-    file_offset = OptionalField(i64(5))
-    total_compressed_size = OptionalField(i64(6))
+    columns: list[ColumnChunk] = field(1, LIST, ColumnChunk, items=STRUCT)
+    total_byte_size: int = field(2, I64)
+    num_rows: int = field(3, I64)
+    sorting_columns: list[SortingColumn] | None = field(4, LIST, SortingColumn, items=STRUCT, optional=True)
+    file_offset: int | None = field(5, I64, optional=True)
+    total_compressed_size: int | None = field(6, I64, optional=True)
 
 
 class ColumnOrder(Struct):
-    TYPE_ORDER = nested(1, Struct)
+    TYPE_ORDER: Struct = field(1, STRUCT, Struct)
 
 
 class FileMetaData(Struct):
-    schema = structs(2, SchemaElement)
-    num_rows = i64(3)
-    row_groups = structs(4, RowGroup)
-    key_value_metadata = OptionalField(structs(5, KeyValue))
-    column_orders = OptionalField(structs(7, ColumnOrder))
+    schema: list[SchemaElement] = field(2, LIST, SchemaElement, items=STRUCT)
+    num_rows: int = field(3, I64)
+    row_groups: list[RowGroup] = field(4, LIST, RowGroup, items=STRUCT)
+    key_value_metadata: list[KeyValue] | None = field(5, LIST, KeyValue, items=STRUCT, optional=True)
+    column_orders: list[ColumnOrder] | None = field(7, LIST, ColumnOrder, items=STRUCT, optional=True)

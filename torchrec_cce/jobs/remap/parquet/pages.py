@@ -6,14 +6,15 @@ looked up one by one.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from torchrec_cce.jit import jit
 from torchrec_cce.jobs.remap.parquet.chunks import Bytes, Chunk, GrowingChunk
+from torchrec_cce.jobs.remap.parquet.footer import FieldPlan
 from torchrec_cce.jobs.remap.parquet.metadata import (
     CODECS,
     ColumnMetaData,
@@ -25,21 +26,13 @@ from torchrec_cce.jobs.remap.parquet.metadata import (
     Type,
 )
 from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
-from torchrec_cce.jobs.remap.remapper import FeatureMap, UnseenCounts, Words
-from torchrec_cce.kernels.parquet_hybrid import count_marked
+from torchrec_cce.jobs.remap.remapper import UnseenCounts, Words
 
+_HEADER_BITS = 35
 _DICTIONARIES = (Encoding.PLAIN_DICTIONARY, Encoding.RLE_DICTIONARY)
 
-_KEPT = tuple(
-    field.number
-    for field in (
-        PageHeader.type,
-        PageHeader.data_page_header,
-        PageHeader.dictionary_page_header,
-        PageHeader.data_page_header_v2,
-    )
-)
-"""Fields that the header of a new page has of the raw one's."""
+_KEPT = (1, 5, 7, 8)
+"""Fields that the header of a new page has of the raw one's: its type, and the headers of its kind of page."""
 
 _Marks: TypeAlias = dict[str, npt.NDArray[np.bool_]]
 """Key of a feature → which of some IDs its map does not know; no features of which it knows all."""
@@ -50,27 +43,19 @@ class CannotRewrite(Exception):
 
 
 def rewrite_chunk(
-    data: bytes,
-    meta: ColumnMetaData,
-    features: Sequence[FeatureMap],
-    *,
-    unsigned: bool,
-    optional: bool,
-    compression: str | None,
+    data: bytes, meta: ColumnMetaData, plan: FieldPlan, compression: str | None
 ) -> tuple[list[Chunk], UnseenCounts]:
-    """The chunks of the new columns of `features`, and how many IDs of the rows their maps do not know.
+    """The chunks of a field's new columns, and how many IDs of the rows the maps of its features do not know.
 
     Args:
         data: the bytes of the chunk.
         meta: what the footer says of it.
-        unsigned: 32-bit values have no sign.
-        optional: the column may have nulls.
         compression: pyarrow's name of the codec to write, None for no compression.
 
     Raises:
         CannotRewrite
     """
-    rewriting = _Rewriting(meta, features, unsigned=unsigned, optional=optional, compression=compression)
+    rewriting = _Rewriting(meta, plan, compression)
     position, values_left = 0, meta.num_values
     while values_left > 0:
         head, start = read_struct(PageHeader, data, position)
@@ -90,23 +75,14 @@ def rewrite_chunk(
 class _Rewriting:
     """The new columns of one chunk while its pages are rewritten. Arguments: as `rewrite_chunk`."""
 
-    def __init__(
-        self,
-        meta: ColumnMetaData,
-        features: Sequence[FeatureMap],
-        *,
-        unsigned: bool,
-        optional: bool,
-        compression: str | None,
-    ) -> None:
+    def __init__(self, meta: ColumnMetaData, plan: FieldPlan, compression: str | None) -> None:
         self.unseen: UnseenCounts = Counter()
         self._meta = meta
-        self._features = features
-        self._optional = optional
+        self._features, self._optional = plan.features, plan.optional
         self._compression = compression
         self._recoder = _Recoder(CODECS[meta.codec], compression)
-        self._dtype = {Type.INT32: np.dtype("<u4" if unsigned else "<i4"), Type.INT64: np.dtype("<i8")}[Type(meta.type)]
-        self._names = [name for feature in features for name in feature.columns]
+        self._dtype = np.dtype({Type.INT32: "<u4" if plan.unsigned else "<i4", Type.INT64: "<i8"}[Type(meta.type)])
+        self._names = plan.new_names
         self._columns = [GrowingChunk() for _ in self._names]
         self._marks: _Marks = {}
         """Of the dictionary's IDs."""
@@ -158,14 +134,14 @@ class _Rewriting:
     def _look_up(self, values: memoryview) -> tuple[Words, _Marks]:
         ids = np.frombuffer(values, self._dtype).astype(np.int64, copy=False)
         found = [feature.find(ids) for feature in self._features]
-        if any(each.bad >= 0 for each in found):
+        if any(resolved.bad >= 0 for _, resolved in found):
             raise CannotRewrite
         marks = {
-            feature.key: each.unseen
-            for feature, each in zip(self._features, found, strict=True)
-            if each.unseen is not None
+            feature.key: resolved.unseen
+            for feature, (_, resolved) in zip(self._features, found, strict=True)
+            if resolved.unseen is not None
         }
-        return [word for each in found for word in each.words], marks
+        return [word for words, _ in found for word in words], marks
 
     def _add_words(self, head: PageHeader, levels: bytes | memoryview, words: Words) -> None:
         """Add a page of plain words to each column: a dictionary, or levels and values."""
@@ -235,3 +211,58 @@ def _header(raw: PageHeader, uncompressed_size: int, compressed_size: int) -> by
 def _levels_size(content: memoryview) -> int:
     """Bytes of the definition levels that a page of the first version begins with."""
     return 4 + int.from_bytes(content[:4], "little")
+
+
+@jit
+def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks: npt.NDArray[np.bool_]) -> int:
+    """How many of the first `count` values in `data` are marked, without decoding all of them to an array.
+
+    Dictionary indices and levels are in Parquet's hybrid of runs and bit packing. A header, which is a varint, precedes
+    each part. After the header `2·n`, one value follows that stands for `n` of them; after `2·n + 1`, `8·n` values
+    follow, each in `bit_width` bits, the first in the lowest.
+
+    Args:
+        bit_width: 0 to 32.
+        marks: [v], whether each of the values 0 to `v - 1` is marked.
+
+    Returns:
+        The number, or -1 if `data` does not hold so many values, or if a value is above `v - 1`.
+    """
+    if not 0 <= bit_width <= 32:
+        return -1
+    width = np.uint64(bit_width)
+    mask = (np.uint64(1) << width) - np.uint64(1)
+    limit = np.uint64(len(marks))
+    position, left, found = 0, count, 0
+    while left > 0:
+        header, shift = 0, 0
+        while True:
+            if position >= len(data) or shift >= _HEADER_BITS:
+                return -1
+            byte = np.int64(data[position])
+            position += 1
+            header |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        packed = header & 1
+        run = min((header >> 1) * (8 if packed else 1), left)
+        stop = position + ((run * bit_width if packed else bit_width) + 7) // 8
+        if run == 0 or stop > len(data):
+            return -1
+        buffer, bits = np.uint64(0), np.uint64(0)
+        for _ in range(run if packed else 1):
+            while bits < width:
+                buffer |= np.uint64(data[position]) << bits
+                position += 1
+                bits += np.uint64(8)
+            value = buffer & mask
+            buffer >>= width
+            bits -= width
+            if value >= limit:
+                return -1
+            if marks[value]:
+                found += 1 if packed else run
+        position = stop
+        left -= run
+    return found

@@ -5,12 +5,13 @@ do not name, because a later Parquet adds it or nothing asks for it, is carried 
 """
 
 import struct
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, overload
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 _TRUE, _FALSE, _BYTE, _I16, I32, I64, _DOUBLE, BINARY, LIST, _SET, _MAP, STRUCT = range(1, 13)
+BOOL = _TRUE
 _INTEGERS = (I32, I64, _I16)
 
-T = TypeVar("T")
 S = TypeVar("S", bound="Struct")
 
 
@@ -35,86 +36,47 @@ class Struct(dict[int, Typed]):
     """Field number → the class of the struct, or of the structs of the list, that the field holds."""
 
     def __init_subclass__(cls) -> None:
-        cls.STRUCTS = {
-            field.number: field.struct for field in vars(cls).values() if isinstance(field, Field) and field.struct
-        }
+        fields = (value for value in vars(cls).values() if isinstance(value, _Field))
+        cls.STRUCTS = {named.number: named.struct for named in fields if named.struct is not None}
 
 
-class Field(Generic[T]):
-    """A named field that is always there: `i64(3)` in the body of a `Struct` is field 3."""
+@dataclass(frozen=True)
+class _Field:
+    """The descriptor of a named field; see `field`."""
 
-    def __init__(self, number: int, kind: int, struct: type[Struct] | None = None, *, items: int | None = None) -> None:
-        self.number = number
-        self.struct = struct
-        self._kind = kind
-        self._items = items
+    number: int
+    kind: int
+    struct: type[Struct] | None
+    items: int | None
+    optional: bool
 
-    @overload
-    def __get__(self, owner: None, kind: type[Struct]) -> "Field[T]": ...
-    @overload
-    def __get__(self, owner: Struct, kind: type[Struct]) -> T: ...
-    def __get__(self, owner: Struct | None, kind: type[Struct]) -> "Field[T] | T":
+    def __get__(self, owner: Struct | None, kind: type[Struct]) -> Any:
         if owner is None:
             return self
-        value = owner[self.number].value
-        return value if self._items is None else value.values  # type: ignore[no-any-return]
-
-    def __set__(self, owner: Struct, value: T) -> None:
-        owner[self.number] = Typed(self._kind, value if self._items is None else Items(self._items, value))  # type: ignore[arg-type]
-
-
-class OptionalField(Field[T | None]):
-    """A named field that may be absent, and is None then."""
-
-    def __init__(self, field: Field[T]) -> None:
-        super().__init__(field.number, field._kind, field.struct, items=field._items)
-
-    @overload
-    def __get__(self, owner: None, kind: type[Struct]) -> "Field[T | None]": ...
-    @overload
-    def __get__(self, owner: Struct, kind: type[Struct]) -> T | None: ...
-    def __get__(self, owner: Struct | None, kind: type[Struct]) -> "Field[T | None] | T | None":
-        if owner is None:
-            return self
-        found = owner.get(self.number)
+        found = owner.get(self.number) if self.optional else owner[self.number]
         if found is None:
             return None
-        return found.value if self._items is None else found.value.values  # type: ignore[no-any-return]
+        return found.value if self.items is None else found.value.values
 
-    def __set__(self, owner: Struct, value: T | None) -> None:
+    def __set__(self, owner: Struct, value: Any) -> None:
         if value is None:
             owner.pop(self.number, None)
         else:
-            super().__set__(owner, value)
+            owner[self.number] = Typed(self.kind, value if self.items is None else Items(self.items, value))
 
 
-def i32(number: int) -> Field[int]:
-    return Field(number, I32)
+def field(
+    number: int, kind: int, struct: type[Struct] | None = None, *, items: int | None = None, optional: bool = False
+) -> Any:
+    """Names a field in the body of a `Struct`: `num_rows: int = field(3, I64)` is field 3.
 
-
-def i64(number: int) -> Field[int]:
-    return Field(number, I64)
-
-
-def flag(number: int) -> Field[bool]:
-    return Field(number, _TRUE)
-
-
-def binary(number: int) -> Field[bytes]:
-    return Field(number, BINARY)
-
-
-def nested(number: int, struct: type[S]) -> Field[S]:
-    return Field(number, STRUCT, struct)
-
-
-def items(number: int, kind: int) -> Field[list[Any]]:
-    """A list of plain values of a type on the wire."""
-    return Field(number, LIST, items=kind)
-
-
-def structs(number: int, struct: type[S]) -> Field[list[S]]:
-    return Field(number, LIST, struct, items=STRUCT)
+    Args:
+        kind: its type on the wire.
+        struct: the class of its struct, or of the structs in its list.
+        items: of a list, the type of its items on the wire.
+        optional: it may be absent, and is None then.
+    """
+    return _Field(number, kind, struct, items, optional)
 
 
 def read_struct(kind: type[S], data: bytes, position: int = 0) -> tuple[S, int]:
