@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figure import report
-from benchmarks.logs import DATA, PLANS, Log, prepare_all_of_gowalla
+from benchmarks.logs import DATA, LOGS, PLANS
 from benchmarks.plain_cce import Settings, train_plain
 from benchmarks.reduced import reduced
 from torchrec_cce.experiments.curve import SeedGroup, seed_groups
@@ -30,9 +30,7 @@ from torchrec_cce.training.command import quiet_libraries
 from torchrec_cce.training.metrics import Quality
 from torchrec_cce.workers.local import LocalEngine
 
-LOG = Log(
-    about="all of Gowalla in the split of the file, 4 % of its training rows to choose", prepare=prepare_all_of_gowalla
-)
+LOG = LOGS["gowalla_all"]
 OURS = "cce, 4 columns"
 COLUMNS = 4
 FOLDER = Path("runs/bench-gowalla")

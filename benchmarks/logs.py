@@ -183,6 +183,10 @@ LOGS: Mapping[str, Log] = {
         about="an eighth of the users of the Globo.com log, all their pairs, which are split 85:5:10 by a hash",
         prepare=prepare_globo,
     ),
+    "gowalla_all": Log(
+        about="all of Gowalla in the split of the file, 4 % of its training rows to choose",
+        prepare=prepare_all_of_gowalla,
+    ),
     "gowalla": Log(
         about="half of the users of Gowalla in the split of the file, 4 % of its training rows to choose",
         prepare=prepare_gowalla,
