@@ -30,6 +30,8 @@ from .methods.registry import (
 from .methods.robe import RobeEmbeddingBagConfig as RobeEmbeddingBagConfig
 from .methods.sketch import SketchEmbeddingBagConfig as SketchEmbeddingBagConfig
 from .methods.tensor_train import TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig
-from .modules.bag import CompressedEmbeddingBag as CompressedEmbeddingBag
 from .modules.embedding import CCEEmbeddingCollection as CCEEmbeddingCollection
-from .modules.embedding_bag import CCEEmbeddingBagCollection as CCEEmbeddingBagCollection
+from .modules.embedding_bag import (
+    CCEEmbeddingBagCollection as CCEEmbeddingBagCollection,
+    CompressedEmbeddingBag as CompressedEmbeddingBag,
+)

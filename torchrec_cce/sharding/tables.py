@@ -15,8 +15,7 @@ from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.collection import CCECollection, snapshot_of
-from torchrec_cce.modules.parameter_store import TableRows, to_array
-from torchrec_cce.modules.recluster import TableReport
+from torchrec_cce.modules.recluster import TableReport, TableRows, to_array
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.state_names import joined
 from torchrec_cce.sharding.agreement import on_all_ranks

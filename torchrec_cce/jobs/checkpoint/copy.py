@@ -21,7 +21,7 @@ from torchrec_cce.jobs.recluster.cluster import Clustered
 from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.pointer_map import PointerMap
-from torchrec_cce.modules.parameter_store import TableRows
+from torchrec_cce.modules.recluster import TableRows
 from torchrec_cce.modules.remap import MapStamp
 from torchrec_cce.modules.state_names import stamps_of
 from torchrec_cce.sharding.distributed_checkpoint import METADATA

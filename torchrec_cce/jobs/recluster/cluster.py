@@ -16,8 +16,7 @@ from torchrec_cce.jobs.recluster.memory_plan import memory_plan
 from torchrec_cce.jobs.recluster.source import BundleMap, RegistryMap, StoredTable
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEConfig
-from torchrec_cce.modules.parameter_store import TableRows
-from torchrec_cce.modules.recluster import TableReport, physical_rows, table_task
+from torchrec_cce.modules.recluster import TableReport, TableRows, physical_rows, table_task
 from torchrec_cce.workers.engine import Engine
 
 
