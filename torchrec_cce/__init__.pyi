@@ -17,7 +17,10 @@ from .methods.compositional import (
     CompositionalEmbeddingConfig as CompositionalEmbeddingConfig,
 )
 from .methods.deep_hash import DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig
-from .methods.low_rank import LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig
+from .methods.factored import (
+    LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig,
+    TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig,
+)
 from .methods.quotient_remainder import (
     QuotientRemainderEmbeddingBagConfig as QuotientRemainderEmbeddingBagConfig,
     QuotientRemainderProductEmbeddingBagConfig as QuotientRemainderProductEmbeddingBagConfig,
@@ -29,7 +32,6 @@ from .methods.registry import (
 )
 from .methods.robe import RobeEmbeddingBagConfig as RobeEmbeddingBagConfig
 from .methods.sketch import SketchEmbeddingBagConfig as SketchEmbeddingBagConfig
-from .methods.tensor_train import TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig
 from .modules.embedding import CCEEmbeddingCollection as CCEEmbeddingCollection
 from .modules.embedding_bag import (
     CCEEmbeddingBagCollection as CCEEmbeddingBagCollection,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
-from torchrec_cce.methods.sizing import MethodSpec
+from torchrec_cce.methods.table import MethodSpec
 
 
 @dataclass(kw_only=True)
@@ -89,7 +89,7 @@ def test_a_new_method_touches_its_file_and_the_registry(tmp_path: Path) -> None:
     text = registry.read_text()
     for old, new in (
         ('    "full",\n', '    "full",\n    "toy",\n'),
-        ("    tensor_train,\n)", "    tensor_train,\n    toy,\n)"),
+        ("    sketch,\n)", "    sketch,\n    toy,\n)"),
         ("sketch, cce)", "sketch, cce, toy)"),
     ):
         assert text.count(old) == 1

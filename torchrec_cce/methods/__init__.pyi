@@ -13,7 +13,10 @@ from .computed import (
     ComputedTable as ComputedTable,
 )
 from .deep_hash import DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig
-from .low_rank import LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig
+from .factored import (
+    LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig,
+    TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig,
+)
 from .quotient_remainder import (
     QuotientRemainderEmbeddingBagConfig as QuotientRemainderEmbeddingBagConfig,
     QuotientRemainderProductEmbeddingBagConfig as QuotientRemainderProductEmbeddingBagConfig,
@@ -24,13 +27,10 @@ from .registry import (
     tables_under_cap as tables_under_cap,
 )
 from .robe import RobeEmbeddingBagConfig as RobeEmbeddingBagConfig
-from .sizing import (
-    MethodSpec as MethodSpec,
-    Sizing as Sizing,
-)
 from .sketch import SketchEmbeddingBagConfig as SketchEmbeddingBagConfig
 from .table import (
     CompressedConfig as CompressedConfig,
+    MethodSpec as MethodSpec,
     PointerScheme as PointerScheme,
+    Sizing as Sizing,
 )
-from .tensor_train import TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig

@@ -19,8 +19,7 @@ from torchrec_cce.methods.compositional import (
     CompositionalEmbeddingConfig,
     refuse_signs,
 )
-from torchrec_cce.methods.sizing import MethodSpec, Sizing
-from torchrec_cce.methods.table import Looked
+from torchrec_cce.methods.table import Looked, MethodSpec, Sizing
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
-from torchrec_cce.methods.sizing import MethodSpec, Sizing
+from torchrec_cce.methods.table import MethodSpec, Sizing
 
 
 @dataclass(kw_only=True)

@@ -12,8 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.compositional import CompositionalEmbeddingBagConfig, refuse_signs
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
-from torchrec_cce.methods.sizing import MethodSpec, Sizing
-from torchrec_cce.methods.table import Looked, PointerScheme
+from torchrec_cce.methods.table import Looked, MethodSpec, PointerScheme, Sizing
 
 
 @dataclass(kw_only=True)

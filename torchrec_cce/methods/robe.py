@@ -6,9 +6,8 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
-from torchrec_cce.methods.sizing import MethodSpec, Sizing
-from torchrec_cce.methods.tensor_hash import Constant
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, Constant, parameter
+from torchrec_cce.methods.table import MethodSpec, Sizing
 
 
 @dataclass(kw_only=True)
