@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchrec_cce.cli.table import print_table
-from torchrec_cce.training.command import one_line_errors, quiet_libraries, say
-
-if TYPE_CHECKING:
-    from torchrec_cce.experiments.results import TrialResult
-
+from torchrec_cce.training.command import one_line_errors, print_table, quiet_libraries, say
 
 if TYPE_CHECKING:
     from torchrec_cce.experiments.pareto import Candidate
+    from torchrec_cce.experiments.results import TrialResult
 
 _FAILED = 1
 _INTERRUPTED = 130

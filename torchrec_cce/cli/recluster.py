@@ -12,12 +12,10 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import Progress, TaskID, TimeElapsedColumn
 
-from torchrec_cce.cli.flags import naming_flags
 from torchrec_cce.cli.maps import RegistryURL
-from torchrec_cce.cli.table import print_table
 from torchrec_cce.errors import CCEError, RegistryError
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
-from torchrec_cce.training.command import quiet_libraries, say
+from torchrec_cce.training.command import naming_flags, print_table, quiet_libraries, say
 
 if TYPE_CHECKING:
     from torchrec_cce.jobs.recluster.request import Forecast

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,8 +18,8 @@ from torchrec_cce.errors import CCEError
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.modules.recluster import TableReport
-from torchrec_cce.sharding.adopt import adopt_sharded
-from torchrec_cce.sharding.agreement import on_first_rank
+from torchrec_cce.sharding.agreement import from_each_rank, on_first_rank
+from torchrec_cce.sharding.recluster import adopt_sharded
 
 T = TypeVar("T")
 
@@ -143,9 +142,7 @@ class VersionWatcher:
     def __enter__(self) -> "VersionWatcher":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pending: list[Future[Any] | None] = [self._look, None if self._opening is None else self._opening[1]]
         wait([future for future in pending if future is not None], timeout=_PATIENCE_S)
 
@@ -171,8 +168,7 @@ class VersionWatcher:
         if _FAILED not in statuses:
             return wanted, opening.result(), None
         error = opening.exception() if opening.done() else None
-        failures: list[_Failure | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, None if error is None else _Failure.of(error))
+        failures = from_each_rank(None if error is None else _Failure.of(error))
         return wanted, None, next(failure for failure in failures if failure is not None)
 
     def _news(self) -> int | None:

@@ -21,8 +21,7 @@ from torchrec_cce.training.input import check_files
 from torchrec_cce.training.metrics import MetricsLog, ProgressLine, Quality
 from torchrec_cce.training.parallel import StopRequest, process_group
 from torchrec_cce.training.placement import record_plan
-from torchrec_cce.training.run import Run
-from torchrec_cce.training.run_folder import Start, claim
+from torchrec_cce.training.run import Run, Start, claim
 from torchrec_cce.training.schedule import Schedule
 from torchrec_cce.training.sizes import Sizes, sizes_of
 

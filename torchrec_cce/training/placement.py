@@ -17,9 +17,9 @@ from torchrec_cce.methods.registry import Method
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.modules.state_names import COMPUTED
+from torchrec_cce.sharding.estimates import PlanSummary
 from torchrec_cce.sharding.planner import CCEShardingPlanner
 from torchrec_cce.sharding.sharders import get_cce_sharders
-from torchrec_cce.sharding.summary import PlanSummary
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense
 from torchrec_cce.training.model import build_model
