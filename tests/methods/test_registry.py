@@ -53,7 +53,7 @@ _USE = """
 import torch
 from torchrec import EmbeddingBagConfig
 from torchrec_cce import METHODS, CompressedEmbeddingBag, tables_under_cap
-from torchrec_cce.experiments.family import family_of
+from torchrec_cce.experiments.quality_charts import family_of
 from torchrec_cce.training.config import EmbeddingConfig
 from torchrec_cce.training.sizes import sizes_of
 

@@ -10,9 +10,8 @@ from torchrec_cce.charts.chart import Chart, Picture
 from torchrec_cce.experiments.compression import Compression, Range, compression
 from torchrec_cce.experiments.curve import Curve, MeanDeviation, SeedGroup, compressed, curves_of, full_table
 from torchrec_cce.experiments.entropies import Collapse, collapses, entropy_charts, entropy_histories
-from torchrec_cce.experiments.family import strategies_of
 from torchrec_cce.experiments.pareto import Candidate, candidates_of, pareto_chart, pareto_front
-from torchrec_cce.experiments.quality_charts import quality_charts, strategy_charts
+from torchrec_cce.experiments.quality_charts import quality_charts, strategies_of, strategy_charts
 from torchrec_cce.experiments.report import Report, Row, Section, Table
 from torchrec_cce.experiments.results import Results, TrialResult
 from torchrec_cce.experiments.theory import convergence_chart, expectation_chart, factorization_map

@@ -170,15 +170,6 @@ def expected_ratio(p: float, distribution: Distribution) -> float:
     return float(value)
 
 
-def mean_ratio(weights: npt.NDArray[np.float64], draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """`a_n / Σ p_i a_i` of each row of `draws: [N, n]`, positive, with `weights: [n]` p, which sum to 1: [N].
-
-    Lemma B.4: where the rows hold independent draws of one distribution and `p_n ≤ 1/n`, its mean is at least 1.
-    """
-    ratios: npt.NDArray[np.float64] = draws[:, -1] / (draws @ weights)
-    return ratios
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Factors:
     """`T ≈ H M`."""
