@@ -5,6 +5,7 @@ A report holds a `Chart`, a `BarChart` or a `HeatMap`, writes its numbers as JSO
 
 import io
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -46,12 +47,27 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chart:
-    """Lines over one pair of axes."""
+class Picture(ABC):
+    """What a report draws."""
 
     name: str
     """The name of the picture's file, without its ending."""
     caption: str
+
+    @property
+    def text(self) -> str:
+        """What stands below the picture."""
+        return self.caption
+
+    @abstractmethod
+    def to_png(self) -> bytes:
+        """Draw the picture. Raises MissingExtraError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart(Picture):
+    """Lines over one pair of axes."""
+
     x_label: str
     y_label: str
     series: tuple[Series, ...]
@@ -73,7 +89,6 @@ class Chart:
         return f"{self.caption}; {hidden} points lie beyond the axis" if hidden else self.caption
 
     def to_png(self) -> bytes:
-        """Draw the chart. Raises MissingExtraError."""
         figure = _new_figure()
         axes = figure.subplots()
         lines = _draw(axes, self.series)
@@ -107,12 +122,9 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BarChart:
+class BarChart(Picture):
     """Horizontal bars, several for each name."""
 
-    name: str
-    """The name of the picture's file, without its ending."""
-    caption: str
     x_label: str
     names: tuple[str, ...]
     """From top to bottom."""
@@ -121,13 +133,7 @@ class BarChart:
     stacked: bool = False
     """Whether the bars of a name stand end to end, in place of under one another."""
 
-    @property
-    def text(self) -> str:
-        """The caption."""
-        return self.caption
-
     def to_png(self) -> bytes:
-        """Draw the chart. Raises MissingExtraError."""
         figure = _new_figure(height=max(4.8, 1 + 0.3 * len(self.names)))
         axes = figure.subplots()
         drawn = self.draw(axes)
@@ -163,21 +169,12 @@ class Matrix:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeatMap:
+class HeatMap(Picture):
     """Matrices side by side, in one scale of colours."""
 
-    name: str
-    """The name of the picture's file, without its ending."""
-    caption: str
     matrices: tuple[Matrix, ...]
 
-    @property
-    def text(self) -> str:
-        """The caption."""
-        return self.caption
-
     def to_png(self) -> bytes:
-        """Draw the matrices. Raises MissingExtraError."""
         figure = _new_figure(height=4.2)
         widths = [len(matrix.values[0]) for matrix in self.matrices]
         tallest = max(len(matrix.values) for matrix in self.matrices)
@@ -190,9 +187,6 @@ class HeatMap:
             axes.spines[:].set_visible(False)
         figure.colorbar(picture, ax=list(every), shrink=0.8)
         return _to_png(figure)
-
-
-Picture = Chart | BarChart | HeatMap
 
 
 def in_panels(members: Sequence[_T]) -> list[Sequence[_T]]:

@@ -90,21 +90,18 @@ def report(
 
 def _print_advice(advice: "Candidate") -> None:
     largest = advice.largest
+    pointers = largest and (
+        f"largest table, {largest.name}",
+        f"{largest.num_columns} columns of {largest.num_rows:,} rows, {largest.pointer_bits}-bit pointers",
+    )
     rows = [
         ("total bytes", f"{advice.total_bytes:,}"),
         ("on the accelerator", f"{advice.accelerator_bytes:,}"),
         ("in host memory", f"{advice.pointer_bytes:,}"),
+        *([pointers] if pointers else []),
         ("test AUC", str(advice.auc)),
         ("test BCE", str(advice.bce)),
         ("runs", ", ".join(advice.runs)),
     ]
-    if largest is not None:
-        rows.insert(
-            3,
-            (
-                f"largest table, {largest.name}",
-                f"{largest.num_columns} columns of {largest.num_rows:,} rows, {largest.pointer_bits}-bit pointers",
-            ),
-        )
     print_table((advice.label, ""), rows)
     typer.echo(advice.to_toml())

@@ -163,9 +163,16 @@ class Agenda:
                 name = self._run_dir(source).name
                 self._record_failure(trial_id, f"the run it starts from, {name}, failed: {failure}")
                 return None
-        config = self._config_of(trial_id)
-        if isinstance(config, str):
-            self._record_failure(trial_id, config)
+        try:
+            config = self._plan.configure(
+                self._settings(trial_id.entry),
+                max_parameters=trial_id.entry.max_parameters,
+                seed=trial_id.seed,
+                learning_rate=trial_id.learning_rate,
+                source=None if source is None else self._run_dir(source),
+            )
+        except ValidationError as error:
+            self._record_failure(trial_id, WrongValue.first_of(error, RunConfig).message)
             return None
         self._configs[trial_id] = config
         trial = Trial(
@@ -198,21 +205,6 @@ class Agenda:
             run=self._run_dir(trial_id).name,
             error=error,
         )
-
-    def _config_of(self, trial_id: TrialID) -> RunConfig | str:
-        """The configuration of a run, or why there is none."""
-        settings = self._settings(trial_id.entry)
-        source = self._source(trial_id) if settings.derive is not None else None
-        try:
-            return self._plan.configure(
-                settings,
-                max_parameters=trial_id.entry.max_parameters,
-                seed=trial_id.seed,
-                learning_rate=trial_id.learning_rate,
-                source=None if source is None else self._run_dir(source),
-            )
-        except ValidationError as error:
-            return WrongValue.first_of(error, RunConfig).message
 
     def _digest(self, config: RunConfig, source: TrialID | None) -> str:
         """Of all that decides what a run comes to, wherever its folder is."""

@@ -242,12 +242,9 @@ def _crossing(losses: Mapping[int, Sequence[float]], baseline: Sequence[float]) 
         drawn = resample(losses, baseline, resamples=_RESAMPLES)
         worst = float(np.quantile([resampled.pessimistic for resampled in drawn], 1 - _TAIL, method="nearest"))
         best = float(np.quantile([resampled.optimistic for resampled in drawn], _TAIL, method="nearest"))
-    return _state(found), Range(pessimistic=found.pessimistic, optimistic=found.optimistic, worst=worst, best=best)
-
-
-def _state(found: Crossing) -> State:
+    state: State = "measured" if found.is_measured else "extrapolated"
     if found.is_smallest:
-        return "smallest cap"
-    if math.isinf(found.optimistic):
-        return "never"
-    return "measured" if found.is_measured else "extrapolated"
+        state = "smallest cap"
+    elif math.isinf(found.optimistic):
+        state = "never"
+    return state, Range(pessimistic=found.pessimistic, optimistic=found.optimistic, worst=worst, best=best)

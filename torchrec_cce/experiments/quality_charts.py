@@ -5,7 +5,7 @@ differ in nothing but when and how they are clustered (Appendix E).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -68,7 +68,6 @@ def strategy_charts(groups: Sequence[Strategies], full: SeedGroup | None, metric
             what=f"{_FIGURES[metric, True]}, {group.title}",
             metric=metric,
             curves=group.curves,
-            guide=[],
             full=full,
         )
         for number, group in enumerate(groups, start=1)
@@ -76,7 +75,13 @@ def strategy_charts(groups: Sequence[Strategies], full: SeedGroup | None, metric
 
 
 def quality_chart(
-    *, name: str, what: str, metric: Metric, curves: dict[str, Curve], guide: Sequence[Curve], full: SeedGroup | None
+    *,
+    name: str,
+    what: str,
+    metric: Metric,
+    curves: Mapping[str, Curve],
+    full: SeedGroup | None,
+    guide: Sequence[Curve] = (),
 ) -> Chart:
     series = [_series(label, curve, metric) for label, curve in curves.items()]
     series += [replace(_series(curve.name, curve, metric), style="reference") for curve in guide]
@@ -130,8 +135,11 @@ def overview(curves: Sequence[Curve]) -> list[Curve]:
 
 def panels(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     """Title → curves that are drawn together: a family, or a part of one that is too large for a panel."""
+    families: dict[str, list[Curve]] = {family: [] for family in (*FAMILIES, _OTHERS, FULL)}
+    for curve in curves:
+        families[family_of(curve.method)].append(curve)
     found: dict[str, list[Curve]] = {}
-    for family, members in _by_family(curves).items():
+    for family, members in families.items():
         parts = in_panels(members)
         for number, part in enumerate(parts, start=1):
             found[family if len(parts) == 1 else f"{family}, {number} of {len(parts)}"] = list(part)
@@ -155,16 +163,8 @@ def strategies_of(curves: Sequence[Curve]) -> list[Strategies]:
     return found
 
 
-def _by_family(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
-    groups: dict[str, list[Curve]] = {family: [] for family in (*FAMILIES, _OTHERS, FULL)}
-    for curve in curves:
-        groups[family_of(curve.method)].append(curve)
-    return {family: members for family, members in groups.items() if members}
-
-
 def _section(curve: Curve) -> dict[str, Any]:
-    section: dict[str, Any] = curve.points[0].first.config.get("recluster", {})
-    return section
+    return curve.points[0].first.config.get("recluster", {})  # type: ignore[no-any-return]
 
 
 def _what_else(curve: Curve) -> str:

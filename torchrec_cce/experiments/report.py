@@ -64,15 +64,6 @@ def write_report(folder: Path, report: Report) -> None:
     write_page(
         folder / "report.html",
         Path(__file__).with_name("report.html"),
-        title=report.title,
-        about=report.about,
-        sections=[
-            {
-                "title": section.title,
-                "lines": section.lines,
-                "tables": section.tables,
-                "pictures": [drawn[picture.name] for picture in section.pictures],
-            }
-            for section in report.sections
-        ],
+        report=report,
+        drawn=drawn,
     )

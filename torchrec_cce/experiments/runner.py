@@ -56,8 +56,8 @@ def bench(
             raise ConfigError(
                 f"{folder}: another process runs a plan in this folder; wait for it, or choose another folder"
             ) from error
-        file = _ResultsFile(folder / RESULTS)
-        stack.callback(file.write, agenda)  # also of a comparison that is interrupted
+        path, here, written = folder / RESULTS, versions(), time.monotonic()
+        stack.callback(lambda: write_results(path, agenda.results(), here))  # also of a comparison that is interrupted
         engine = stack.enter_context(LocalEngine(workers, stopping_s=_STOPPING_S) if workers else InlineEngine())
         bar = stack.enter_context(_bar(show_progress and workers > 0))
         task = bar.add_task("trials", total=agenda.total)
@@ -72,24 +72,11 @@ def bench(
             _run_in_worker if workers else run_trial, trials(), lost=lambda trial: trial.result(_DIED)
         ):
             agenda.record(trial, result)
-            file.write_now_and_then(agenda)
+            if time.monotonic() > written + _WRITE_EVERY_S:
+                write_results(path, agenda.results(), here)
+                written = time.monotonic()
         agenda.drop_checkpoints()
     return agenda.results()
-
-
-class _ResultsFile:
-    """The results file, written again as trials end."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._versions, self._written = path, versions(), time.monotonic()
-
-    def write(self, agenda: Agenda) -> None:
-        write_results(self._path, agenda.results(), self._versions)
-        self._written = time.monotonic()
-
-    def write_now_and_then(self, agenda: Agenda) -> None:
-        if time.monotonic() > self._written + _WRITE_EVERY_S:
-            self.write(agenda)
 
 
 def _run_in_worker(trial: Trial) -> TrialResult:

@@ -64,7 +64,10 @@ def derived_model(config: RunConfig) -> nn.Module:
         if isinstance(table, CCEConfig):
             snapshots[table.name] = _clustered(collection.pointer_map(table.name), table, found)
         else:
-            _sketch(collection, table).store(found.pointers, found.codewords)
+            assert collection.computed is not None
+            sketch = collection.computed.tables[table.name]
+            assert isinstance(sketch, Sketch)
+            sketch.store(found.pointers, found.codewords)
     collection.restore(snapshots)
     return model
 
@@ -179,10 +182,3 @@ def _clustered(start: PointerMap, table: CCEConfig, found: Quantized) -> TableSn
     return snapshot_of(
         table, start.clustered(pointers, helper_hash), weights=weights.reshape(table.num_physical_rows, -1)
     )
-
-
-def _sketch(collection: CCEEmbeddingBagCollection, table: EmbeddingBagConfig) -> Sketch:
-    assert collection.computed is not None
-    sketch = collection.computed.tables[table.name]
-    assert isinstance(sketch, Sketch)
-    return sketch

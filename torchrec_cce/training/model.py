@@ -6,7 +6,6 @@ from torchrec import KeyedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.models.dlrm import DLRM
 
-from torchrec_cce.errors import ConfigError
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.training.config import RunConfig
 
@@ -38,9 +37,6 @@ class GMFClicks(nn.Module):
 
     def __init__(self, collection: CCEEmbeddingBagCollection, dim: int) -> None:
         super().__init__()
-        features = [feature for table in collection.embedding_bag_configs() for feature in table.feature_names]
-        if len(features) != 2:
-            raise ConfigError(f"model.name='gmf' needs two features, a user and an item; there are {features}")
         self.collection = collection
         self.output = nn.Linear(dim, 1)
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -133,14 +134,8 @@ def shard(
         (OPTIMIZERS[config.dense], {"lr": config.dense_learning_rate}, rest.keys() - replicated - computed),
     ]
     groups = [(kind, arguments, {n: p for n, p in rest.items() if n in names}) for kind, arguments, names in kinds]
-    optimizers = [_keyed(kind, arguments, parameters) for kind, arguments, parameters in groups if parameters]
+    optimizers = [KeyedOptimizerWrapper(held, partial(kind, **arguments)) for kind, arguments, held in groups if held]
     return sharded, CombinedOptimizer([sharded.fused_optimizer, *optimizers])
-
-
-def _keyed(
-    kind: type[torch.optim.Optimizer], arguments: dict[str, Any], parameters: dict[str, nn.Parameter]
-) -> KeyedOptimizerWrapper:
-    return KeyedOptimizerWrapper(parameters, lambda values: kind(values, **arguments))
 
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
