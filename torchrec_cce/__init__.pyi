@@ -16,7 +16,6 @@ from .methods.compositional import (
     CompositionalEmbeddingBagConfig as CompositionalEmbeddingBagConfig,
     CompositionalEmbeddingConfig as CompositionalEmbeddingConfig,
 )
-from .methods.deep_hash import DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig
 from .methods.factored import (
     LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig,
     TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig,
@@ -30,7 +29,10 @@ from .methods.registry import (
     Method as Method,
     tables_under_cap as tables_under_cap,
 )
-from .methods.robe import RobeEmbeddingBagConfig as RobeEmbeddingBagConfig
+from .methods.rowless import (
+    DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig,
+    RobeEmbeddingBagConfig as RobeEmbeddingBagConfig,
+)
 from .methods.sketch import SketchEmbeddingBagConfig as SketchEmbeddingBagConfig
 from .modules.embedding import CCEEmbeddingCollection as CCEEmbeddingCollection
 from .modules.embedding_bag import (

@@ -1,16 +1,19 @@
-"""Charts as numbers, and the pictures that are drawn from nothing else.
+"""Charts as numbers, the pictures that are drawn from nothing else, and pages with pictures that need no other file.
 
 A report holds a `Chart`, a `BarChart` or a `HeatMap`, writes its numbers as JSON and draws it with `to_png`.
 """
 
+import base64
 import io
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from torchrec_cce.extras import require
+from torchrec_cce.files.atomic import atomic_path
 
 _T = TypeVar("_T")
 
@@ -222,6 +225,45 @@ def visible_range(charted: Sequence[Series], *, lower_is_better: bool) -> tuple[
         ends = with_levels
     margin = 0.06 * (max(ends) - min(ends)) or 0.01 * abs(best) or 0.01
     return min(ends) - margin, max(ends) + margin
+
+
+def write_pictures(folder: Path, pictures: Iterable[Picture]) -> dict[str, dict[str, str]]:
+    """Draw pictures, and write each as `<name>.png` to `folder`.
+
+    Returns:
+        The name of each picture → what a template needs of it: its `name`, its `text` and a `url` that holds it.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    found = {}
+    for picture in pictures:
+        png = picture.to_png()
+        with atomic_path(folder / f"{picture.name}.png") as temporary:
+            temporary.write_bytes(png)
+        url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        found[picture.name] = {"name": picture.name, "text": picture.text, "url": url}
+    return found
+
+
+def write_page(path: Path, template: Path, **values: Any) -> None:
+    """Write a page.
+
+    Args:
+        path: the page, which appears whole.
+        template: a jinja2 file that extends `page.html`; where `values` has `pictures`, they come at the end.
+        values: of the template.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    jinja2 = require("jinja2", "report")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]), autoescape=True
+    )
+    text = environment.get_template(template.name).render(**values)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
 
 
 def _new_figure(*, height: float = 4.8) -> Any:

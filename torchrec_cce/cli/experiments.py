@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchrec_cce.training.command import one_line_errors, print_table, quiet_libraries, say
+from torchrec_cce.training.command import INTERRUPTED, one_line_errors, print_table, quiet_libraries, say
 
 if TYPE_CHECKING:
     from torchrec_cce.experiments.pareto import Candidate
     from torchrec_cce.experiments.results import TrialResult
 
 _FAILED = 1
-_INTERRUPTED = 130
-"""What a shell reports for a program that Ctrl-C ended."""
 
 
 def bench(
@@ -39,7 +37,7 @@ def bench(
             results = run(read_plan(plan), out, workers=workers or os.cpu_count() or 1, show_progress=not quiet)
         except KeyboardInterrupt as interrupt:
             say(f"interrupted; the same command goes on, and the results so far are in {out / RESULTS}")
-            raise typer.Exit(_INTERRUPTED) from interrupt
+            raise typer.Exit(INTERRUPTED) from interrupt
     trained = chosen_results(results)
     print_comparison(trained)
     for result in results:

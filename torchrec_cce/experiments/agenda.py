@@ -131,7 +131,12 @@ class Agenda:
         tuning = self._tuning(entry)
         if any(trial_id not in self._results for trial_id in tuning):
             return None
-        return min(tuning, key=lambda trial_id: _loss(self._results[trial_id])).learning_rate
+
+        def loss(trial_id: TrialID) -> float:
+            result = self._results[trial_id]
+            return result.validation_bce if result.error is None else float("inf")
+
+        return min(tuning, key=loss).learning_rate
 
     def _has_failed(self, entry: SizedEntry) -> bool:
         return all(
@@ -239,8 +244,3 @@ class Agenda:
         if self._chosen(entry) is None:
             return False
         return all(trial_id in self._results for trial_id in self._known(entry) if trial_id.seed == seed)
-
-
-def _loss(result: TrialResult) -> float:
-    """What a learning rate is chosen by; a run that failed is the worst."""
-    return result.validation_bce if result.error is None else float("inf")

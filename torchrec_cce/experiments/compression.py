@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.experiments.curve import Curve, SeedGroup
-from torchrec_cce.training.sizes import Sizes
+from torchrec_cce.training.model import Sizes
 
 State = Literal["measured", "smallest cap", "extrapolated", "never", "one cap"]
 """How the curve meets the loss of full tables: between two caps; at the smallest cap already, so that a smaller one may

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchrec_cce.experiments.results import TrialResult
-from torchrec_cce.training.sizes import Sizes
+from torchrec_cce.training.model import Sizes
 
 FULL = "full"
 _ROUNDING = 1e-12

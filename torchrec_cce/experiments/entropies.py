@@ -198,10 +198,8 @@ def _history(point: SeedGroup, runs: Path) -> EntropyHistory | None:
         records = [record for record in read_metrics(runs / run, "recluster") if record.get("table") == table.name]
         if records:
             by_run[run] = {record["step"]: record["entropies"] for record in records}
-    if not by_run:
-        return None
     # Seeds may stop early, and then have fewer clusterings.
-    steps = sorted(set.intersection(*(set(entropies) for entropies in by_run.values())))
+    steps = sorted(set.intersection(*map(set, by_run.values()))) if by_run else []
     if not steps:
         return None
     random = np.array(point.first.largest_entropies.random[:2])

@@ -89,7 +89,11 @@ def experiment_report(results: Results, *, title: str, runs: Path | None = None)
             "pareto_front": [candidate.label for candidate in front],
             "entropies": [_with_cap(collapse) for collapse in spreads],
             "tables": [asdict(table) for section in sections for table in section.tables],
-            "pictures": [_picture(picture) for subject in pictures.values() for picture in subject],
+            "pictures": [
+                {"kind": "chart" if isinstance(picture, Chart) else "heat map", **asdict(picture)}
+                for subject in pictures.values()
+                for picture in subject
+            ],
         },
     )
 
@@ -140,10 +144,6 @@ def _curve(curve: Curve) -> dict[str, Any]:
 def _with_cap(told: Candidate | Collapse) -> dict[str, Any]:
     """The fields of what is told of an entry under one cap, which is called `cap` in files."""
     return {"cap" if name == "max_parameters" else name: value for name, value in asdict(told).items()}
-
-
-def _picture(picture: Picture) -> dict[str, Any]:
-    return {"kind": "chart" if isinstance(picture, Chart) else "heat map", **asdict(picture)}
 
 
 def points_table(curves: Sequence[Curve]) -> Table:
@@ -306,18 +306,17 @@ def _factor(value: float) -> str:
 
 
 def _factors(found: Range) -> str:
-    return _from_to(_factor(found.pessimistic), _factor(found.optimistic), found, _factor)
+    text = _from_to(_factor(found.pessimistic), _factor(found.optimistic))
+    if found.worst is None or found.best is None:
+        return text
+    return f"{text} [{_factor(found.worst)} – {_factor(found.best)}]"
 
 
 def _sizes(found: Range) -> str:
-    def size(value: float) -> str:
-        return "∞" if value == float("inf") else f"{value:,.0f}"
+    return _from_to(
+        *("∞" if size == float("inf") else f"{size:,.0f}" for size in (found.optimistic, found.pessimistic))
+    )
 
-    return _from_to(size(found.optimistic), size(found.pessimistic), None, size)
 
-
-def _from_to(first: str, last: str, spread: Range | None, show: Callable[[float], str]) -> str:
-    text = first if first == last else f"{first} – {last}"
-    if spread is None or spread.worst is None or spread.best is None:
-        return text
-    return f"{text} [{show(spread.worst)} – {show(spread.best)}]"
+def _from_to(first: str, last: str) -> str:
+    return first if first == last else f"{first} – {last}"

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 
 from torchrec_cce.errors import DataFileError
 from torchrec_cce.files.atomic import atomic_path
-from torchrec_cce.training.sizes import Sizes
+from torchrec_cce.training.model import Sizes
 
 RESULTS = "results.parquet"
 """In the folder of an experiment: its results file."""
 RUNS = "runs"
 """Beside it: the folder that holds those of the runs."""
+_QUALITIES = ("validation_bce", "validation_auc", "test_bce", "test_auc")
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -30,10 +31,7 @@ SCHEMA = pa.schema(
         ("learning_rate", pa.float64()),
         ("chosen", pa.bool_()),
         ("rate_at_end", pa.bool_()),
-        ("validation_bce", pa.float64()),
-        ("validation_auc", pa.float64()),
-        ("test_bce", pa.float64()),
-        ("test_auc", pa.float64()),
+        *((quality, pa.float64()) for quality in _QUALITIES),
         ("steps", pa.int64()),
         ("seconds", pa.float64()),
         ("rows_per_second", pa.float64()),
@@ -54,7 +52,6 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of a results file. When one is read, other columns are left alone."""
-_QUALITIES = ("validation_bce", "validation_auc", "test_bce", "test_auc")
 _STORED_SIZES = tuple(size.name for size in fields(Sizes) if size.name != "largest_table")
 _NOT_FINITE = "it has no finite test BCE and AUC"
 

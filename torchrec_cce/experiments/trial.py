@@ -23,7 +23,7 @@ from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import RUN_CONFIG
 from torchrec_cce.training.loop import RunResult, train
-from torchrec_cce.training.sizes import Sizes
+from torchrec_cce.training.model import Sizes
 
 ENDED = "ended.json"
 """In a run's folder: how it ended, and of which configuration it was."""

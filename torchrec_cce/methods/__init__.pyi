@@ -12,7 +12,6 @@ from .computed import (
     ComputedEmbeddingBagConfig as ComputedEmbeddingBagConfig,
     ComputedTable as ComputedTable,
 )
-from .deep_hash import DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig
 from .factored import (
     LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig,
     TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig,
@@ -26,7 +25,10 @@ from .registry import (
     Method as Method,
     tables_under_cap as tables_under_cap,
 )
-from .robe import RobeEmbeddingBagConfig as RobeEmbeddingBagConfig
+from .rowless import (
+    DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig,
+    RobeEmbeddingBagConfig as RobeEmbeddingBagConfig,
+)
 from .sketch import SketchEmbeddingBagConfig as SketchEmbeddingBagConfig
 from .table import (
     CompressedConfig as CompressedConfig,

@@ -181,21 +181,18 @@ def _weighed(sizing: Sizing, *, is_stored: bool) -> EmbeddingBagConfig:
     )
 
 
+def _unweighed(sizing: Sizing, *, num_terms: int, **others: int) -> EmbeddingBagConfig:
+    rows = sizing.rows(num_terms * sizing.table.embedding_dim)
+    return sizing.make(SketchEmbeddingBagConfig, num_rows=rows, num_terms=num_terms, **others)
+
+
 def _residual(sizing: Sizing) -> EmbeddingBagConfig:
     t = sizing.terms(usual=2)
-    rows = sizing.rows(t * sizing.table.embedding_dim)
-    return sizing.make(SketchEmbeddingBagConfig, num_rows=rows, num_terms=t, num_stored_terms=t)
+    return _unweighed(sizing, num_terms=t, num_stored_terms=t)
 
 
 def _helpers(sizing: Sizing) -> EmbeddingBagConfig:
-    t = sizing.terms(usual=3)
-    return sizing.make(
-        SketchEmbeddingBagConfig,
-        num_rows=sizing.rows(t * sizing.table.embedding_dim),
-        num_columns=sizing.num_columns,
-        num_terms=t,
-        num_stored_terms=1,
-    )
+    return _unweighed(sizing, num_terms=sizing.terms(usual=3), num_columns=sizing.num_columns, num_stored_terms=1)
 
 
 _LEARNED = "pointers learned after training"

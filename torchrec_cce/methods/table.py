@@ -72,14 +72,7 @@ class CompressedConfig(BaseEmbeddingConfig, ABC):
         if not self.name:
             raise ConfigError("a table needs a name")
         self._check_positive(num_embeddings=self.num_embeddings, embedding_dim=self.embedding_dim)
-        # What is left open gets a value: features, and bounds of the initialisation, as DLRM has them.
-        if not self.feature_names:
-            self.feature_names = [self.name]
-        bound = self.embedding_dim**-0.5
-        if self.weight_init_max is None:
-            self.weight_init_max = bound
-        if self.weight_init_min is None:
-            self.weight_init_min = -bound
+        _fill_in(self)
         for name in (self.name, *self.feature_names):
             if "@" in name:
                 raise ConfigError(f"table {self.name!r}: TorchRec reads what follows '@' in {name!r} as a table name")
@@ -126,6 +119,17 @@ class CompressedConfig(BaseEmbeddingConfig, ABC):
                 f"table {self.name!r}: num_columns={num_columns} does not divide embedding_dim={self.embedding_dim} "
                 f"into 1 to {MAX_COLUMNS} columns; allowed: {', '.join(map(str, allowed))}"
             )
+
+
+def _fill_in(table: BaseEmbeddingConfig) -> None:
+    """Give what is left open a value: features, and bounds of the initialisation, as DLRM has them."""
+    if not table.feature_names:
+        table.feature_names = [table.name]
+    bound = table.embedding_dim**-0.5
+    if table.weight_init_max is None:
+        table.weight_init_max = bound
+    if table.weight_init_min is None:
+        table.weight_init_min = -bound
 
 
 def scheme_of(table: BaseEmbeddingConfig) -> PointerScheme:

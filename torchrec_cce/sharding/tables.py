@@ -81,11 +81,8 @@ def _shards(value: ShardedTensor | None, whole: torch.Tensor) -> list[tuple[torc
     """Each local shard with the region of `whole` that it is."""
     pairs = []
     for shard in [] if value is None else value.local_shards():
-        region = whole
-        for dim, (offset, length) in enumerate(
-            zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
-        ):
-            region = region.narrow(dim, offset, length)
+        spans = zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
+        region = whole[tuple(slice(offset, offset + length) for offset, length in spans)]
         pairs.append((region, shard.tensor.view(region.shape)))
     return pairs
 

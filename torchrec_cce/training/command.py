@@ -24,7 +24,7 @@ from rich.table import Table
 from torchrec_cce.errors import CCEError, ConfigError
 
 _MISUSED = 2
-_INTERRUPTED = 130
+INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
 _LEAST_WIDTH = 200
 _LIBRARIES = r"(torch|torchrec|fbgemm_gpu|tensordict|torchmetrics)\b"
@@ -122,7 +122,7 @@ def train(
     say(f"{state} after {result.steps:,} batches{figures}; checkpoint {result.checkpoint}")
     if result.interrupted:
         say(f"continue with --resume --run-dir {run_dir}")
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
 
 
 def evaluate(
