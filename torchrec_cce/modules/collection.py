@@ -16,8 +16,7 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable
-from torchrec_cce.modules.parameter_store import ParameterStore, TableRows
-from torchrec_cce.modules.recluster import TableReport, recluster_rows
+from torchrec_cce.modules.recluster import ParameterStore, TableReport, TableRows, recluster_rows
 from torchrec_cce.modules.remap import Remap
 
 
