@@ -15,9 +15,8 @@ from tests.support.launch import on_ranks
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES
 from torchrec_cce.experiments.planted_log import SyntheticLog, write_click_log
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.sharding.adopt import adopt_sharded
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
-from torchrec_cce.sharding.recluster import recluster_sharded
+from torchrec_cce.sharding.recluster import adopt_sharded, recluster_sharded
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.checkpoint import CheckpointWriter

@@ -10,13 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from benchmarks.figure import report
 from benchmarks.logs import DATA, LOGS
 from torchrec_cce.experiments.comparison import comparison_report, to_markdown
-from torchrec_cce.experiments.crossing import bootstrap, crossing
+from torchrec_cce.experiments.compression import compression
 from torchrec_cce.experiments.curve import SeedGroup, compressed, curves_of, full_table, seed_groups
 from torchrec_cce.experiments.plan import parse_plan
 from torchrec_cce.experiments.report import write_report
@@ -188,19 +187,16 @@ def print_crossings(log: str, results: Sequence[TrialResult]) -> None:
     curves = curves_of(results)
     full = full_table(curves)
     assert full is not None
-    baseline, parameters = [trial.test_bce for trial in full.trials], full.sizes.full_parameters
     for curve in compressed(curves):
-        losses = {group.sizes.parameters: [trial.test_bce for trial in group.trials] for group in curve.points}
-        if len(losses) < 2:
+        entry = compression(curve, full)
+        if entry.found is None or len(curve.points) < 2:
             continue
-        found = crossing({budget: fmean(values) for budget, values in losses.items()}, fmean(baseline))
-        low, high = bootstrap(losses, baseline)
+        factor = entry.found.parameter_factor
+        spread = "" if factor.worst is None else f"; 95 % of resampled seeds: {factor.worst:.3g} to {factor.best:.3g}"
         report(
             f"{log}, {curve.name}: trained parameters, all tables, times fewer at the full tables' test BCE",
-            parameters / found.optimistic,
-            against=f"{'measured' if found.is_measured else 'extrapolated, by a line'}; by a parabola "
-            f"{parameters / found.pessimistic:.3g}; 95 % of resampled seeds: {parameters / high:.3g} to "
-            f"{parameters / low:.3g}",
+            factor.optimistic,
+            against=f"{entry.state}, by a line; by a parabola {factor.pessimistic:.3g}{spread}",
         )
 
 

@@ -21,7 +21,7 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
-from torchrec_cce.modules.parameter_store import TableRows
+from torchrec_cce.modules.recluster import TableRows
 from torchrec_cce.workers import engine_of
 
 NUM_IDS, NUM_ROWS, NUM_COLUMNS, DIM = 100_000_000, 4096, 4, 16

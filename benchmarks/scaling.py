@@ -13,9 +13,9 @@ from benchmarks.figure import report
 from torchrec_cce import CCEEmbeddingBagCollection
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.registry import Method, tables_under_cap
+from torchrec_cce.sharding.estimates import PlanSummary
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
 from torchrec_cce.sharding.sharders import get_cce_sharders
-from torchrec_cce.sharding.summary import PlanSummary
 
 UNIVERSES = (
     *(40_000_000, 39_060, 17_295, 7_424, 20_265, 3, 7_122, 1_543, 63, 40_000_000, 3_067_956, 405_282, 10),

@@ -16,8 +16,10 @@ from .methods.compositional import (
     CompositionalEmbeddingBagConfig as CompositionalEmbeddingBagConfig,
     CompositionalEmbeddingConfig as CompositionalEmbeddingConfig,
 )
-from .methods.deep_hash import DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig
-from .methods.low_rank import LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig
+from .methods.factored import (
+    LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig,
+    TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig,
+)
 from .methods.quotient_remainder import (
     QuotientRemainderEmbeddingBagConfig as QuotientRemainderEmbeddingBagConfig,
     QuotientRemainderProductEmbeddingBagConfig as QuotientRemainderProductEmbeddingBagConfig,
@@ -27,9 +29,13 @@ from .methods.registry import (
     Method as Method,
     tables_under_cap as tables_under_cap,
 )
-from .methods.robe import RobeEmbeddingBagConfig as RobeEmbeddingBagConfig
+from .methods.rowless import (
+    DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig,
+    RobeEmbeddingBagConfig as RobeEmbeddingBagConfig,
+)
 from .methods.sketch import SketchEmbeddingBagConfig as SketchEmbeddingBagConfig
-from .methods.tensor_train import TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig
-from .modules.bag import CompressedEmbeddingBag as CompressedEmbeddingBag
 from .modules.embedding import CCEEmbeddingCollection as CCEEmbeddingCollection
-from .modules.embedding_bag import CCEEmbeddingBagCollection as CCEEmbeddingBagCollection
+from .modules.embedding_bag import (
+    CCEEmbeddingBagCollection as CCEEmbeddingBagCollection,
+    CompressedEmbeddingBag as CompressedEmbeddingBag,
+)

@@ -1,4 +1,4 @@
-"""Seeded universal hashing of raw IDs to rows, with the same bits in numpy, numba and torch (`methods.tensor_hash`).
+"""Seeded universal hashing of raw IDs to rows, with the same bits in numpy, numba and torch (`methods.computed`).
 
 The ID is mixed by `fmix64` (see below), then comes multiply-shift (Dietzfelbinger et al. 1997) to 32 bits, then
 Lemire's fast range to any `k ≤ 2^32`:

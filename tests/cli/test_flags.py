@@ -2,8 +2,8 @@
 
 import pytest
 
-from torchrec_cce.cli.flags import naming_flags
 from torchrec_cce.errors import CCEError, ConfigError, MissingExtraError, RegistryError
+from torchrec_cce.training.command import naming_flags
 
 
 @pytest.mark.parametrize("kind", [ConfigError, RegistryError])

@@ -1,11 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.experiments.crossing import bootstrap, crossing
+from torchrec_cce.experiments.compression import crossing, resample
 
 
 def test_a_measured_crossing_lies_between_its_neighbours() -> None:
@@ -42,7 +43,10 @@ def test_optimistic_is_never_above_pessimistic(last: float, slope: float, bend: 
 def test_the_interval_holds_the_crossing_and_narrows_with_the_spread() -> None:
     def interval(spread: float) -> tuple[float, float]:
         seeds = [-spread, 0.0, spread]
-        return bootstrap({100: [0.5 + s for s in seeds], 1000: [0.4 + s for s in seeds]}, [0.45 + s for s in seeds])
+        losses = {100: [0.5 + s for s in seeds], 1000: [0.4 + s for s in seeds]}
+        drawn = resample(losses, [0.45 + s for s in seeds], resamples=1000)
+        low, high = np.quantile([found.optimistic for found in drawn], [0.025, 0.975], method="nearest")
+        return low, high
 
     (low, high), (narrow_low, narrow_high) = interval(0.01), interval(0.001)
     assert low < narrow_low < 10**2.5 < narrow_high < high

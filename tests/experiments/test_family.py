@@ -5,7 +5,7 @@ from collections import Counter
 from tests.support.experiment_results import results, row
 from torchrec_cce.charts.chart import MAX_SERIES
 from torchrec_cce.experiments.curve import curves_of
-from torchrec_cce.experiments.family import FAMILIES, OVERVIEW, family_of, overview, panels, strategies_of
+from torchrec_cce.experiments.quality_charts import FAMILIES, OVERVIEW, family_of, overview, panels, strategies_of
 from torchrec_cce.methods.registry import METHODS
 
 

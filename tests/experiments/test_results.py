@@ -13,7 +13,7 @@ from tests.support import experiment_results
 from tests.support.experiment_results import FULL_PARAMETERS, SIZES, failed, results, row, trial_result
 from torchrec_cce.errors import DataFileError
 from torchrec_cce.experiments.results import SCHEMA, Entropies, TrialResult, read_results, versions, write_results
-from torchrec_cce.training.sizes import Sizes
+from torchrec_cce.training.model import Sizes
 
 COLUMNS = SCHEMA.names
 CONFIG = {"tables": {"day": {"num_embeddings": 7}, "C1": {"num_embeddings": 1000}}, "embedding": {"dim": 16}}

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
-from torchrec_cce.methods.sizing import MethodSpec
+from torchrec_cce.methods.table import MethodSpec
 
 
 @dataclass(kw_only=True)
@@ -53,9 +53,9 @@ _USE = """
 import torch
 from torchrec import EmbeddingBagConfig
 from torchrec_cce import METHODS, CompressedEmbeddingBag, tables_under_cap
-from torchrec_cce.experiments.family import family_of
+from torchrec_cce.experiments.quality_charts import family_of
 from torchrec_cce.training.config import EmbeddingConfig
-from torchrec_cce.training.sizes import sizes_of
+from torchrec_cce.training.model import sizes_of
 
 full = EmbeddingBagConfig(name="t", num_embeddings=9, embedding_dim=4, feature_names=["f"])
 (table,) = tables_under_cap([full], method="toy", max_parameters=8)
@@ -89,7 +89,7 @@ def test_a_new_method_touches_its_file_and_the_registry(tmp_path: Path) -> None:
     text = registry.read_text()
     for old, new in (
         ('    "full",\n', '    "full",\n    "toy",\n'),
-        ("    tensor_train,\n)", "    tensor_train,\n    toy,\n)"),
+        ("rowless, sketch\n", "rowless, sketch, toy\n"),
         ("sketch, cce)", "sketch, cce, toy)"),
     ):
         assert text.count(old) == 1

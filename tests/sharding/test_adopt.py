@@ -25,10 +25,8 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.methods.cce import CCEScheme
 from torchrec_cce.modules.collection import snapshot_of
-from torchrec_cce.modules.parameter_store import TableRows
-from torchrec_cce.modules.recluster import TableReport
-from torchrec_cce.sharding.adopt import adopt_sharded
-from torchrec_cce.sharding.recluster import recluster_sharded
+from torchrec_cce.modules.recluster import TableReport, TableRows
+from torchrec_cce.sharding.recluster import adopt_sharded, recluster_sharded
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.sharding.tables import tables_of as sharded_tables
 from torchrec_cce.training.config import RunConfig

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from torchrec_cce.clustering.entropy import random_entropies
 from torchrec_cce.experiments.entropies import largest_table
 from torchrec_cce.experiments.results import Entropies, Results, TrialResult, results_of
-from torchrec_cce.training.sizes import Sizes
+from torchrec_cce.training.model import Sizes
 
 TABLES = {"item": 100_000, "day": 7}
 DIM = 16

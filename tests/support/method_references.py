@@ -13,15 +13,13 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig, CompositionalEmbeddingBagConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
-from torchrec_cce.methods.deep_hash import DeepHashEmbeddingBagConfig
-from torchrec_cce.methods.low_rank import LowRankEmbeddingBagConfig
+from torchrec_cce.methods.factored import LowRankEmbeddingBagConfig, TensorTrainEmbeddingBagConfig
 from torchrec_cce.methods.quotient_remainder import (
     QuotientRemainderEmbeddingBagConfig,
     QuotientRemainderProductEmbeddingBagConfig,
 )
-from torchrec_cce.methods.robe import RobeEmbeddingBagConfig
+from torchrec_cce.methods.rowless import DeepHashEmbeddingBagConfig, RobeEmbeddingBagConfig
 from torchrec_cce.methods.sketch import SketchEmbeddingBagConfig
-from torchrec_cce.methods.tensor_train import TensorTrainEmbeddingBagConfig
 from torchrec_cce.modules.collection import CCECollection
 
 Parameters = Mapping[str, torch.Tensor]

@@ -1,15 +1,19 @@
-"""Charts as numbers, and the pictures that are drawn from nothing else.
+"""Charts as numbers, the pictures that are drawn from nothing else, and pages with pictures that need no other file.
 
 A report holds a `Chart`, a `BarChart` or a `HeatMap`, writes its numbers as JSON and draws it with `to_png`.
 """
 
+import base64
 import io
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from torchrec_cce.extras import require
+from torchrec_cce.files.atomic import atomic_path
 
 _T = TypeVar("_T")
 
@@ -46,12 +50,27 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chart:
-    """Lines over one pair of axes."""
+class Picture(ABC):
+    """What a report draws."""
 
     name: str
     """The name of the picture's file, without its ending."""
     caption: str
+
+    @property
+    def text(self) -> str:
+        """What stands below the picture."""
+        return self.caption
+
+    @abstractmethod
+    def to_png(self) -> bytes:
+        """Draw the picture. Raises MissingExtraError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart(Picture):
+    """Lines over one pair of axes."""
+
     x_label: str
     y_label: str
     series: tuple[Series, ...]
@@ -73,7 +92,6 @@ class Chart:
         return f"{self.caption}; {hidden} points lie beyond the axis" if hidden else self.caption
 
     def to_png(self) -> bytes:
-        """Draw the chart. Raises MissingExtraError."""
         figure = _new_figure()
         axes = figure.subplots()
         lines = _draw(axes, self.series)
@@ -107,12 +125,9 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BarChart:
+class BarChart(Picture):
     """Horizontal bars, several for each name."""
 
-    name: str
-    """The name of the picture's file, without its ending."""
-    caption: str
     x_label: str
     names: tuple[str, ...]
     """From top to bottom."""
@@ -121,13 +136,7 @@ class BarChart:
     stacked: bool = False
     """Whether the bars of a name stand end to end, in place of under one another."""
 
-    @property
-    def text(self) -> str:
-        """The caption."""
-        return self.caption
-
     def to_png(self) -> bytes:
-        """Draw the chart. Raises MissingExtraError."""
         figure = _new_figure(height=max(4.8, 1 + 0.3 * len(self.names)))
         axes = figure.subplots()
         drawn = self.draw(axes)
@@ -163,21 +172,12 @@ class Matrix:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeatMap:
+class HeatMap(Picture):
     """Matrices side by side, in one scale of colours."""
 
-    name: str
-    """The name of the picture's file, without its ending."""
-    caption: str
     matrices: tuple[Matrix, ...]
 
-    @property
-    def text(self) -> str:
-        """The caption."""
-        return self.caption
-
     def to_png(self) -> bytes:
-        """Draw the matrices. Raises MissingExtraError."""
         figure = _new_figure(height=4.2)
         widths = [len(matrix.values[0]) for matrix in self.matrices]
         tallest = max(len(matrix.values) for matrix in self.matrices)
@@ -190,9 +190,6 @@ class HeatMap:
             axes.spines[:].set_visible(False)
         figure.colorbar(picture, ax=list(every), shrink=0.8)
         return _to_png(figure)
-
-
-Picture = Chart | BarChart | HeatMap
 
 
 def in_panels(members: Sequence[_T]) -> list[Sequence[_T]]:
@@ -228,6 +225,45 @@ def visible_range(charted: Sequence[Series], *, lower_is_better: bool) -> tuple[
         ends = with_levels
     margin = 0.06 * (max(ends) - min(ends)) or 0.01 * abs(best) or 0.01
     return min(ends) - margin, max(ends) + margin
+
+
+def write_pictures(folder: Path, pictures: Iterable[Picture]) -> dict[str, dict[str, str]]:
+    """Draw pictures, and write each as `<name>.png` to `folder`.
+
+    Returns:
+        The name of each picture → what a template needs of it: its `name`, its `text` and a `url` that holds it.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    found = {}
+    for picture in pictures:
+        png = picture.to_png()
+        with atomic_path(folder / f"{picture.name}.png") as temporary:
+            temporary.write_bytes(png)
+        url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        found[picture.name] = {"name": picture.name, "text": picture.text, "url": url}
+    return found
+
+
+def write_page(path: Path, template: Path, **values: Any) -> None:
+    """Write a page.
+
+    Args:
+        path: the page, which appears whole.
+        template: a jinja2 file that extends `page.html`; where `values` has `pictures`, they come at the end.
+        values: of the template.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    jinja2 = require("jinja2", "report")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]), autoescape=True
+    )
+    text = environment.get_template(template.name).render(**values)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
 
 
 def _new_figure(*, height: float = 4.8) -> Any:

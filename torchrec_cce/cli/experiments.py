@@ -7,19 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchrec_cce.cli.table import print_table
-from torchrec_cce.training.command import one_line_errors, quiet_libraries, say
-
-if TYPE_CHECKING:
-    from torchrec_cce.experiments.results import TrialResult
-
+from torchrec_cce.training.command import INTERRUPTED, one_line_errors, print_table, quiet_libraries, say
 
 if TYPE_CHECKING:
     from torchrec_cce.experiments.pareto import Candidate
+    from torchrec_cce.experiments.results import TrialResult
 
 _FAILED = 1
-_INTERRUPTED = 130
-"""What a shell reports for a program that Ctrl-C ended."""
 
 
 def bench(
@@ -43,7 +37,7 @@ def bench(
             results = run(read_plan(plan), out, workers=workers or os.cpu_count() or 1, show_progress=not quiet)
         except KeyboardInterrupt as interrupt:
             say(f"interrupted; the same command goes on, and the results so far are in {out / RESULTS}")
-            raise typer.Exit(_INTERRUPTED) from interrupt
+            raise typer.Exit(INTERRUPTED) from interrupt
     trained = chosen_results(results)
     print_comparison(trained)
     for result in results:
@@ -94,21 +88,18 @@ def report(
 
 def _print_advice(advice: "Candidate") -> None:
     largest = advice.largest
+    pointers = largest and (
+        f"largest table, {largest.name}",
+        f"{largest.num_columns} columns of {largest.num_rows:,} rows, {largest.pointer_bits}-bit pointers",
+    )
     rows = [
         ("total bytes", f"{advice.total_bytes:,}"),
         ("on the accelerator", f"{advice.accelerator_bytes:,}"),
         ("in host memory", f"{advice.pointer_bytes:,}"),
+        *([pointers] if pointers else []),
         ("test AUC", str(advice.auc)),
         ("test BCE", str(advice.bce)),
         ("runs", ", ".join(advice.runs)),
     ]
-    if largest is not None:
-        rows.insert(
-            3,
-            (
-                f"largest table, {largest.name}",
-                f"{largest.num_columns} columns of {largest.num_rows:,} rows, {largest.pointer_bits}-bit pointers",
-            ),
-        )
     print_table((advice.label, ""), rows)
     typer.echo(advice.to_toml())

@@ -9,10 +9,9 @@ import typer
 from pydantic import TypeAdapter
 from rich.filesize import decimal
 
-from torchrec_cce.cli.table import print_table
 from torchrec_cce.maps.manifest import Manifest
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.training.command import one_line_errors, quiet_libraries
+from torchrec_cce.training.command import one_line_errors, print_table, quiet_libraries
 
 _DAMAGED = 1
 _FLAGS = typer.Option(envvar="TORCHREC_CCE_REGISTRY", help="A folder, or a URL: s3://…, gs://…, az://…")
@@ -31,7 +30,7 @@ def list_versions(registry: RegistryURL, as_json: AsJSON = False) -> None:
     with one_line_errors():
         state = Registry(registry).state()
     if as_json:
-        _print_json(state)
+        typer.echo(_json(state))
         return
     rows = [
         [
@@ -52,7 +51,7 @@ def history(registry: RegistryURL, as_json: AsJSON = False) -> None:
     with one_line_errors():
         records = Registry(registry).history()
     if as_json:
-        _print_json(records)
+        typer.echo(_json(records))
         return
     rows = [
         [
@@ -73,10 +72,7 @@ def show(registry: RegistryURL, version: VersionOrCurrent = None, as_json: AsJSO
     """Show the manifest of a version."""
     with one_line_errors():
         manifest = Registry(registry).manifest(version)
-    if as_json:
-        _print_json(manifest)
-        return
-    _print_manifest(manifest)
+    typer.echo(_json(manifest)) if as_json else _print_manifest(manifest)
 
 
 @app.command()
@@ -88,11 +84,7 @@ def verify(
     """Read every file and compare its SHA-256. Exit status 1 if anything is damaged."""
     with one_line_errors():
         damage = [str(error) for error in Registry(registry).verify(version)]
-    if as_json:
-        _print_json(damage)
-    else:
-        for line in damage or ["no damage"]:
-            typer.echo(line)
+    typer.echo(_json(damage) if as_json else "\n".join(damage or ["no damage"]))
     if damage:
         raise typer.Exit(_DAMAGED)
 
@@ -103,7 +95,7 @@ def diff(registry: RegistryURL, old: Version, new: Version, as_json: AsJSON = Fa
     with one_line_errors():
         tables = Registry(registry).diff(old, new)
     if as_json:
-        _print_json(tables)
+        typer.echo(_json(tables))
         return
     rows = [
         [name, "not comparable", "", "", ""]
@@ -134,10 +126,8 @@ def publish(
         entry = Registry(registry).publish(
             run.tables, parent=parent, checkpoint=run.checkpoint, config_digest=run.config_digest
         )
-    if as_json:
-        _print_json(entry)
-        return
-    typer.echo(f"published {entry.identity}, {decimal(entry.num_bytes)}; it is current")
+    published = f"published {entry.identity}, {decimal(entry.num_bytes)}; it is current"
+    typer.echo(_json(entry) if as_json else published)
 
 
 @app.command()
@@ -145,10 +135,7 @@ def rollback(registry: RegistryURL, version: Version, as_json: AsJSON = False) -
     """Make an earlier version current again."""
     with one_line_errors():
         entry = Registry(registry).rollback(version)
-    if as_json:
-        _print_json(entry)
-        return
-    typer.echo(f"{entry.identity} is current")
+    typer.echo(_json(entry) if as_json else f"{entry.identity} is current")
 
 
 @app.command()
@@ -177,7 +164,7 @@ def gc(
     with one_line_errors():
         done = Registry(registry).gc(keep_last=keep_last, debris_age=timedelta(hours=debris_hours), dry_run=dry_run)
     if as_json:
-        _print_json(done)
+        typer.echo(_json(done))
         return
     versions = ", ".join(map(str, done.versions)) or "none"
     would = "would delete" if dry_run else "deleted"
@@ -187,10 +174,7 @@ def gc(
 def _pin(registry: str, version: int, pinned: bool, as_json: bool) -> None:
     with one_line_errors():
         entry = Registry(registry).pin(version, pinned=pinned)
-    if as_json:
-        _print_json(entry)
-        return
-    typer.echo(f"{entry.identity} is {'pinned' if pinned else 'not pinned'}")
+    typer.echo(_json(entry) if as_json else f"{entry.identity} is {'pinned' if pinned else 'not pinned'}")
 
 
 def _print_manifest(manifest: Manifest) -> None:
@@ -218,8 +202,8 @@ def _print_manifest(manifest: Manifest) -> None:
     print_table(headers, rows)
 
 
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(TypeAdapter(Any).dump_python(value, mode="json")))
+def _json(value: Any) -> str:
+    return json.dumps(TypeAdapter(Any).dump_python(value, mode="json"))
 
 
 def _or_dash(value: int | None) -> str:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.filesize import decimal
 
-from torchrec_cce.cli.table import print_table
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.training.command import one_line_errors, quiet_libraries
+from torchrec_cce.training.command import one_line_errors, print_table, quiet_libraries
 
 if TYPE_CHECKING:
     from torchrec.distributed.planner import Topology
 
     from torchrec_cce.methods.registry import Method
-    from torchrec_cce.sharding.summary import PlanSummary, TableSummary
+    from torchrec_cce.sharding.estimates import PlanSummary, TableSummary
     from torchrec_cce.training.config import RunConfig
 
 _GIB = 2**30

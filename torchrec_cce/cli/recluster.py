@@ -12,18 +12,16 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import Progress, TaskID, TimeElapsedColumn
 
-from torchrec_cce.cli.flags import naming_flags
 from torchrec_cce.cli.maps import RegistryURL
-from torchrec_cce.cli.table import print_table
 from torchrec_cce.errors import CCEError, RegistryError
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
-from torchrec_cce.training.command import quiet_libraries, say
+from torchrec_cce.training.command import INTERRUPTED, naming_flags, print_table, quiet_libraries, say
 
 if TYPE_CHECKING:
     from torchrec_cce.jobs.recluster.request import Forecast
     from torchrec_cce.jobs.recluster.summary import ReclusterSummary
 
-_FAILED, _REFUSED, _CONFLICT, _INTERRUPTED = 1, 3, 4, 130
+_FAILED, _REFUSED, _CONFLICT = 1, 3, 4
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _LIMITS = "Limits of the gates, beyond which nothing is published"
 _FLAGS = {
@@ -158,7 +156,7 @@ def _status(as_json: bool) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         say("interrupted; run the same command again")
-        raise typer.Exit(_INTERRUPTED) from error
+        raise typer.Exit(INTERRUPTED) from error
     except (CCEError, OSError) as error:
         message = " ".join(str(error).split())
         say(f"error: {message}")

@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from torchrec_cce.cli.flags import naming_flags
 from torchrec_cce.cli.maps import RegistryURL
 from torchrec_cce.data.remapped_format import HelperPolicy, Layout
 from torchrec_cce.jobs.remap.output import Compression, FileFormat
-from torchrec_cce.training.command import one_line_errors
+from torchrec_cce.training.command import naming_flags, one_line_errors
 from torchrec_cce.workers import EngineName
 
 if TYPE_CHECKING:

@@ -131,7 +131,12 @@ class Agenda:
         tuning = self._tuning(entry)
         if any(trial_id not in self._results for trial_id in tuning):
             return None
-        return min(tuning, key=lambda trial_id: _loss(self._results[trial_id])).learning_rate
+
+        def loss(trial_id: TrialID) -> float:
+            result = self._results[trial_id]
+            return result.validation_bce if result.error is None else float("inf")
+
+        return min(tuning, key=loss).learning_rate
 
     def _has_failed(self, entry: SizedEntry) -> bool:
         return all(
@@ -163,9 +168,16 @@ class Agenda:
                 name = self._run_dir(source).name
                 self._record_failure(trial_id, f"the run it starts from, {name}, failed: {failure}")
                 return None
-        config = self._config_of(trial_id)
-        if isinstance(config, str):
-            self._record_failure(trial_id, config)
+        try:
+            config = self._plan.configure(
+                self._settings(trial_id.entry),
+                max_parameters=trial_id.entry.max_parameters,
+                seed=trial_id.seed,
+                learning_rate=trial_id.learning_rate,
+                source=None if source is None else self._run_dir(source),
+            )
+        except ValidationError as error:
+            self._record_failure(trial_id, WrongValue.first_of(error, RunConfig).message)
             return None
         self._configs[trial_id] = config
         trial = Trial(
@@ -198,21 +210,6 @@ class Agenda:
             run=self._run_dir(trial_id).name,
             error=error,
         )
-
-    def _config_of(self, trial_id: TrialID) -> RunConfig | str:
-        """The configuration of a run, or why there is none."""
-        settings = self._settings(trial_id.entry)
-        source = self._source(trial_id) if settings.derive is not None else None
-        try:
-            return self._plan.configure(
-                settings,
-                max_parameters=trial_id.entry.max_parameters,
-                seed=trial_id.seed,
-                learning_rate=trial_id.learning_rate,
-                source=None if source is None else self._run_dir(source),
-            )
-        except ValidationError as error:
-            return WrongValue.first_of(error, RunConfig).message
 
     def _digest(self, config: RunConfig, source: TrialID | None) -> str:
         """Of all that decides what a run comes to, wherever its folder is."""
@@ -247,8 +244,3 @@ class Agenda:
         if self._chosen(entry) is None:
             return False
         return all(trial_id in self._results for trial_id in self._known(entry) if trial_id.seed == seed)
-
-
-def _loss(result: TrialResult) -> float:
-    """What a learning rate is chosen by; a run that failed is the worst."""
-    return result.validation_bce if result.error is None else float("inf")

@@ -1,6 +1,6 @@
 """A comparison of methods in one table, for a terminal, a document or a page with plots."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +11,19 @@ from torchrec_cce.experiments.quality_charts import quality_chart
 from torchrec_cce.experiments.report import Report, Row, Section, Table
 from torchrec_cce.experiments.results import TrialResult
 
-COLUMNS = (
-    "method",
-    "cap",
-    "AUC",
-    "BCE",
-    "trained parameters",
-    "table bytes",
-    "pointer bytes",
-    "÷ parameters",
-    "÷ largest",
-    "÷ bytes",
-)
+_CELLS: dict[str, Callable[[SeedGroup], str]] = {
+    "method": lambda group: group.first.name,
+    "cap": lambda group: "" if group.first.max_parameters is None else f"{group.first.max_parameters:,}",
+    "AUC": lambda group: str(group.test_auc),
+    "BCE": lambda group: str(group.test_bce),
+    "trained parameters": lambda group: f"{group.sizes.parameters:,}",
+    "table bytes": lambda group: f"{group.sizes.table_bytes:,}",
+    "pointer bytes": lambda group: f"{group.sizes.pointer_bytes + group.sizes.device_pointer_bytes:,}",
+    "÷ parameters": lambda group: f"{group.sizes.parameter_factor:.1f}×",
+    "÷ largest": lambda group: f"{group.sizes.largest_factor:.1f}×",
+    "÷ bytes": lambda group: f"{group.sizes.byte_factor:.1f}×",
+}
+COLUMNS = tuple(_CELLS)
 NOTE = (
     "cap: trained parameters a table. ÷ parameters: Σ n·d of full tables over trained parameters, all tables. "
     "÷ largest: the same for the largest table alone. ÷ bytes: full tables over trained tables plus stored pointers."
@@ -51,7 +52,7 @@ def comparison_report(results: Sequence[TrialResult], *, title: str, about: dict
         rows=tuple(Row(cells=cells(group), runs=group.runs) for group in groups),
     )
     charts: list[Picture] = [_quality_chart(results), _bytes_chart(groups), _losses_chart(results, runs)]
-    if any(result.largest_entropies for result in results):
+    if any(result.largest_entropies.learned for result in results):
         charts.append(_entropies_chart(results))
     return Report(
         title=title,
@@ -67,19 +68,7 @@ def comparison_report(results: Sequence[TrialResult], *, title: str, about: dict
 
 def cells(group: SeedGroup) -> tuple[str, ...]:
     """One row of the table, as `COLUMNS` names them."""
-    first, sizes = group.first, group.sizes
-    return (
-        first.name,
-        "" if first.max_parameters is None else f"{first.max_parameters:,}",
-        str(group.test_auc),
-        str(group.test_bce),
-        f"{sizes.parameters:,}",
-        f"{sizes.table_bytes:,}",
-        f"{sizes.pointer_bytes + sizes.device_pointer_bytes:,}",
-        f"{sizes.parameter_factor:.1f}×",
-        f"{sizes.largest_factor:.1f}×",
-        f"{sizes.byte_factor:.1f}×",
-    )
+    return tuple(cell(group) for cell in _CELLS.values())
 
 
 def _quality_chart(results: Sequence[TrialResult]) -> Chart:
@@ -90,7 +79,6 @@ def _quality_chart(results: Sequence[TrialResult]) -> Chart:
         what="Quality against size",
         metric="AUC",
         curves={curve.name: curve for curve in compressed(curves)},
-        guide=[],
         full=full,
     )
     # With a single cap, all that there is to see on the x axis is how far away the full tables are.
@@ -140,10 +128,9 @@ def _losses_chart(results: Sequence[TrialResult], runs: Path) -> Chart:
 
 def _entropies_chart(results: Sequence[TrialResult]) -> Chart:
     series = []
-    for group in seed_groups(result for result in results if result.largest_entropies):
+    for group in seed_groups(result for result in results if result.largest_entropies.learned):
         for trial in group.trials:
             entropies = trial.largest_entropies
-            assert entropies is not None
             columns = tuple(float(m) for m in range(1, len(entropies.learned) + 1))
             series.append(Series(label=f"{group.label}, seed {trial.seed}", x=columns, y=entropies.learned))
             series.append(Series(label="", x=columns, y=entropies.random, style="bound"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchrec_cce.experiments.results import TrialResult
-from torchrec_cce.training.sizes import Sizes
+from torchrec_cce.training.model import Sizes
 
 FULL = "full"
 _ROUNDING = 1e-12
@@ -120,14 +120,10 @@ def curves_of(results: Iterable[TrialResult]) -> list[Curve]:
 def full_table(curves: Sequence[Curve]) -> SeedGroup | None:
     """What all are compared with: of the full tables that were run, those with the lowest validation BCE."""
     points = [point for curve in curves if curve.method == FULL for point in curve.points]
-    return min(points, key=_validation_loss, default=None)
+    known = [point for point in points if not math.isnan(point.validation_bce.mean)]
+    return min(known or points, key=lambda point: point.validation_bce.mean, default=None)
 
 
 def compressed(curves: Sequence[Curve]) -> list[Curve]:
     """All but the full tables."""
     return [curve for curve in curves if curve.method != FULL]
-
-
-def _validation_loss(point: SeedGroup) -> float:
-    loss = point.validation_bce.mean
-    return math.inf if math.isnan(loss) else loss

@@ -12,7 +12,6 @@ from torchrec import EmbeddingBagConfig
 from torchrec_cce.charts.chart import Chart, Series, in_panels
 from torchrec_cce.clustering.entropy import Verdict, verdict
 from torchrec_cce.experiments.curve import Curve, SeedGroup
-from torchrec_cce.experiments.results import TrialResult
 from torchrec_cce.methods.registry import METHODS, tables_under_cap
 from torchrec_cce.methods.table import CompressedConfig
 from torchrec_cce.training.metrics import METRICS
@@ -93,7 +92,12 @@ def largest_table(config: Mapping[str, Any]) -> LargestTable | None:
 
 def collapses(curves: Sequence[Curve]) -> list[Collapse]:
     """One for each entry and cap whose largest table has learned pointers."""
-    points = [point for curve in curves for point in curve.points if all(map(_learned, point.trials))]
+    points = [
+        point
+        for curve in curves
+        for point in curve.points
+        if all(trial.largest_entropies.learned for trial in point.trials)
+    ]
     tables = [largest_table(point.first.config) for point in points]
     quantized: dict[tuple[int, int], SeedGroup] = {}
     for point, table in zip(points, tables, strict=True):
@@ -102,7 +106,25 @@ def collapses(curves: Sequence[Curve]) -> list[Collapse]:
     found = []
     for point, table in zip(points, tables, strict=True):
         pq = None if table is None else quantized.get((table.num_rows, table.num_columns))
-        found.append(_collapse(point, table, None if pq is point else pq))
+        pq = None if pq is point else pq
+        entropies, random = _mean(point), point.first.largest_entropies.random
+        beside = None if pq is None else _mean(pq)
+        found.append(
+            Collapse(
+                name=point.first.name,
+                method=point.first.method,
+                max_parameters=point.first.max_parameters,
+                table=table,
+                entropies=entropies,
+                random=random,
+                pq=beside,
+                verdict=None
+                if table is None or not random
+                else verdict(entropies, random, num_ids=table.num_ids, num_rows=table.num_rows, pq=beside),
+                runs=point.runs,
+                pq_runs=() if pq is None else pq.runs,
+            )
+        )
     return found
 
 
@@ -110,7 +132,9 @@ def entropy_histories(curves: Sequence[Curve], runs: Path) -> list[EntropyHistor
     """Of every CCE entry under its largest cap, as far as the folders of its runs are in `runs`."""
     found = []
     for curve in curves:
-        clustered = [point for point in curve.points if point.first.method == "cce" and _random(point.first)]
+        clustered = [
+            point for point in curve.points if point.first.method == "cce" and point.first.largest_entropies.random
+        ]
         history = _history(clustered[-1], runs) if clustered else None
         if history is not None:
             found.append(history)
@@ -133,7 +157,17 @@ def entropy_charts(histories: Sequence[EntropyHistory]) -> list[Chart]:
                 if len(history.shares[0]) >= m
             ]
             if series:
-                charts.append(_history_chart(f"entropy-h{m}-{number}", m, series))
+                random = Series(label="random pointers", y=(1.0,), style="level")
+                chart = Chart(
+                    name=f"entropy-h{m}-{number}",
+                    caption=f"H{m} of the largest table's pointers after each clustering, as a share of that of random "
+                    "pointers (dashed); mean over seeds, each entry at its largest cap",
+                    x_label="batches",
+                    y_label=f"H{m} over that of random pointers",
+                    series=(*series, random),
+                    whole_x=True,
+                )
+                charts.append(chart)
     return charts
 
 
@@ -146,41 +180,13 @@ def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-def _collapse(point: SeedGroup, table: LargestTable | None, pq: SeedGroup | None) -> Collapse:
-    first = point.first
-    entropies, random = _mean(point), _random(first)
-    beside = None if pq is None else _mean(pq)
-    return Collapse(
-        name=first.name,
-        method=first.method,
-        max_parameters=first.max_parameters,
-        table=table,
-        entropies=entropies,
-        random=random,
-        pq=beside,
-        verdict=None
-        if table is None or not random
-        else verdict(entropies, random, num_ids=table.num_ids, num_rows=table.num_rows, pq=beside),
-        runs=point.runs,
-        pq_runs=() if pq is None else pq.runs,
-    )
-
-
 def _is_quantized(point: SeedGroup) -> bool:
     """Whether these are pointers of product quantization as it is meant."""
     return point.first.method == "pq" and not (point.first.config.get("derive") or {}).get("circular", False)
 
 
-def _learned(trial: TrialResult) -> tuple[float, ...]:
-    return () if trial.largest_entropies is None else trial.largest_entropies.learned
-
-
-def _random(trial: TrialResult) -> tuple[float, ...]:
-    return () if trial.largest_entropies is None else trial.largest_entropies.random
-
-
 def _mean(point: SeedGroup) -> tuple[float, ...]:
-    return tuple(np.mean([_learned(trial) for trial in point.trials], axis=0).tolist())
+    return tuple(np.mean([trial.largest_entropies.learned for trial in point.trials], axis=0).tolist())
 
 
 def _history(point: SeedGroup, runs: Path) -> EntropyHistory | None:
@@ -192,29 +198,15 @@ def _history(point: SeedGroup, runs: Path) -> EntropyHistory | None:
         records = [record for record in read_metrics(runs / run, "recluster") if record.get("table") == table.name]
         if records:
             by_run[run] = {record["step"]: record["entropies"] for record in records}
-    if not by_run:
-        return None
     # Seeds may stop early, and then have fewer clusterings.
-    steps = sorted(set.intersection(*(set(entropies) for entropies in by_run.values())))
+    steps = sorted(set.intersection(*map(set, by_run.values()))) if by_run else []
     if not steps:
         return None
-    random = np.array(_random(point.first)[:2])
+    random = np.array(point.first.largest_entropies.random[:2])
     shares = [np.mean([entropies[step][:2] for entropies in by_run.values()], axis=0) / random for step in steps]
     return EntropyHistory(
         label=point.label,
         steps=tuple(steps),
         shares=tuple(tuple(share.tolist()) for share in shares),
         runs=tuple(by_run),
-    )
-
-
-def _history_chart(name: str, m: int, series: Sequence[Series]) -> Chart:
-    return Chart(
-        name=name,
-        caption=f"H{m} of the largest table's pointers after each clustering, as a share of that of random pointers "
-        "(dashed); mean over seeds, each entry at its largest cap",
-        x_label="batches",
-        y_label=f"H{m} over that of random pointers",
-        series=(*series, Series(label="random pointers", y=(1.0,), style="level")),
-        whole_x=True,
     )

@@ -1,21 +1,22 @@
 """The report of an experiment: a page with its pictures, and the numbers that both are made of."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torchrec_cce.charts.chart import Chart, Picture
 from torchrec_cce.experiments.compression import Compression, Range, compression
 from torchrec_cce.experiments.curve import Curve, MeanDeviation, SeedGroup, compressed, curves_of, full_table
-from torchrec_cce.experiments.entropies import Collapse, collapses, entropy_charts, entropy_histories
-from torchrec_cce.experiments.family import strategies_of
+from torchrec_cce.experiments.entropies import Collapse, LargestTable, collapses, entropy_charts, entropy_histories
 from torchrec_cce.experiments.pareto import Candidate, candidates_of, pareto_chart, pareto_front
-from torchrec_cce.experiments.quality_charts import quality_charts, strategy_charts
+from torchrec_cce.experiments.quality_charts import quality_charts, strategies_of, strategy_charts
 from torchrec_cce.experiments.report import Report, Row, Section, Table
 from torchrec_cce.experiments.results import Results, TrialResult
 from torchrec_cce.experiments.theory import convergence_chart, expectation_chart, factorization_map
+
+T = TypeVar("T", SeedGroup, Candidate)
 
 _SHOWN = 4
 """Of H1 … Hc, which `report.json` has all; H1 and H2 tell nearly all that there is."""
@@ -88,7 +89,11 @@ def experiment_report(results: Results, *, title: str, runs: Path | None = None)
             "pareto_front": [candidate.label for candidate in front],
             "entropies": [_with_cap(collapse) for collapse in spreads],
             "tables": [asdict(table) for section in sections for table in section.tables],
-            "pictures": [_picture(picture) for subject in pictures.values() for picture in subject],
+            "pictures": [
+                {"kind": "chart" if isinstance(picture, Chart) else "heat map", **asdict(picture)}
+                for subject in pictures.values()
+                for picture in subject
+            ],
         },
     )
 
@@ -141,32 +146,29 @@ def _with_cap(told: Candidate | Collapse) -> dict[str, Any]:
     return {"cap" if name == "max_parameters" else name: value for name, value in asdict(told).items()}
 
 
-def _picture(picture: Picture) -> dict[str, Any]:
-    return {"kind": "chart" if isinstance(picture, Chart) else "heat map", **asdict(picture)}
-
-
 def points_table(curves: Sequence[Curve]) -> Table:
     """Everything at its tuned rate."""
+    cells: dict[str, Callable[[SeedGroup], str]] = {
+        "entry": lambda point: point.first.name,
+        "cap": lambda point: _number(point.first.max_parameters),
+        "seeds": lambda point: str(len(point.trials)),
+        "rate": lambda point: f"{point.first.learning_rate:g}{'*' * any(trial.rate_at_end for trial in point.trials)}",
+        "test AUC": lambda point: _five_digits(point.test_auc),
+        "test BCE": lambda point: _five_digits(point.test_bce),
+        "trained parameters": lambda point: _number(point.sizes.parameters),
+        "÷ all tables": lambda point: _factor(point.sizes.parameter_factor),
+        "÷ largest": lambda point: _factor(point.sizes.largest_factor),
+        "÷ bytes": lambda point: _factor(point.sizes.byte_factor),
+        "host bytes": lambda point: _number(point.sizes.pointer_bytes),
+        "accelerator bytes": lambda point: _number(point.sizes.table_bytes + point.sizes.device_pointer_bytes),
+    }
     return Table(
         title="Everything that was run",
         note="Mean ± standard deviation over seeds, each entry and cap at the learning rate with the lowest validation "
         "BCE; * marks a rate at the end of those that were tried, where a better one may lie beyond. Host: pointers of "
         "maps. Accelerator: tables, and pointers that live beside them.",
-        columns=(
-            "entry",
-            "cap",
-            "seeds",
-            "rate",
-            "test AUC",
-            "test BCE",
-            "trained parameters",
-            "÷ all tables",
-            "÷ largest",
-            "÷ bytes",
-            "host bytes",
-            "accelerator bytes",
-        ),
-        rows=tuple(_point_row(point) for curve in curves for point in curve.points),
+        columns=tuple(cells),
+        rows=_rows(cells, [point for curve in curves for point in curve.points]),
     )
 
 
@@ -186,23 +188,24 @@ def compression_table(found: Sequence[Compression]) -> Table:
 
 def pareto_table(front: Sequence[Candidate]) -> Table:
     """What to configure for a budget."""
+    cells: dict[str, Callable[[Candidate], str]] = {
+        "entry": lambda candidate: candidate.name,
+        "cap": lambda candidate: _number(candidate.max_parameters),
+        "columns × rows": lambda candidate: _columns_by_rows(candidate.largest),
+        "pointer bits": lambda candidate: "" if candidate.largest is None else str(candidate.largest.pointer_bits),
+        "total bytes": lambda candidate: _number(candidate.total_bytes),
+        "accelerator bytes": lambda candidate: _number(candidate.accelerator_bytes),
+        "host bytes": lambda candidate: _number(candidate.pointer_bytes),
+        "validation AUC": lambda candidate: f"{candidate.validation_auc:.5f}",
+        "test AUC": lambda candidate: _five_digits(candidate.auc),
+        "test BCE": lambda candidate: _five_digits(candidate.bce),
+    }
     return Table(
         title="What to configure for a budget of bytes",
         note="No other entry has as high a validation AUC in as few bytes. Columns × rows and pointer width are those "
         "of the largest table, where pointers are learned.",
-        columns=(
-            "entry",
-            "cap",
-            "columns × rows",
-            "pointer bits",
-            "total bytes",
-            "accelerator bytes",
-            "host bytes",
-            "validation AUC",
-            "test AUC",
-            "test BCE",
-        ),
-        rows=tuple(_candidate_row(candidate) for candidate in front),
+        columns=tuple(cells),
+        rows=_rows(cells, front),
     )
 
 
@@ -244,26 +247,9 @@ def failures_table(failures: Sequence[TrialResult]) -> Table:
     )
 
 
-def _point_row(point: SeedGroup) -> Row:
-    first, sizes = point.first, point.sizes
-    at_end = "*" if any(trial.rate_at_end for trial in point.trials) else ""
-    return Row(
-        cells=(
-            first.name,
-            _number(first.max_parameters),
-            str(len(point.trials)),
-            f"{first.learning_rate:g}{at_end}",
-            _five_digits(point.test_auc),
-            _five_digits(point.test_bce),
-            _number(sizes.parameters),
-            _factor(sizes.parameter_factor),
-            _factor(sizes.largest_factor),
-            _factor(sizes.byte_factor),
-            _number(sizes.pointer_bytes),
-            _number(sizes.table_bytes + sizes.device_pointer_bytes),
-        ),
-        runs=point.runs,
-    )
+def _rows(cells: Mapping[str, Callable[[T], str]], entries: Sequence[T]) -> tuple[Row, ...]:
+    """A row for each entry, of the cell that it has in each column."""
+    return tuple(Row(cells=tuple(cell(entry) for cell in cells.values()), runs=entry.runs) for entry in entries)
 
 
 def _compression_row(entry: Compression) -> Row:
@@ -277,34 +263,25 @@ def _compression_row(entry: Compression) -> Row:
     return Row(cells=(entry.name, entry.state, *cells), runs=(*entry.runs, *entry.full_runs))
 
 
-def _candidate_row(candidate: Candidate) -> Row:
-    return Row(
-        cells=(
-            candidate.name,
-            _number(candidate.max_parameters),
-            "" if candidate.largest is None else f"{candidate.largest.num_columns} × {candidate.largest.num_rows:,}",
-            "" if candidate.largest is None else str(candidate.largest.pointer_bits),
-            _number(candidate.total_bytes),
-            _number(candidate.accelerator_bytes),
-            _number(candidate.pointer_bytes),
-            f"{candidate.validation_auc:.5f}",
-            _five_digits(candidate.auc),
-            _five_digits(candidate.bce),
-        ),
-        runs=candidate.runs,
-    )
-
-
 def _collapse_row(collapse: Collapse, most: int) -> Row:
     def beside(m: int) -> str:
         return " / ".join(_nats(values, m) for values in (collapse.entropies, collapse.random, collapse.pq))
 
     entropies = [beside(m) if m < len(collapse.entropies) else "" for m in range(most)]
-    table = "" if collapse.table is None else f"{collapse.table.num_columns} × {collapse.table.num_rows:,}"
     return Row(
-        cells=(collapse.name, _number(collapse.max_parameters), table, *entropies, collapse.verdict or "unknown"),
+        cells=(
+            collapse.name,
+            _number(collapse.max_parameters),
+            _columns_by_rows(collapse.table),
+            *entropies,
+            collapse.verdict or "unknown",
+        ),
         runs=(*collapse.runs, *collapse.pq_runs),
     )
+
+
+def _columns_by_rows(table: LargestTable | None) -> str:
+    return "" if table is None else f"{table.num_columns} × {table.num_rows:,}"
 
 
 def _nats(values: tuple[float, ...] | None, m: int) -> str:
@@ -329,18 +306,17 @@ def _factor(value: float) -> str:
 
 
 def _factors(found: Range) -> str:
-    return _from_to(_factor(found.pessimistic), _factor(found.optimistic), found, _factor)
+    text = _from_to(_factor(found.pessimistic), _factor(found.optimistic))
+    if found.worst is None or found.best is None:
+        return text
+    return f"{text} [{_factor(found.worst)} – {_factor(found.best)}]"
 
 
 def _sizes(found: Range) -> str:
-    def size(value: float) -> str:
-        return "∞" if value == float("inf") else f"{value:,.0f}"
+    return _from_to(
+        *("∞" if size == float("inf") else f"{size:,.0f}" for size in (found.optimistic, found.pessimistic))
+    )
 
-    return _from_to(size(found.optimistic), size(found.pessimistic), None, size)
 
-
-def _from_to(first: str, last: str, spread: Range | None, show: Callable[[float], str]) -> str:
-    text = first if first == last else f"{first} – {last}"
-    if spread is None or spread.worst is None or spread.best is None:
-        return text
-    return f"{text} [{show(spread.worst)} – {show(spread.best)}]"
+def _from_to(first: str, last: str) -> str:
+    return first if first == last else f"{first} – {last}"

@@ -10,7 +10,7 @@ from torchrec_cce.charts.chart import Chart, Series, Style, visible_range
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.experiments.curve import MeanDeviation, SeedGroup, curves_of
 from torchrec_cce.experiments.entropies import LargestTable, largest_table
-from torchrec_cce.experiments.family import family_of
+from torchrec_cce.experiments.quality_charts import family_of
 from torchrec_cce.experiments.results import TrialResult
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
@@ -193,11 +193,7 @@ class Plan:
         values["optimizer"] |= {"embedding_learning_rate": learning_rate}
         values["seed"] = seed
         if entry.derive is not None:
-            values["derive"] = {
-                "run": str(source),
-                "circular": entry.derive.circular,
-                "dense": entry.derive.dense,
-            }
+            values["derive"] = {"run": str(source), "circular": entry.derive.circular, "dense": entry.derive.dense}
         return parse_config(values)
 
 
@@ -244,11 +240,11 @@ def read_plan(path: str | Path, *, sections: Mapping[str, Any] | None = None) ->
     return read_toml(path, lambda values: parse_plan(values, sections=sections))
 
 
-def in_order_of_need(plan: Plan) -> Iterator[MethodEntry]:
+def in_order_of_need(plan: Plan) -> list[MethodEntry]:
     """The entries that others start from first, so that these do not wait for them in the end."""
-    yield from sorted(plan.methods, key=lambda entry: -_followers(plan, entry))
 
+    def followers(entry: MethodEntry) -> int:
+        """Length of the longest chain of entries that each start from the one before."""
+        return max((1 + followers(other) for other in plan.derived_from(entry)), default=0)
 
-def _followers(plan: Plan, entry: MethodEntry) -> int:
-    """Length of the longest chain of entries that each start from the one before."""
-    return max((1 + _followers(plan, other) for other in plan.derived_from(entry)), default=0)
+    return sorted(plan.methods, key=followers, reverse=True)

@@ -1,12 +1,17 @@
-"""Quality against size: Figures 4 and 9 of the paper, family by family, and Figures 8 and 10."""
+"""Quality against size: Figures 4 and 9 of the paper, family by family, and Figures 8 and 10.
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal
+What is drawn together, so that a panel can be read, are families of methods, and strategies for CCE: entries that
+differ in nothing but when and how they are clustered (Appendix E).
+"""
 
-from torchrec_cce.charts.chart import Chart, Series, visible_range
-from torchrec_cce.experiments.curve import Curve, MeanDeviation, SeedGroup, compressed, full_table
-from torchrec_cce.experiments.family import Strategies, overview, panels
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torchrec_cce.charts.chart import Chart, Series, in_panels, visible_range
+from torchrec_cce.experiments.curve import FULL, Curve, MeanDeviation, SeedGroup, compressed, full_table
+from torchrec_cce.methods.registry import FAMILIES
 
 Metric = Literal["BCE", "AUC"]
 _FIGURES: dict[tuple[Metric, bool], str] = {
@@ -16,6 +21,20 @@ _FIGURES: dict[tuple[Metric, bool], str] = {
     ("AUC", True): "Figure 10",
 }
 _PARAMETERS = "trained parameters of all tables"
+OVERVIEW = ("hashing_trick", "hash_embeddings", "ce_concat", "dhe", "robe", "tensor_train", "pq", "cce")
+"""A method of each kind: those of Figure 4, and what the paper's authors have in their library."""
+_OTHERS = "others"
+_VARYING = {"embedding": "max_parameters", "optimizer": "embedding_learning_rate", "derive": "run"}
+"""Section → what differs from trial to trial of one entry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategies:
+    """CCE entries that may be compared for their clusterings."""
+
+    title: str
+    curves: dict[str, Curve]
+    """`ct` and `cf`, and what else differs among the entries → curve; no more than a panel holds."""
 
 
 def quality_charts(curves: Sequence[Curve], metric: Metric) -> list[Chart]:
@@ -49,7 +68,6 @@ def strategy_charts(groups: Sequence[Strategies], full: SeedGroup | None, metric
             what=f"{_FIGURES[metric, True]}, {group.title}",
             metric=metric,
             curves=group.curves,
-            guide=[],
             full=full,
         )
         for number, group in enumerate(groups, start=1)
@@ -57,7 +75,13 @@ def strategy_charts(groups: Sequence[Strategies], full: SeedGroup | None, metric
 
 
 def quality_chart(
-    *, name: str, what: str, metric: Metric, curves: dict[str, Curve], guide: Sequence[Curve], full: SeedGroup | None
+    *,
+    name: str,
+    what: str,
+    metric: Metric,
+    curves: Mapping[str, Curve],
+    full: SeedGroup | None,
+    guide: Sequence[Curve] = (),
 ) -> Chart:
     series = [_series(label, curve, metric) for label, curve in curves.items()]
     series += [replace(_series(curve.name, curve, metric), style="reference") for curve in guide]
@@ -96,3 +120,70 @@ def _series(label: str, curve: Curve, metric: Metric) -> Series:
 
 def _quality(point: SeedGroup, metric: Metric) -> MeanDeviation:
     return point.test_bce if metric == "BCE" else point.test_auc
+
+
+def family_of(method: str) -> str:
+    """The name of the family that a method belongs to."""
+    return next((name for name, methods in FAMILIES.items() if method in methods), FULL if method == FULL else _OTHERS)
+
+
+def overview(curves: Sequence[Curve]) -> list[Curve]:
+    """Of each method in `OVERVIEW` that was run, the entry that was run first."""
+    firsts = {curve.method: curve for curve in reversed(curves)}
+    return [firsts[method] for method in OVERVIEW if method in firsts]
+
+
+def panels(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    """Title → curves that are drawn together: a family, or a part of one that is too large for a panel."""
+    families: dict[str, list[Curve]] = {family: [] for family in (*FAMILIES, _OTHERS, FULL)}
+    for curve in curves:
+        families[family_of(curve.method)].append(curve)
+    found: dict[str, list[Curve]] = {}
+    for family, members in families.items():
+        parts = in_panels(members)
+        for number, part in enumerate(parts, start=1):
+            found[family if len(parts) == 1 else f"{family}, {number} of {len(parts)}"] = list(part)
+    return found
+
+
+def strategies_of(curves: Sequence[Curve]) -> list[Strategies]:
+    """Groups of two entries or more whose configurations are equal but for `[recluster]`, by `ct` and `cf`."""
+    groups: dict[str, list[Curve]] = {}
+    for curve in curves:
+        if curve.method == "cce":
+            groups.setdefault(_what_else(curve), []).append(curve)
+    found = []
+    for members in groups.values():
+        if len(members) < 2:
+            continue
+        members.sort(key=lambda curve: (_section(curve).get("ct", 0), _section(curve).get("cf", 0)))
+        title = f"{len(members)} ways to cluster {members[0].name}"
+        named = list(zip(_names(members), members, strict=True))
+        found += [Strategies(title=title, curves=dict(part)) for part in in_panels(named)]
+    return found
+
+
+def _section(curve: Curve) -> dict[str, Any]:
+    return curve.points[0].first.config.get("recluster", {})  # type: ignore[no-any-return]
+
+
+def _what_else(curve: Curve) -> str:
+    """The configuration without its clusterings, and without what differs from trial to trial of one entry."""
+    config = {name: value for name, value in curve.points[0].first.config.items() if name not in ("recluster", "seed")}
+    for section, varying in _VARYING.items():
+        values = config.get(section)
+        if values is not None:
+            config[section] = {name: value for name, value in values.items() if name != varying}
+    return json.dumps(config, sort_keys=True)
+
+
+def _names(members: Sequence[Curve]) -> list[str]:
+    sections = [_section(curve) for curve in members]
+    every = {name for section in sections for name in section}
+    differing = sorted(name for name in every if len({json.dumps(section.get(name)) for section in sections}) > 1)
+    shown = ["ct", "cf", *(name for name in differing if name not in ("ct", "cf"))]
+    names = [" ".join(f"{name}={section.get(name)}" for name in shown) for section in sections]
+    # Two entries with one section, say of a repeated experiment, keep their own names.
+    return [
+        name if names.count(name) == 1 else f"{name} ({curve.name})" for name, curve in zip(names, members, strict=True)
+    ]

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchrec_cce.charts.chart import Picture
-from torchrec_cce.charts.page import write_page, write_pictures
+from torchrec_cce.charts.chart import Picture, write_page, write_pictures
 from torchrec_cce.files.atomic import write_json
 
 
@@ -61,18 +60,4 @@ def write_report(folder: Path, report: Report) -> None:
     write_json(folder / "report.json", report.values, indent=2, strict=True)
     pictures = [picture for section in report.sections for picture in section.pictures]
     drawn = write_pictures(folder / "pictures", pictures)
-    write_page(
-        folder / "report.html",
-        Path(__file__).with_name("report.html"),
-        title=report.title,
-        about=report.about,
-        sections=[
-            {
-                "title": section.title,
-                "lines": section.lines,
-                "tables": section.tables,
-                "pictures": [drawn[picture.name] for picture in section.pictures],
-            }
-            for section in report.sections
-        ],
-    )
+    write_page(folder / "report.html", Path(__file__).with_name("report.html"), report=report, drawn=drawn)

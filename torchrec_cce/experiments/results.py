@@ -5,7 +5,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 
 from torchrec_cce.errors import DataFileError
 from torchrec_cce.files.atomic import atomic_path
-from torchrec_cce.training.sizes import Sizes
+from torchrec_cce.training.model import Sizes
 
 RESULTS = "results.parquet"
 """In the folder of an experiment: its results file."""
 RUNS = "runs"
 """Beside it: the folder that holds those of the runs."""
+_QUALITIES = ("validation_bce", "validation_auc", "test_bce", "test_auc")
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -30,10 +31,7 @@ SCHEMA = pa.schema(
         ("learning_rate", pa.float64()),
         ("chosen", pa.bool_()),
         ("rate_at_end", pa.bool_()),
-        ("validation_bce", pa.float64()),
-        ("validation_auc", pa.float64()),
-        ("test_bce", pa.float64()),
-        ("test_auc", pa.float64()),
+        *((quality, pa.float64()) for quality in _QUALITIES),
         ("steps", pa.int64()),
         ("seconds", pa.float64()),
         ("rows_per_second", pa.float64()),
@@ -54,16 +52,7 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of a results file. When one is read, other columns are left alone."""
-_QUALITIES = ("validation_bce", "validation_auc", "test_bce", "test_auc")
-_STORED_SIZES = (
-    "full_parameters",
-    "parameters",
-    "largest_factor",
-    "table_bytes",
-    "pointer_bytes",
-    "device_pointer_bytes",
-    "full_bytes",
-)
+_STORED_SIZES = tuple(size.name for size in fields(Sizes) if size.name != "largest_table")
 _NOT_FINITE = "it has no finite test BCE and AUC"
 
 
@@ -71,9 +60,9 @@ _NOT_FINITE = "it has no finite test BCE and AUC"
 class Entropies:
     """How the pointers of one table are spread (Appendix G), in nats."""
 
-    learned: tuple[float, ...]
+    learned: tuple[float, ...] = ()
     """`H1 … Hc`: the smallest entropy of any 1, 2, … c columns together. Near 0 they have collapsed."""
-    random: tuple[float, ...]
+    random: tuple[float, ...] = ()
     """The same for pointers by hashes. Where `learned` is as large as this, nothing was learned."""
 
 
@@ -127,9 +116,9 @@ class TrialResult:
         return self.error or (None if finite else _NOT_FINITE)
 
     @property
-    def largest_entropies(self) -> Entropies | None:
-        """Those of the largest table; None if its pointers are not learned."""
-        return None if self.sizes is None else self.entropies.get(self.sizes.largest_table)
+    def largest_entropies(self) -> Entropies:
+        """Those of the largest table; empty if its pointers are not learned."""
+        return self.entropies.get(self.sizes.largest_table if self.sizes else "", Entropies())
 
     @property
     def largest_full_parameters(self) -> int:
@@ -155,7 +144,7 @@ class TrialResult:
                 row[column] = getattr(self, column)
             for column in (*_STORED_SIZES, "total_bytes"):
                 row[column] = getattr(self.sizes, column)
-        if self.largest_entropies is not None:
+        if self.largest_entropies != Entropies():
             row["entropies"] = list(self.largest_entropies.learned)
             row["random_entropies"] = list(self.largest_entropies.random)
         return row

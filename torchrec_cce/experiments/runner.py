@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +11,13 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from torchrec_cce.data.criteo import criteo_files
-from torchrec_cce.data.parquet import parquet_files
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.experiments.agenda import Agenda
 from torchrec_cce.experiments.plan import Plan
 from torchrec_cce.experiments.results import RESULTS, RUNS, TrialResult, versions, write_results
 from torchrec_cce.experiments.trial import Trial, run_trial
 from torchrec_cce.training.command import quiet_libraries
+from torchrec_cce.training.input import check_files
 from torchrec_cce.workers.inline import InlineEngine
 from torchrec_cce.workers.local import LocalEngine
 
@@ -47,11 +46,18 @@ def bench(
         ConfigError: another process uses the folder.
         DataFileError: a file of the log is missing.
     """
-    _check_files(plan)
+    check_files(plan.run)  # every trial would find the same out, one after another
     agenda = Agenda(plan, folder / RUNS, keeps_checkpoints=keep_checkpoints)
-    with _held(folder), ExitStack() as stack:
-        file = _ResultsFile(folder / RESULTS)
-        stack.callback(file.write, agenda)  # also of a comparison that is interrupted
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(folder / ".lock", timeout=0))
+        except Timeout as error:
+            raise ConfigError(
+                f"{folder}: another process runs a plan in this folder; wait for it, or choose another folder"
+            ) from error
+        path, here, written = folder / RESULTS, versions(), time.monotonic()
+        stack.callback(lambda: write_results(path, agenda.results(), here))  # also of a comparison that is interrupted
         engine = stack.enter_context(LocalEngine(workers, stopping_s=_STOPPING_S) if workers else InlineEngine())
         bar = stack.enter_context(_bar(show_progress and workers > 0))
         task = bar.add_task("trials", total=agenda.total)
@@ -66,24 +72,11 @@ def bench(
             _run_in_worker if workers else run_trial, trials(), lost=lambda trial: trial.result(_DIED)
         ):
             agenda.record(trial, result)
-            file.write_now_and_then(agenda)
+            if time.monotonic() > written + _WRITE_EVERY_S:
+                write_results(path, agenda.results(), here)
+                written = time.monotonic()
         agenda.drop_checkpoints()
     return agenda.results()
-
-
-class _ResultsFile:
-    """The results file, written again as trials end."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._versions, self._written = path, versions(), time.monotonic()
-
-    def write(self, agenda: Agenda) -> None:
-        write_results(self._path, agenda.results(), self._versions)
-        self._written = time.monotonic()
-
-    def write_now_and_then(self, agenda: Agenda) -> None:
-        if time.monotonic() > self._written + _WRITE_EVERY_S:
-            self.write(agenda)
 
 
 def _run_in_worker(trial: Trial) -> TrialResult:
@@ -102,29 +95,3 @@ def _bar(visible: bool) -> Progress:
         console=Console(stderr=True),
         disable=not visible,
     )
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ConfigError(
-            f"{folder}: another process runs a plan in this folder; wait for it, or choose another folder"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _check_files(plan: Plan) -> None:
-    """Every trial would find the same out, one after another."""
-    data = plan.run.data
-    for split in filter(None, (data.train, data.validation, data.test)):
-        if data.format == "criteo":
-            criteo_files(split.path)
-        elif data.format == "parquet":
-            parquet_files(split.path)

@@ -1,5 +1,6 @@
 """Appendix B of the paper, computed: the dense algorithm, Lemma B.4, k-means as a factorization, and their figures."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -170,15 +171,6 @@ def expected_ratio(p: float, distribution: Distribution) -> float:
     return float(value)
 
 
-def mean_ratio(weights: npt.NDArray[np.float64], draws: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """`a_n / Σ p_i a_i` of each row of `draws: [N, n]`, positive, with `weights: [n]` p, which sum to 1: [N].
-
-    Lemma B.4: where the rows hold independent draws of one distribution and `p_n ≤ 1/n`, its mean is at least 1.
-    """
-    ratios: npt.NDArray[np.float64] = draws[:, -1] / (draws @ weights)
-    return ratios
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Factors:
     """`T ≈ H M`."""
@@ -229,29 +221,23 @@ def factorization_map(*, seed: int = 0) -> HeatMap:
 def convergence_chart(*, repetitions: int = 40, num_steps: int = 20, num_columns: int = 20, seed: int = 0) -> Chart:
     """Figure 6: the excess loss of the dense algorithm with each kind of noise, as a share of that of T = 0."""
     rng = np.random.default_rng(seed)
-    with _one_thread():
-        return _convergence(rng, repetitions=repetitions, num_steps=num_steps, num_columns=num_columns)
-
-
-def _convergence(rng: np.random.Generator, *, repetitions: int, num_steps: int, num_columns: int) -> Chart:
-    problems = [_rotated(low_rank_problem(rng)) for _ in range(repetitions)]
     steps = tuple(float(step) for step in range(num_steps + 1))
     series = []
-    for variant in get_args(Variant):
-        runs = [
-            dense_cce(problem, num_columns=num_columns, num_steps=num_steps, variant=variant, rng=rng)
-            for problem in problems
-        ]
-        shares = np.array(
-            [(losses - p.lowest_loss) / p.explained for losses, p in zip(runs, problems, strict=True)]
-        ).clip(min=1e-16)
-        series.append(Series(label=variant, x=steps, y=tuple(shares.mean(axis=0).tolist())))
-    for label, smart in (("bound, noise", False), ("bound, smart noise", True)):
-        shares = np.array(
-            [(p.bound(num_steps, num_columns=num_columns, smart=smart) - p.lowest_loss) / p.explained for p in problems]
-        )
-        at = 2 if smart else 1
-        series.insert(at + smart, Series(label=label, x=steps, y=tuple(shares.mean(axis=0).tolist()), style="bound"))
+    with _one_thread():
+        problems = [_rotated(low_rank_problem(rng)) for _ in range(repetitions)]
+
+        def excess(losses: Sequence[Array]) -> Array:
+            """[repetitions, num_steps + 1], of the losses for each problem."""
+            return np.array([(of_p - p.lowest_loss) / p.explained for of_p, p in zip(losses, problems, strict=True)])
+
+        for variant in get_args(Variant):
+            runs = [
+                dense_cce(p, num_columns=num_columns, num_steps=num_steps, variant=variant, rng=rng) for p in problems
+            ]
+            series.append(Series(label=variant, x=steps, y=tuple(excess(runs).clip(min=1e-16).mean(axis=0).tolist())))
+        for at, label, smart in ((1, "bound, noise", False), (3, "bound, smart noise", True)):
+            bounds = excess([p.bound(num_steps, num_columns=num_columns, smart=smart) for p in problems])
+            series.insert(at, Series(label=label, x=steps, y=tuple(bounds.mean(axis=0).tolist()), style="bound"))
     return Chart(
         name="figure-6",
         caption=f"Figure 6: the dense CCE algorithm on X of rank 10 with little noise, [1000, 100], Y [1000, 10], "

@@ -23,7 +23,7 @@ from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import RUN_CONFIG
 from torchrec_cce.training.loop import RunResult, train
-from torchrec_cce.training.sizes import Sizes
+from torchrec_cce.training.model import Sizes
 
 ENDED = "ended.json"
 """In a run's folder: how it ended, and of which configuration it was."""
@@ -178,9 +178,10 @@ def _measured(trial: Trial, trained: RunResult, seconds: float) -> TrialResult:
 
 def _with_outcome(result: TrialResult, outcome: Mapping[str, Any]) -> TrialResult:
     """`result` with what `TrialResult.as_outcome` wrote, now or in an earlier version of this package."""
+    same = ("validation_bce", "steps", "rows_per_second", "seconds")
     return replace(
         result,
-        validation_bce=outcome["validation_bce"],
+        **{name: outcome[name] for name in same},
         validation_auc=outcome.get("validation_auc", math.nan),
         test_bce=outcome["bce"],
         test_auc=outcome["auc"],
@@ -189,7 +190,4 @@ def _with_outcome(result: TrialResult, outcome: Mapping[str, Any]) -> TrialResul
             table: Entropies(learned=tuple(each["learned"]), random=tuple(each["random"]))
             for table, each in outcome["entropies"].items()
         },
-        steps=outcome["steps"],
-        rows_per_second=outcome["rows_per_second"],
-        seconds=outcome["seconds"],
     )

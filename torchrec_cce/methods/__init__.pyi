@@ -12,8 +12,10 @@ from .computed import (
     ComputedEmbeddingBagConfig as ComputedEmbeddingBagConfig,
     ComputedTable as ComputedTable,
 )
-from .deep_hash import DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig
-from .low_rank import LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig
+from .factored import (
+    LowRankEmbeddingBagConfig as LowRankEmbeddingBagConfig,
+    TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig,
+)
 from .quotient_remainder import (
     QuotientRemainderEmbeddingBagConfig as QuotientRemainderEmbeddingBagConfig,
     QuotientRemainderProductEmbeddingBagConfig as QuotientRemainderProductEmbeddingBagConfig,
@@ -23,14 +25,14 @@ from .registry import (
     Method as Method,
     tables_under_cap as tables_under_cap,
 )
-from .robe import RobeEmbeddingBagConfig as RobeEmbeddingBagConfig
-from .sizing import (
-    MethodSpec as MethodSpec,
-    Sizing as Sizing,
+from .rowless import (
+    DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig,
+    RobeEmbeddingBagConfig as RobeEmbeddingBagConfig,
 )
 from .sketch import SketchEmbeddingBagConfig as SketchEmbeddingBagConfig
 from .table import (
     CompressedConfig as CompressedConfig,
+    MethodSpec as MethodSpec,
     PointerScheme as PointerScheme,
+    Sizing as Sizing,
 )
-from .tensor_train import TensorTrainEmbeddingBagConfig as TensorTrainEmbeddingBagConfig

@@ -20,8 +20,7 @@ from torchrec_cce.methods.compositional import (
     refuse_signs,
 )
 from torchrec_cce.methods.residents import ResidentConfig
-from torchrec_cce.methods.sizing import MethodSpec, Sizing
-from torchrec_cce.methods.table import Looked
+from torchrec_cce.methods.table import Looked, MethodSpec, Sizing
 
 
 @dataclass(kw_only=True)
@@ -189,36 +188,24 @@ class CCEScheme:
         return Looked(bad=found.bad, unseen=found.num_unseen)
 
 
-def _cce(sizing: Sizing) -> EmbeddingBagConfig:
-    # Without helper as many rows as with it, so that the two differ in nothing else.
-    return sizing.make(
-        CCEEmbeddingBagConfig,
-        num_rows=sizing.rows(2 * sizing.table.embedding_dim),
-        num_columns=sizing.num_columns,
-        use_helper=sizing.use_helper,
-    )
-
-
-def _cce_residents(sizing: Sizing) -> EmbeddingBagConfig:
-    return sizing.make(
-        CCEEmbeddingBagConfig,
-        num_rows=sizing.rows(sizing.table.embedding_dim),
-        num_columns=sizing.num_columns,
-        residents=sizing.residents,
-    )
-
-
-def _pq(sizing: Sizing) -> EmbeddingBagConfig:
-    return sizing.make(
-        CCEEmbeddingBagConfig,
-        num_rows=sizing.rows(sizing.table.embedding_dim),
-        num_columns=sizing.num_columns,
-        use_helper=False,
-    )
+def _clustered(sizing: Sizing, *, num_terms: int, **options: Any) -> EmbeddingBagConfig:
+    rows = sizing.rows(num_terms * sizing.table.embedding_dim)
+    return sizing.make(CCEEmbeddingBagConfig, num_rows=rows, num_columns=sizing.num_columns, **options)
 
 
 METHODS = (
-    MethodSpec(name="cce", family="CCE", size=_cce),
-    MethodSpec(name="cce_residents", family="CCE", size=_cce_residents),
-    MethodSpec(name="pq", family="pointers learned after training", size=_pq),
+    # CCE without helper has as many rows as with it, so that the two differ in nothing else.
+    MethodSpec(
+        name="cce", family="CCE", size=lambda sizing: _clustered(sizing, num_terms=2, use_helper=sizing.use_helper)
+    ),
+    MethodSpec(
+        name="cce_residents",
+        family="CCE",
+        size=lambda sizing: _clustered(sizing, num_terms=1, residents=sizing.residents),
+    ),
+    MethodSpec(
+        name="pq",
+        family="pointers learned after training",
+        size=lambda sizing: _clustered(sizing, num_terms=1, use_helper=False),
+    ),
 )

@@ -12,8 +12,7 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBag
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import MAX_ROWS, UniversalHash, derive_seed, term_hash
 from torchrec_cce.kernels.rows import hashed_rows
-from torchrec_cce.methods.sizing import MethodSpec, Sizing
-from torchrec_cce.methods.table import CompressedConfig, Looked, PointerScheme
+from torchrec_cce.methods.table import CompressedConfig, Looked, MethodSpec, PointerScheme, Sizing
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,8 +13,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.compositional import CompositionalEmbeddingBagConfig, refuse_signs
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
-from torchrec_cce.methods.sizing import MethodSpec, Sizing
-from torchrec_cce.methods.table import Looked, PointerScheme
+from torchrec_cce.methods.table import Looked, MethodSpec, PointerScheme, Sizing
 
 
 @dataclass(kw_only=True)
@@ -110,14 +110,9 @@ class QuotientRemainderProduct(ComputedTable):
         return self.remainders[ids % m] * self.quotients[ids // m]
 
 
-def _summed(sizing: Sizing) -> EmbeddingBagConfig:
-    rows = _num_remainders(sizing, sizing.table.embedding_dim)
-    return sizing.make(QuotientRemainderEmbeddingBagConfig, num_rows=rows, operation="sum")
-
-
-def _concatenated(sizing: Sizing) -> EmbeddingBagConfig:
-    rows = _num_remainders(sizing, sizing.table.embedding_dim // 2)
-    return sizing.make(QuotientRemainderEmbeddingBagConfig, num_rows=rows, operation="concat")
+def _looked_up(sizing: Sizing, operation: Literal["sum", "concat"]) -> EmbeddingBagConfig:
+    rows = _num_remainders(sizing, sizing.table.embedding_dim // (2 if operation == "concat" else 1))
+    return sizing.make(QuotientRemainderEmbeddingBagConfig, num_rows=rows, operation=operation)
 
 
 def _multiplied(sizing: Sizing) -> EmbeddingBagConfig:
@@ -140,7 +135,7 @@ def _num_remainders(sizing: Sizing, width: int) -> int:
 
 _FAMILY = "quotients and computed tables"
 METHODS = (
-    MethodSpec(name="qr_sum", family=_FAMILY, size=_summed),
-    MethodSpec(name="qr_concat", family=_FAMILY, size=_concatenated),
+    MethodSpec(name="qr_sum", family=_FAMILY, size=partial(_looked_up, operation="sum")),
+    MethodSpec(name="qr_concat", family=_FAMILY, size=partial(_looked_up, operation="concat")),
     MethodSpec(name="qr_product", family=_FAMILY, size=_multiplied),
 )

@@ -10,18 +10,9 @@ from typing import Literal, get_args
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.methods import (
-    cce,
-    compositional,
-    deep_hash,
-    low_rank,
-    quotient_remainder,
-    robe,
-    sketch,
-    tensor_train,
-)
+from torchrec_cce.methods import cce, compositional, factored, quotient_remainder, rowless, sketch
 from torchrec_cce.methods.residents import ResidentConfig
-from torchrec_cce.methods.sizing import MethodSpec, Sizing
+from torchrec_cce.methods.table import MethodSpec, Sizing
 
 Method = Literal[
     "full",
@@ -51,7 +42,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 """All methods, `"full"` first."""
 
 # The report's families stand in the order in which they are first declared here.
-_FILES = (compositional, quotient_remainder, low_rank, tensor_train, deep_hash, robe, sketch, cce)
+_FILES = (compositional, quotient_remainder, factored, rowless, sketch, cce)
 SPECS: Mapping[str, MethodSpec] = {spec.name: spec for file in _FILES for spec in file.METHODS}
 """Every method but `"full"`."""
 FAMILIES: Mapping[str, tuple[str, ...]] = {

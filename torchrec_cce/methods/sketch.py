@@ -11,9 +11,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import term_hash
-from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
-from torchrec_cce.methods.sizing import MethodSpec, Sizing
-from torchrec_cce.methods.tensor_hash import Constant, TensorHash
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, Constant, TensorHash, parameter
+from torchrec_cce.methods.table import MethodSpec, Sizing
 
 
 @dataclass(kw_only=True)
@@ -182,21 +181,18 @@ def _weighed(sizing: Sizing, *, is_stored: bool) -> EmbeddingBagConfig:
     )
 
 
+def _unweighed(sizing: Sizing, *, num_terms: int, **others: int) -> EmbeddingBagConfig:
+    rows = sizing.rows(num_terms * sizing.table.embedding_dim)
+    return sizing.make(SketchEmbeddingBagConfig, num_rows=rows, num_terms=num_terms, **others)
+
+
 def _residual(sizing: Sizing) -> EmbeddingBagConfig:
     t = sizing.terms(usual=2)
-    rows = sizing.rows(t * sizing.table.embedding_dim)
-    return sizing.make(SketchEmbeddingBagConfig, num_rows=rows, num_terms=t, num_stored_terms=t)
+    return _unweighed(sizing, num_terms=t, num_stored_terms=t)
 
 
 def _helpers(sizing: Sizing) -> EmbeddingBagConfig:
-    t = sizing.terms(usual=3)
-    return sizing.make(
-        SketchEmbeddingBagConfig,
-        num_rows=sizing.rows(t * sizing.table.embedding_dim),
-        num_columns=sizing.num_columns,
-        num_terms=t,
-        num_stored_terms=1,
-    )
+    return _unweighed(sizing, num_terms=sizing.terms(usual=3), num_columns=sizing.num_columns, num_stored_terms=1)
 
 
 _LEARNED = "pointers learned after training"

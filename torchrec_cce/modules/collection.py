@@ -20,9 +20,8 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable
-from torchrec_cce.modules.parameter_store import ParameterStore, ResidentStore, TableRows
 from torchrec_cce.modules.quantized_rows import QuantizedStore, QuantizedTable
-from torchrec_cce.modules.recluster import TableReport, recluster_rows
+from torchrec_cce.modules.recluster import ParameterStore, ResidentStore, TableReport, TableRows, recluster_rows
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.residents import rows_of_phase
 from torchrec_cce.modules.state_names import quantized_rows, residents_weight

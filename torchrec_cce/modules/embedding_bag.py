@@ -1,19 +1,32 @@
-"""`CCEEmbeddingBagCollection`: TorchRec's `EmbeddingBagCollection` with compressed tables."""
+"""`CCEEmbeddingBagCollection`: TorchRec's `EmbeddingBagCollection` with compressed tables.
 
+`CompressedEmbeddingBag` is such a table with the call of PyTorch's `nn.EmbeddingBag`, for models that know nothing of
+TorchRec.
+"""
+
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingBagCollectionInterface
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
+    get_embedding_names_by_table,
+)
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
+from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingBagConfig
+from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTables
+from torchrec_cce.methods.table import row_feature_names
 from torchrec_cce.modules.collection import CCECollection
-from torchrec_cce.modules.combine import Combine
 from torchrec_cce.modules.quantized_rows import QuantizedRows
 from torchrec_cce.modules.state_names import codewords_weight, pooled_weight
+
+_FEATURE = "ids"
 
 
 class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
@@ -111,3 +124,136 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
 
     def weight_name(self, table: str) -> str:
         return codewords_weight(table) if table in self.remap.resident_tables() else pooled_weight(table)
+
+
+class Combine(nn.Module):
+    """Concatenates each feature's columns, which usually means to relabel one tensor: they lie side by side.
+
+    Sharded tables return keys in the order of the ranks; those are regrouped by name. Mean pooling of `t·l` rows
+    divides by `t`, the codewords of an ID, too often, which is multiplied back here.
+
+    Args:
+        tables: the caller's tables.
+        physical: the tables that the inner collection holds, in the same order; of computed tables there are none.
+    """
+
+    def __init__(self, tables: Sequence[EmbeddingBagConfig], physical: Sequence[EmbeddingBagConfig]) -> None:
+        super().__init__()
+        names_of = {table.name: row_feature_names(table) for table in tables}
+        names_of |= zip((table.name for table in physical), get_embedding_names_by_table(physical), strict=True)
+        self._inner_keys = [name for table in tables for name in names_of[table.name]]
+        self._keys = [name for names in get_embedding_names_by_table(tables) for name in names]
+        self._dims = [table.embedding_dim for table in tables for _ in table.feature_names]
+        means = {table.name for table in physical if table.pooling == PoolingType.MEAN}
+        self._scales = [
+            float(table.num_codewords) if table.name in means and isinstance(table, CompositionalConfig) else 1.0
+            for table in tables
+            for _ in table.feature_names
+        ]
+        self._resident_keys = [
+            key
+            for table in tables
+            for key in (
+                table.resident_feature_names()
+                if isinstance(table, CCEConfig) and table.residents is not None
+                else [None] * len(table.feature_names)
+            )
+        ]
+
+    def forward(self, columns: Sequence[KeyedTensor], residents: Sequence[KeyedTensor] = ()) -> KeyedTensor:
+        """`columns` of `[B, Σ d/c]` each, in any key order, to `[B, Σ d]` in the order of the tables.
+
+        Args:
+            residents: `[B, Σ d]` of the tables with residents, which are added to theirs.
+        """
+        if len(columns) == 1 and columns[0].keys() == self._inner_keys:
+            values = columns[0].values()
+        else:
+            values = KeyedTensor.regroup(list(columns), [self._inner_keys])[0]
+        if any(scale != 1.0 for scale in self._scales):
+            scale = torch.tensor(self._scales, device=values.device, dtype=values.dtype)
+            values = values * scale.repeat_interleave(torch.tensor(self._dims, device=values.device))
+        if residents:
+            rows = {key: value for each in residents for key, value in each.to_dict().items()}
+            parts = values.split(self._dims, dim=1)
+            added = [
+                part if key is None else part + rows[key] for part, key in zip(parts, self._resident_keys, strict=True)
+            ]
+            values = torch.cat(added, dim=1)
+        return KeyedTensor(keys=self._keys, length_per_key=self._dims, values=values)
+
+
+class CompressedEmbeddingBag(nn.Module):
+    """Drops into the `create_emb` and `apply_emb` of the original DLRM, where `nn.EmbeddingBag` was.
+
+    Args:
+        config: of any table that `CCEEmbeddingBagCollection` takes; its feature names do not matter.
+        device: of the parameters.
+
+    Example:
+        >>> from torchrec_cce import CCEEmbeddingBagConfig
+        >>> bag = CompressedEmbeddingBag(CCEEmbeddingBagConfig(
+        ...     name="user", num_embeddings=10**6, embedding_dim=16, num_rows=100))
+        >>> bag(torch.tensor([3, 999_999, 3]), torch.tensor([0, 2])).shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(self, config: EmbeddingBagConfig, device: torch.device | None = None) -> None:
+        super().__init__()
+        table = replace(config, feature_names=[_FEATURE])
+        self._is_mean = table.pooling == PoolingType.MEAN
+        if self._is_mean:  # the weights divide
+            table = replace(table, pooling=PoolingType.SUM)
+        self.collection = CCEEmbeddingBagCollection([table], is_weighted=True, device=device)
+
+    def forward(
+        self,
+        input: torch.Tensor,
+        offsets: torch.Tensor | None = None,
+        per_sample_weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Pooled embeddings `[B, d]`.
+
+        Args:
+            input: raw IDs, int32 or int64: `[B, L]`, bags of `L`, or `[N]` with `offsets`.
+            offsets: `[B]`, where each bag begins in `input`, the first at 0.
+            per_sample_weights: of the shape of `input`; for sum pooling.
+
+        Raises:
+            ConfigError: shapes that do not go together, or weights with mean pooling.
+            InvalidIDError: a raw ID outside the table's universe.
+        """
+        lengths = _lengths(input, offsets)
+        if per_sample_weights is None:
+            weights = torch.ones(input.numel(), device=input.device)
+            if self._is_mean:
+                weights = (1 / lengths).repeat_interleave(lengths)
+        elif self._is_mean:
+            raise ConfigError("per_sample_weights are for sum pooling; this table pools by the mean")
+        elif per_sample_weights.shape != input.shape:
+            raise ConfigError(
+                f"per_sample_weights of shape {tuple(per_sample_weights.shape)} for input {tuple(input.shape)}"
+            )
+        else:
+            weights = per_sample_weights.flatten()
+        features = KeyedJaggedTensor(keys=[_FEATURE], values=input.flatten(), lengths=lengths, weights=weights)
+        pooled: torch.Tensor = self.collection(features).values()
+        return pooled
+
+
+def _lengths(input: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
+    """[B] int64: how many IDs are in each bag."""
+    if input.dim() == 2 and offsets is None:
+        return torch.full((len(input),), input.shape[1], dtype=torch.int64, device=input.device)
+    if input.dim() != 1 or offsets is None:
+        given = "no offsets" if offsets is None else f"offsets of shape {tuple(offsets.shape)}"
+        raise ConfigError(
+            f"input of shape {tuple(input.shape)} with {given}; allowed are [B, L] without and [N] with offsets"
+        )
+    ends = torch.cat([offsets.to(torch.int64), offsets.new_tensor([len(input)], dtype=torch.int64)])
+    lengths = ends.diff()
+    if (len(offsets) and offsets[0] != 0) or bool((lengths < 0).any()):
+        raise ConfigError(
+            f"offsets={offsets.tolist()[:8]}… for input of {len(input)} IDs; they begin at 0 and never fall"
+        )
+    return lengths

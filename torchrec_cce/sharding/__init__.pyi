@@ -1,10 +1,13 @@
-from .adopt import adopt_sharded as adopt_sharded
 from .agreement import (
     on_all_ranks as on_all_ranks,
     on_first_rank as on_first_rank,
 )
 from .constraints import column_constraints as column_constraints
 from .distributed_checkpoint import load_checkpoint as load_checkpoint
+from .estimates import (
+    PlanSummary as PlanSummary,
+    TableSummary as TableSummary,
+)
 from .frequencies import ShardedFrequencies as ShardedFrequencies
 from .pipeline import (
     RowCollate as RowCollate,
@@ -14,15 +17,14 @@ from .planner import (
     CCEShardingPlanner as CCEShardingPlanner,
     planning_topology as planning_topology,
 )
-from .recluster import recluster_sharded as recluster_sharded
+from .recluster import (
+    adopt_sharded as adopt_sharded,
+    recluster_sharded as recluster_sharded,
+)
 from .sharders import (
     CCEEmbeddingBagCollectionSharder as CCEEmbeddingBagCollectionSharder,
     CCEEmbeddingCollectionSharder as CCEEmbeddingCollectionSharder,
     get_cce_sharders as get_cce_sharders,
-)
-from .summary import (
-    PlanSummary as PlanSummary,
-    TableSummary as TableSummary,
 )
 from .tables import ShardedMaps as ShardedMaps
 from .watch import (

@@ -10,6 +10,13 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 
+def from_each_rank(value: T) -> list[T]:
+    """Rank → its `value`, on every rank, which all call this."""
+    everyones: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(everyones, value)
+    return everyones
+
+
 def on_first_rank(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """Call `action` on rank 0 of `group` (all, if None) and return its result on every rank, which all call this.
 
@@ -39,9 +46,7 @@ def on_all_ranks(action: Callable[[], T]) -> T:
         result = action()
     except Exception as error:  # noqa: BLE001  raised again below, everywhere
         failure = error
-    failures: list[Exception | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
-    first = next((each for each in failures if each is not None), None)
+    first = next((each for each in from_each_rank(failure) if each is not None), None)
     if first is not None:
         raise failure or first  # with this rank's own traceback, if it is one of those
     return result  # type: ignore[return-value]
@@ -49,6 +54,4 @@ def on_all_ranks(action: Callable[[], T]) -> T:
 
 def from_all_ranks(action: Callable[[], dict[K, V]]) -> dict[K, V]:
     """Call `action` as `on_all_ranks` does, and return what all ranks found together, on every rank."""
-    everyones: list[dict[K, V]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(everyones, on_all_ranks(action))
-    return {key: value for part in everyones for key, value in part.items()}
+    return {key: value for part in from_each_rank(on_all_ranks(action)) for key, value in part.items()}

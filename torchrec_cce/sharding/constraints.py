@@ -53,13 +53,14 @@ def column_constraints(
 def _constraints_of(table: BaseEmbeddingConfig, given: ParameterConstraints) -> ParameterConstraints:
     compositional = isinstance(table, CompositionalConfig)
     c, t = (table.num_columns, table.num_codewords) if compositional else (1, 1)
+    width = table.embedding_dim // c
     lengths = _by_column(table, "pooling_factors", given.pooling_factors, c)
     poolings = given.num_poolings
     batches = given.batch_sizes
     return replace(
         given,
-        sharding_types=_sharding_types(table, c, given),
-        compute_kernels=_compute_kernels(table, c, given),
+        sharding_types=_sharding_types(table, width, given),
+        compute_kernels=given.compute_kernels if has_fused_kernel(width) else [EmbeddingComputeKernel.DENSE.value],
         pooling_factors=[t * length for length in lengths],
         num_poolings=None if poolings is None else _by_column(table, "num_poolings", poolings, c),
         batch_sizes=None if batches is None else _by_column(table, "batch_sizes", batches, c),
@@ -79,8 +80,7 @@ def _by_column(table: BaseEmbeddingConfig, name: str, values: Sequence[T], num_c
     return [value for value in each for _ in range(num_columns)]
 
 
-def _sharding_types(table: BaseEmbeddingConfig, num_columns: int, given: ParameterConstraints) -> list[str]:
-    width = table.embedding_dim // num_columns
+def _sharding_types(table: BaseEmbeddingConfig, width: int, given: ParameterConstraints) -> list[str]:
     allowed = list(SHARDING_TYPES) if has_fused_kernel(width) else [ShardingType.DATA_PARALLEL.value]
     wanted = given.sharding_types or allowed
     chosen = [kind for kind in allowed if kind in wanted]
@@ -95,9 +95,3 @@ def _sharding_types(table: BaseEmbeddingConfig, num_columns: int, given: Paramet
             f"table {table.name!r}: sharding_types={list(wanted)} allows none of {', '.join(allowed)}; {why}"
         )
     return chosen
-
-
-def _compute_kernels(table: BaseEmbeddingConfig, num_columns: int, given: ParameterConstraints) -> list[str] | None:
-    dense_only = not has_fused_kernel(table.embedding_dim // num_columns)
-    kernels: list[str] | None = [EmbeddingComputeKernel.DENSE.value] if dense_only else given.compute_kernels
-    return kernels

@@ -9,7 +9,6 @@ from typing import Any
 from zipfile import BadZipFile
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -19,6 +18,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.modules.state_names import optimizer_state, split_weight
+from torchrec_cce.sharding.agreement import from_each_rank
 from torchrec_cce.sharding.tables import scatter, size_of
 
 METADATA = ".metadata"
@@ -114,8 +114,7 @@ def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: Co
     loaded = {**state["optimizer"], "state": {weight: entries for weight, entries in there.items() if entries}}
     filled = {"optimizer": loaded} if any(loaded.values()) else {}
     load({"model": state["model"], **filled}, checkpoint_id=str(folder))
-    everyones: list[list[str]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(everyones, [key for key in renamed.values() if key in saved])
+    everyones = from_each_rank([key for key in renamed.values() if key in saved])
     whole = {
         key: torch.empty(saved[key].size, dtype=saved[key].properties.dtype)  # type: ignore[union-attr]
         for key in sorted({key for keys in everyones for key in keys})

@@ -1,11 +1,14 @@
-"""The time of a step, as TorchRec models it from bytes and bandwidths, with what it leaves out."""
+"""A plan in figures: where each table is, what it takes and sends; TorchRec's model of a step, and what that lacks."""
 
 import copy
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.filesize import decimal
 from torch import nn
 from torchrec.distributed.planner import ParameterConstraints, Topology
+from torchrec.distributed.planner.constants import BIGINT_DTYPE
 from torchrec.distributed.planner.perf_models import NoopPerfModel
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import (
@@ -31,6 +34,9 @@ _MILLISECONDS = {"cuda": 0.03, "cpu": 1.0}
 """Of a collective that carries next to nothing: a rule of thumb for NCCL's between hosts; for gloo's on one host, what
 `make bench-distributed` measures, TorchRec's own work around it included."""
 _GLOO_BYTES_PER_MS = 1.2e6
+_LENGTH_BYTES = 4
+_DIRECTIONS = 2
+"""Embeddings on the way forward, their gradients on the way back."""
 
 
 class StepTimeModel(NoopPerfModel):
@@ -115,3 +121,121 @@ def map_bytes(module: nn.Module) -> dict[str, int]:
                 size += residency_bytes(table.num_embeddings)
             sizes[joined(joined(path, stock), table.name)] = size
     return sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSummary:
+    """One table of a plan. Bytes and times are TorchRec's estimates for the planned batch size."""
+
+    table: str
+    """Path and name of the physical table."""
+    sharding_type: str
+    compute_kernel: str
+    num_ranks: int
+    """Ranks that hold a part, or a replica, of it."""
+    device_bytes: int
+    """On the rank that holds most: weights, optimizer state, and a batch of rows and of pooled embeddings."""
+    host_bytes: int
+    """On the host that holds most: the map, once, and what of the table itself is in host memory."""
+    all_to_all_bytes: int
+    """Sent by a rank in a step, on average, where tables are not replicated: rows, bag lengths, embeddings, gradients.
+    Reduce-scatter and all-gather, by which tables that are split by rows do it, are counted here."""
+    all_reduce_bytes: int
+    """Sent by a rank in a step (ring) where tables are replicated: their gradients."""
+    milliseconds: float
+    """Lookup, update and communication of a step, on the slowest rank, but for the latency of collectives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSummary:
+    """A plan. The fullest rank or host of all tables together need not be the fullest of any one, and the latency of
+    collectives is shared by all tables.
+    """
+
+    tables: tuple[TableSummary, ...]
+    device_bytes: int
+    host_bytes: int
+    all_to_all_bytes: int
+    all_reduce_bytes: int
+    milliseconds: float
+
+
+def summarise(
+    options: Sequence[ShardingOption],
+    topology: Topology,
+    *,
+    maps: Mapping[str, int],
+    poolings: Mapping[str, Sequence[float]],
+) -> PlanSummary:
+    """The figures of the `options` that a planner chose.
+
+    Args:
+        maps: table, by path and name → bytes of its map.
+        poolings: name of a table → bags a row of a batch, for each of its column features.
+    """
+    world_size, local = topology.world_size, topology.local_world_size
+    device_bytes: Counter[int] = Counter()
+    host_bytes: Counter[int] = Counter({host: sum(maps.values()) for host in range(-(-world_size // local))})
+    tables = []
+    for option in options:
+        on_device: Counter[int] = Counter()
+        on_host: Counter[int] = Counter({0: 0})
+        busy: defaultdict[int, float] = defaultdict(float)
+        for shard in option.shards:
+            on_device[shard.rank] += shard.storage.hbm
+            on_host[shard.rank // local] += shard.storage.ddr
+            busy[shard.rank] += shard.perf.total
+        device_bytes.update(on_device)
+        host_bytes.update(on_host)
+        replicated = option.sharding_type == ShardingType.DATA_PARALLEL.value
+        tables.append(
+            TableSummary(
+                table=option.fqn,
+                sharding_type=option.sharding_type,
+                compute_kernel=option.compute_kernel,
+                num_ranks=len(busy),
+                device_bytes=max(on_device.values()),
+                host_bytes=maps.get(option.fqn, 0) + max(on_host.values()),
+                all_to_all_bytes=0 if replicated else _all_to_all_bytes(option, topology, poolings[option.name]),
+                all_reduce_bytes=_all_reduce_bytes(option, world_size) if replicated else 0,
+                milliseconds=max(busy.values()),
+            )
+        )
+    return PlanSummary(
+        tables=tuple(tables),
+        device_bytes=max(device_bytes.values(), default=0),
+        host_bytes=max(host_bytes.values()),
+        all_to_all_bytes=sum(table.all_to_all_bytes for table in tables),
+        all_reduce_bytes=sum(table.all_reduce_bytes for table in tables),
+        milliseconds=StepTimeModel(topology).rate(options),
+    )
+
+
+def _all_to_all_bytes(option: ShardingOption, topology: Topology, poolings: Sequence[float]) -> int:
+    """Of the `W` ranks, `G` have the rows of one table: 1, those of a host, or all.
+
+    A rank sends each row number to one of the `G`, and the bag lengths to all `G`. Of the embeddings of all `W` batches
+    it has partial sums of `1/(W/G)` of the tables, of which all but its own share `1/G` go to the others of the `G`
+    (reduce-scatter), and what is summed then goes home, unless the `G` are all ranks.
+    """
+    world_size = topology.world_size
+    group: int = {
+        ShardingType.TABLE_WISE.value: 1,
+        ShardingType.TABLE_ROW_WISE.value: topology.intra_group_size,
+        ShardingType.ROW_WISE.value: world_size,
+    }[option.sharding_type]
+    batch: int = option.batch_size
+    bags = batch * sum(poolings)
+    rows: float = batch * sum(length * pooling for length, pooling in zip(option.input_lengths, poolings, strict=True))
+    bag_bytes: int = option.tensor.shape[1] * option.tensor.element_size()
+    away = (world_size - 1) / world_size
+    inputs: float = (rows * BIGINT_DTYPE + bags * _LENGTH_BYTES * group) * away
+    groups = world_size / group
+    outputs: float = bags * bag_bytes * (group - 1 + (groups - 1) / groups)
+    return round(inputs + _DIRECTIONS * outputs)
+
+
+def _all_reduce_bytes(option: ShardingOption, world_size: int) -> int:
+    """A ring sends all gradients but its own share twice."""
+    gradients: int = option.tensor.numel() * option.tensor.element_size()
+    return round(2 * (world_size - 1) / world_size * gradients)

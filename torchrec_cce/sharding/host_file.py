@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torchrec_cce.files.cache import live_folder, reserve
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.vocabulary import Vocabulary
-from torchrec_cce.sharding.agreement import on_all_ranks, on_first_rank
+from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks, on_first_rank
 
 _CHUNK_ROWS = 1 << 20
 
@@ -46,8 +46,7 @@ class HostFile(Generic[Number]):
         folder = folder or live_folder()
         on_all_ranks(lambda: folder.mkdir(parents=True, exist_ok=True))
         seen = folder.stat()
-        hosts: list[object] = [None] * world_size
-        dist.all_gather_object(hosts, (socket.gethostname(), seen.st_dev, seen.st_ino))
+        hosts = from_each_rank((socket.gethostname(), seen.st_dev, seen.st_ino))
         self._num_hosts = len(set(hosts))
         self._is_leader = hosts.index(hosts[rank]) == rank
         self._elsewhere = [host != hosts[rank] for host in hosts]

@@ -32,9 +32,15 @@ from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.constraints import column_constraints
-from torchrec_cce.sharding.estimates import GlooBandwidths, MapStorageReservation, StepTimeModel, map_bytes
+from torchrec_cce.sharding.estimates import (
+    GlooBandwidths,
+    MapStorageReservation,
+    PlanSummary,
+    StepTimeModel,
+    map_bytes,
+    summarise,
+)
 from torchrec_cce.sharding.sharders import get_cce_sharders
-from torchrec_cce.sharding.summary import PlanSummary, summarise
 
 _GRID = 1000
 """Plans up to which all are tried. TorchRec would try 10,000, which takes half a minute for 4 tables on 64 ranks."""

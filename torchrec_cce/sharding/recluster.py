@@ -1,9 +1,9 @@
-"""Reclustering in the middle of distributed training, its work spread over the ranks."""
+"""New maps in the middle of distributed training, the work spread over the ranks: a clustering, or others' maps."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,18 +11,18 @@ import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
-from torchrec_cce.clustering.admission import admitted_ages
+from torchrec_cce.clustering.adopt import Given, adopt_tables
 from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.settings import ReclusterConfig
-from torchrec_cce.clustering.task import recluster_maps
-from torchrec_cce.errors import ConfigError
-from torchrec_cce.hashing import derive_seed
+from torchrec_cce.clustering.task import TableTask, recluster_maps
+from torchrec_cce.errors import ConfigError, MapMismatchError
+from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.recluster import TableReport, physical_rows, table_task
-from torchrec_cce.modules.residents import rows_of_phase
-from torchrec_cce.sharding.agreement import on_all_ranks
+from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks
 from torchrec_cce.sharding.executor import RankExecutor
-from torchrec_cce.sharding.host_file import HostFile, share_keys
-from torchrec_cce.sharding.tables import ShardedTable, tables_of
+from torchrec_cce.sharding.host_file import share_keys
+from torchrec_cce.sharding.tables import ShardedTable, check_on_all_ranks, tables_of
 
 
 def recluster_sharded(
@@ -48,76 +48,113 @@ def recluster_sharded(
         ConfigError: `frequencies` of an unknown table or of a wrong length.
         OSError: the cache folder (`TORCHREC_CCE_CACHE`) has no room for the new maps.
     """
-    tables = tables_of(model, optimizer)
-    check_names(frequencies or {}, tables)
-    settings = for_each_rank(settings or ReclusterConfig())
-    rows = {table.config.name: table.store.read() for table in tables}
-    residents = {table.config.name: _resident_rows(table) for table in tables}
-    share_keys(collection.pointer_map(config.name) for collection, config, *_ in tables)
-    tasks = on_all_ranks(
-        lambda: [
-            table_task(
-                config,
-                collection.pointer_map(config.name),
-                rows[config.name],
-                seed=seed,
-                frequencies=(frequencies or {}).get(config.name),
-                settings=settings,
-                residents=residents[config.name],
-            )
-            for collection, config, *_ in tables
-        ]
-    )
+    found = tables_of(model, optimizer)
+    tasks = _tasks(found, seed=seed, frequencies=frequencies or {}, settings=settings or ReclusterConfig())
+    share_keys(task.pointer_map for task in tasks)
     done = recluster_maps(tasks, RankExecutor(lambda: {task.table: task.clustering for task in tasks}))
-    for collection, config, store, _ in tables:
+    for collection, config, store, _ in found:
         new_map, table = done[config.name]
         store.write(physical_rows(table))
         collection.attach_pointer_map(config.name, new_map)
     return {name: TableReport.of_clustering(new_map, table) for name, (new_map, table) in done.items()}
 
 
-def admit_sharded(
+def adopt_sharded(
     model: DistributedModelParallel,
     optimizer: KeyedOptimizer,
+    tables: Mapping[str, TableSnapshot],
     *,
-    seed: int,
     frequencies: Mapping[str, npt.NDArray[np.integer]] | None = None,
-) -> None:
-    """`CCECollection.admit` for a sharded model: the same arguments, choice and rows.
+    settings: ReclusterConfig | None = None,
+) -> dict[str, TableReport]:
+    """Replace the maps of all CCE tables by those of `tables`, and nothing that the model has learned since.
 
-    Every rank calls it between two steps, with no batch in flight. The ages of IDs are one file of each host. If
-    anything fails on any rank, the error is raised on all, and nothing has changed.
+    Every codebook row becomes the mean, over the IDs that now point at it, of the embeddings that they have in the
+    model at this moment, so that a map may have been clustered from weights of an hour ago. A row that no ID points at
+    gets the codeword that it has in `tables`. Helper rows and the optimizer's state are made as by a clustering. An ID
+    that the old map did not know enters with the embedding that the old map's `unseen` gave it; where that was an
+    error, with hashed codewords, as by `PointerMap.with_vocabulary`.
+
+    Every rank calls it between two steps, with no batch in flight, and takes an equal share of the IDs; the bits do not
+    depend on how many ranks there are. If it fails on any rank, it does on all, and nothing has changed.
+
+    Args:
+        tables: of an opened version, the same on every rank. Without weights, rows that no ID points at become zero.
+        frequencies: table → [num_ids] counts, one a position of the new map; the objective weighs IDs by them.
+        settings: `helper_init`, `chunk_size` and `num_threads`; the latter for each host, whose ranks share them.
+
+    Returns:
+        One report a CCE table. Its entropies are those that came with the map.
 
     Raises:
-        ConfigError: no table has residents, or a phase is open already; what `admitted_ages` raises.
-        OSError: the cache folder (`TORCHREC_CCE_CACHE`) has no room for the ages.
+        MapMismatchError: `tables` are of other CCE tables or sizes than the model's, or not the same on every rank.
+        ClusteringError: the model or `tables` hold NaN or infinite values.
+        ConfigError: `frequencies` of an unknown table or of a wrong length.
     """
-    tables = tables_of(model, optimizer)
-    check_names(frequencies or {}, tables)
-    for collection in {table.collection for table in tables}:
-        collection.check_no_phase_is_open()
-    phases = []
-    for collection, config, store, rows in tables:
-        if rows is None:
-            continue
-        before, seed_of_table = collection.remap.residency(config.name), derive_seed(seed, config.name)
-        choose = partial(
-            admitted_ages,
-            before,
-            config.max_residents,
-            frequencies=(frequencies or {}).get(config.name),
-            seed=seed_of_table,
-            num_threads=os.cpu_count() or 1,
+    started = time.perf_counter()
+    check_on_all_ranks(model, tables)
+    _check_same_on_all_ranks(tables)
+    found = tables_of(model, optimizer)
+    # Nothing is drawn: any seed does.
+    tasks = _tasks(found, seed=0, frequencies=frequencies or {}, settings=settings or ReclusterConfig())
+    share_keys(tables[task.table].pointer_map for task in tasks)
+    executor = RankExecutor(
+        lambda: {
+            task.table: task.inputs.adoption(task.pointer_map, tables[task.table].pointer_map, task.frequencies)
+            for task in tasks
+        }
+    )
+    done = adopt_tables(executor, {config.name: _given(config, tables[config.name]) for _, config, *_ in found})
+    reports = {}
+    for collection, config, store, _ in found:
+        new_map, table = tables[config.name].pointer_map, done[config.name]
+        store.write(physical_rows(table))
+        collection.attach_pointer_map(config.name, new_map)
+        reports[config.name] = TableReport(
+            generation=new_map.generation,
+            entropies=tables[config.name].entropies,
+            share_changed=table.share_changed,
+            objective=table.objective,
+            sample_errors=None,
+            seconds=time.perf_counter() - started,
         )
-        file = HostFile((before.num_ids, 1), np.dtype(np.uint8))
-        ages = file.filled(lambda out: choose(out=out[:, 0]))[:, 0]  # noqa: B023  called in this round
-        after = before.next_phase(ages)
-        pointer_map, weights = collection.pointer_map(config.name), store.read().weights
-        fresh = rows_of_phase(config, pointer_map, weights, before, after, seed=seed_of_table)
-        phases.append((collection.remap, config.name, rows, fresh, after))
-    for remap, name, rows, fresh, after in phases:
-        rows.restart(fresh)
-        remap.attach_residency(name, after)
+    return reports
+
+
+def check_names(frequencies: Mapping[str, object], tables: Sequence[ShardedTable]) -> None:
+    """Raise ConfigError unless `frequencies` are those of some of `tables`."""
+    unknown = frequencies.keys() - {table.config.name for table in tables}
+    if unknown:
+        raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this model")
+
+
+def _tasks(
+    tables: Sequence[ShardedTable],
+    *,
+    seed: int,
+    frequencies: Mapping[str, npt.NDArray[np.integer]],
+    settings: ReclusterConfig,
+) -> list[TableTask]:
+    """Tables as they are now, on every rank the same. A rank may use its part of the threads that its host has."""
+    check_names(frequencies, tables)
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    settings = replace(settings, num_threads=max(1, settings.num_threads // ranks_here))
+    rows = {table.config.name: table.store.read() for table in tables}
+    residents = {table.config.name: _resident_rows(table) for table in tables}
+    return on_all_ranks(
+        lambda: [
+            table_task(
+                config,
+                collection.pointer_map(config.name),
+                rows[config.name],
+                seed=seed,
+                frequencies=frequencies.get(config.name),
+                settings=settings,
+                residents=residents[config.name],
+            )
+            for collection, config, *_ in tables
+        ]
+    )
 
 
 def _resident_rows(table: ShardedTable) -> ResidentRows | None:
@@ -128,14 +165,26 @@ def _resident_rows(table: ShardedTable) -> ResidentRows | None:
     return ResidentRows(residency=residency, rows=table.residents.read_rows()) if residency.is_open else None
 
 
-def check_names(frequencies: Collection[str], tables: Sequence[ShardedTable]) -> None:
-    """Raise ConfigError unless `frequencies` are those of some of `tables`."""
-    unknown = set(frequencies) - {table.config.name for table in tables}
-    if unknown:
-        raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this model")
+def _given(config: CCEConfig, table: TableSnapshot) -> Given:
+    """The clusters of `table`, and the codebook that came with its map."""
+    shape = (config.num_columns, 2, config.num_rows, -1)
+    width = config.embedding_dim // config.num_columns
+    weights = np.zeros((2 * config.num_columns * config.num_rows, width), np.float32)
+    if table.weights is not None:
+        weights = table.weights
+    return Given(
+        pointers=lambda positions: table.pointer_map.codebook_codes(positions).astype(np.int64).T,
+        codebook=weights.reshape(shape)[:, 0],
+    )
 
 
-def for_each_rank(settings: ReclusterConfig) -> ReclusterConfig:
-    """What a rank may do where `settings` are for its host."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
-    return replace(settings, num_threads=max(1, settings.num_threads // ranks_here))
+def _check_same_on_all_ranks(tables: Mapping[str, TableSnapshot]) -> None:
+    everyones = from_each_rank({name: table.pointer_map.digest for name, table in tables.items()})
+    for name, digest in everyones[0].items():
+        others = {theirs[name] for theirs in everyones} - {digest}
+        if others:
+            shown = sorted(other[:12] for other in others)
+            raise MapMismatchError(
+                f"table {name!r}: rank 0 was given the map {digest[:12]}, others {shown}; "
+                "let one rank choose the version for all"
+            )

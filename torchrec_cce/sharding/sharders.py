@@ -19,16 +19,8 @@ from torchrec_cce.errors import ConfigError
 
 FUSED_WIDTH = 4
 """FBGEMM's fused kernels read rows of a multiple of 4 floats."""
-SHARDING_TYPES: tuple[str, ...] = tuple(
-    kind.value
-    for kind in (
-        ShardingType.DATA_PARALLEL,
-        ShardingType.TABLE_WISE,
-        ShardingType.ROW_WISE,
-        ShardingType.TABLE_ROW_WISE,
-    )
-)
-_BY_ROWS = (ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value)
+_BY_ROWS: tuple[str, ...] = (ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value)
+SHARDING_TYPES = (ShardingType.DATA_PARALLEL.value, ShardingType.TABLE_WISE.value, *_BY_ROWS)
 
 
 class CCEEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
@@ -178,7 +170,5 @@ def get_cce_sharders(
         fused_params: arguments of FBGEMM's fused kernels, as of the stock sharders.
         qcomm_codecs_registry: quantised communication, as of the stock sharders.
     """
-    return [
-        CCEEmbeddingBagCollectionSharder(fused_params=fused_params, qcomm_codecs_registry=qcomm_codecs_registry),
-        CCEEmbeddingCollectionSharder(fused_params=fused_params, qcomm_codecs_registry=qcomm_codecs_registry),
-    ]
+    kinds = (CCEEmbeddingBagCollectionSharder, CCEEmbeddingCollectionSharder)
+    return [kind(fused_params=fused_params, qcomm_codecs_registry=qcomm_codecs_registry) for kind in kinds]

@@ -16,11 +16,10 @@ from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.collection import CCECollection, snapshot_of
-from torchrec_cce.modules.parameter_store import ResidentStore, TableRows, to_array
-from torchrec_cce.modules.recluster import TableReport
+from torchrec_cce.modules.recluster import ResidentStore, TableReport, TableRows, to_array
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.state_names import joined
-from torchrec_cce.sharding.agreement import on_all_ranks
+from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks
 from torchrec_cce.sharding.host_file import HostFile
 
 _ROWS = 1 << 16
@@ -42,9 +41,7 @@ class ShardedStore:
             name: size_of(value) for name, value in state.items() if isinstance(value, torch.Tensor | ShardedTensor)
         }
         mine = {name: size for name, size in sizes.items() if size[:1] == (num_rows,)}
-        everyones: list[dict[str, tuple[int, ...]]] = [{}] * dist.get_world_size()
-        dist.all_gather_object(everyones, mine)
-        self._sizes = {name: size for sizes in everyones for name, size in sorted(sizes.items())}
+        self._sizes = {name: size for sizes in from_each_rank(mine) for name, size in sorted(sizes.items())}
         self._states = {name: state.get(name) for name in self._sizes}
 
     def read(self) -> TableRows:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from types import TracebackType
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,8 +19,8 @@ from torchrec_cce.errors import CCEError
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.modules.recluster import TableReport
-from torchrec_cce.sharding.adopt import adopt_sharded
-from torchrec_cce.sharding.agreement import on_first_rank
+from torchrec_cce.sharding.agreement import from_each_rank, on_first_rank
+from torchrec_cce.sharding.recluster import adopt_sharded
 
 T = TypeVar("T")
 
@@ -114,14 +114,11 @@ class VersionWatcher:
         started = time.perf_counter()
         reports: Mapping[str, TableReport] = {}
         if opened is not None:
-            error: Exception | None = None
             try:
                 before(opened)
                 reports = adopt_sharded(model, optimizer, opened.tables, settings=settings)
-            except (CCEError, OSError) as raised:
-                error = raised
-            if error is not None:
-                failure = on_first_rank(lambda: _Failure.of(error))
+            except (CCEError, OSError) as error:
+                failure = on_first_rank(partial(_Failure.of, error))
         seconds = time.perf_counter() - started
         if failure is None:
             self.version, self._told_of_version = version, None
@@ -143,9 +140,7 @@ class VersionWatcher:
     def __enter__(self) -> "VersionWatcher":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pending: list[Future[Any] | None] = [self._look, None if self._opening is None else self._opening[1]]
         wait([future for future in pending if future is not None], timeout=_PATIENCE_S)
 
@@ -171,29 +166,24 @@ class VersionWatcher:
         if _FAILED not in statuses:
             return wanted, opening.result(), None
         error = opening.exception() if opening.done() else None
-        failures: list[_Failure | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, None if error is None else _Failure.of(error))
+        failures = from_each_rank(None if error is None else _Failure.of(error))
         return wanted, None, next(failure for failure in failures if failure is not None)
 
     def _news(self) -> int | None:
         """What rank 0 has last seen to be current. Looks again for the next time."""
         if self._look is not None and self._look.done():
             look, self._look = self._look, None
-            self._take_in(look)
+            error = look.exception()
+            if error is None:
+                self._current, is_own = look.result()
+                if is_own and (self._current or 0) > (self.version or 0):
+                    self.version = self._current
+            elif not self._told_of_silence:
+                _log.warning("no news from the registry, training goes on: %s", _Failure.of(error).reason)
+            self._told_of_silence = error is not None
         if self._look is None:
             self._look = _in_background(self._see)
         return self._current
-
-    def _take_in(self, look: "Future[_Look]") -> None:
-        error = look.exception()
-        if error is None:
-            self._told_of_silence = False
-            self._current, is_own = look.result()
-            if is_own and (self._current or 0) > (self.version or 0):
-                self.version = self._current
-        elif not self._told_of_silence:
-            self._told_of_silence = True
-            _log.warning("no news from the registry, training goes on: %s", _Failure.of(error).reason)
 
     def _see(self) -> "_Look":
         known, current = self.version, self._registry.state().current

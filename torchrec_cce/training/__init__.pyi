@@ -21,11 +21,11 @@ from .loop import (
     train as train,
 )
 from .metrics import Quality as Quality
+from .model import (
+    Sizes as Sizes,
+    sizes_of as sizes_of,
+)
 from .parallel import (
     Ranks as Ranks,
     process_group as process_group,
-)
-from .sizes import (
-    Sizes as Sizes,
-    sizes_of as sizes_of,
 )

@@ -22,7 +22,7 @@ from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.residency_files import read_residencies, write_residencies
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.modules.collection import CCECollection, snapshot_of
+from torchrec_cce.modules.collection import snapshot_of
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.distributed_checkpoint import load_checkpoint
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
@@ -81,16 +81,6 @@ def exists(run_dir: Path) -> bool:
 def _all(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
-
-
-def folder_of(run_dir: Path, step: int) -> Path:
-    """The folder of the checkpoint after `step` batches."""
-    return run_dir / "checkpoints" / f"{_PREFIX}{step:010d}"
-
-
-def superseded(run_dir: Path) -> list[Path]:
-    """All checkpoints but the newest, and the parts of others that kills have left."""
-    return [*_all(run_dir)[:-1], *(run_dir / "checkpoints").glob(f".{_PREFIX}*")]
 
 
 def write_position(folder: Path, position: Position) -> None:
@@ -165,7 +155,7 @@ class CheckpointWriter:
         """
         self.finish()
         first = dist.get_rank() == 0
-        folder = folder_of(self._run_dir, position.step)
+        folder = self._run_dir / "checkpoints" / f"{_PREFIX}{position.step:010d}"
         if folder.exists():  # nothing was trained since, but an epoch may have ended and its evaluation been the best
             if first:
                 write_position(folder, position)
@@ -204,7 +194,8 @@ class CheckpointWriter:
         with pending.commit:
             on_all_ranks(pending.work.result)
         if dist.get_rank() == 0:
-            for old in superseded(self._run_dir):
+            left_by_kills = (self._run_dir / "checkpoints").glob(f".{_PREFIX}*")
+            for old in (*_all(self._run_dir)[:-1], *left_by_kills):
                 shutil.rmtree(old)
         dist.barrier()
 
@@ -213,11 +204,16 @@ def _rest(
     folder: Path, model: DistributedModelParallel, position: Position, frequencies: Mapping[str, Integers]
 ) -> Callable[[], None]:
     """A function that writes what the distributed checkpoint lacks: maps, frequencies and position, as they are now."""
-    collections = collections_of(model)
-    maps = {path: _map_snapshots(collection, frequencies) for path, collection in collections.items()}
+    maps = {
+        path: {
+            table.name: snapshot_of(table, collection.pointer_map(table.name), frequencies=frequencies.get(table.name))
+            for table in collection.cce_configs()
+        }
+        for path, collection in collections_of(model).items()
+    }
     residents = {
         path: {table: collection.remap.residency(table) for table in collection.remap.resident_tables()}
-        for path, collection in collections.items()
+        for path, collection in collections_of(model).items()
     }
     at = copy.deepcopy(position)
 
@@ -230,11 +226,3 @@ def _rest(
         write_position(folder, at)
 
     return write
-
-
-def _map_snapshots(collection: CCECollection, frequencies: Mapping[str, Integers]) -> dict[str, TableSnapshot]:
-    """Maps and the frequencies of their IDs, without the weights, which are in the distributed checkpoint."""
-    return {
-        table.name: snapshot_of(table, collection.pointer_map(table.name), frequencies=frequencies.get(table.name))
-        for table in collection.cce_configs()
-    }

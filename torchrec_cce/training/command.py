@@ -7,21 +7,26 @@ imports what it runs when it runs, so that its help is there at once.
 import json
 import logging
 import os
+import re
+import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from torchrec_cce.errors import CCEError, ConfigError
 
 _MISUSED = 2
-_INTERRUPTED = 130
+INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
+_LEAST_WIDTH = 200
 _LIBRARIES = r"(torch|torchrec|fbgemm_gpu|tensordict|torchmetrics)\b"
 
 
@@ -35,10 +40,45 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(_MISUSED) from error
 
 
+@contextmanager
+def naming_flags(**flags: str) -> Iterator[None]:
+    """Put flags into the messages of the errors that pass.
+
+    The library knows no command line. Where an error says which argument to change, it names the parameter or the field
+    in backticks: "choose another `output`". A command says which flag sets that field, and its user reads of the flag.
+
+    Args:
+        flags: name of a field → what to say in its place: `output="--output-checkpoint"`. Other names stay as they are.
+    """
+    try:
+        yield
+    except CCEError as error:
+        before = str(error)
+        after = re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), before)
+        if after != before:
+            error.args = (after,)
+        raise
+
+
 def say(line: str) -> None:
     """Print to stderr; of several ranks, only the first one prints."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(line, err=True)
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> None:
+    """Print a table to the standard output, one row a line.
+
+    Args:
+        numbers: align all columns but the first to the right.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="right" if numbers and place else "left")
+    for row in rows:
+        table.add_row(*row)
+    # A narrow terminal wraps lines by itself, and a pipe has no width: in both, cells that were cut would tell nothing.
+    Console(highlight=False, width=max(shutil.get_terminal_size().columns, _LEAST_WIDTH)).print(table)
 
 
 def quiet_libraries() -> None:
@@ -72,7 +112,7 @@ def train(
     quiet_libraries()
     from torchrec_cce.training import loop
     from torchrec_cce.training.config_file import read_config
-    from torchrec_cce.training.run_folder import Start
+    from torchrec_cce.training.run import Start
 
     with one_line_errors():
         start: Start = "either" if restartable else "resume" if resume else "new"
@@ -82,7 +122,7 @@ def train(
     say(f"{state} after {result.steps:,} batches{figures}; checkpoint {result.checkpoint}")
     if result.interrupted:
         say(f"continue with --resume --run-dir {run_dir}")
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
 
 
 def evaluate(

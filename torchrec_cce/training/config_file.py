@@ -37,7 +37,24 @@ class WrongValue(ConfigError):
     @classmethod
     def first_of(cls, error: ValidationError, root: type) -> "WrongValue":
         """The first of pydantic's errors about a value of the dataclass `root`."""
-        return cls(*_explain(error, root))
+        first = error.errors()[0]
+        keys = [str(part) for part in first["loc"] if part != "[key]"]
+        message, kind = first["msg"], first["type"]
+        raised = first.get("ctx", {}).get("error")
+        if isinstance(raised, WrongValue):
+            return cls(keys + raised.keys, raised.message)
+        if kind == "unexpected_keyword_argument":
+            message = f"unknown key; allowed: {', '.join(_allowed(root, keys[:-1]))}"
+        elif kind == "missing":
+            message = "is required"
+        elif kind == "value_error":
+            message = message.removeprefix("Value error, ")
+            # Our own messages name the value found as `key=value`.
+            named = re.search(r"\b(\w+)=", message)
+            keys += _path_to(root, named.group(1), keys) if named else []
+        elif isinstance(first["input"], str | int | float):
+            message = f"{message}; found {first['input']!r}"
+        return cls(keys, message)
 
 
 def read_config(path: str | Path) -> RunConfig:
@@ -91,28 +108,6 @@ def _parse(values: dict[str, Any]) -> RunConfig:
         return parse_config(values)
     except ValidationError as error:
         raise WrongValue.first_of(error, RunConfig) from error
-
-
-def _explain(error: ValidationError, root: type) -> tuple[list[str], str]:
-    """Where the first error is, and what is wrong there."""
-    first = error.errors()[0]
-    keys = [str(part) for part in first["loc"] if part != "[key]"]
-    message, kind = first["msg"], first["type"]
-    raised = first.get("ctx", {}).get("error")
-    if isinstance(raised, WrongValue):
-        return keys + raised.keys, raised.message
-    if kind == "unexpected_keyword_argument":
-        message = f"unknown key; allowed: {', '.join(_allowed(root, keys[:-1]))}"
-    elif kind == "missing":
-        message = "is required"
-    elif kind == "value_error":
-        message = message.removeprefix("Value error, ")
-        # Our own messages name the value found as `key=value`.
-        named = re.search(r"\b(\w+)=", message)
-        keys += _path_to(root, named.group(1), keys) if named else []
-    elif isinstance(first["input"], str | int | float):
-        message = f"{message}; found {first['input']!r}"
-    return keys, message
 
 
 def _allowed(root: type, keys: Sequence[str]) -> list[str]:

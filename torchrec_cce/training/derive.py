@@ -23,9 +23,8 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.sketch import Sketch
-from torchrec_cce.modules.bag import CompressedEmbeddingBag
 from torchrec_cce.modules.collection import snapshot_of
-from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
+from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection, CompressedEmbeddingBag
 from torchrec_cce.modules.state_names import computed_prefix, in_checkpoint, joined, pooled_weight
 from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
 from torchrec_cce.sharding.tables import collections_of
@@ -65,7 +64,10 @@ def derived_model(config: RunConfig) -> nn.Module:
         if isinstance(table, CCEConfig):
             snapshots[table.name] = _clustered(collection.pointer_map(table.name), table, found)
         else:
-            _sketch(collection, table).store(found.pointers, found.codewords)
+            assert collection.computed is not None
+            sketch = collection.computed.tables[table.name]
+            assert isinstance(sketch, Sketch)
+            sketch.store(found.pointers, found.codewords)
     collection.restore(snapshots)
     return model
 
@@ -180,10 +182,3 @@ def _clustered(start: PointerMap, table: CCEConfig, found: Quantized) -> TableSn
     return snapshot_of(
         table, start.clustered(pointers, helper_hash), weights=weights.reshape(table.num_physical_rows, -1)
     )
-
-
-def _sketch(collection: CCEEmbeddingBagCollection, table: EmbeddingBagConfig) -> Sketch:
-    assert collection.computed is not None
-    sketch = collection.computed.tables[table.name]
-    assert isinstance(sketch, Sketch)
-    return sketch

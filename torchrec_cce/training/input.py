@@ -36,22 +36,24 @@ def num_dense(config: RunConfig) -> int:
     return len(DENSE_FEATURES) if config.data.format == "criteo" else len(config.data.dense)
 
 
-def check_files(config: RunConfig, remap: Remap) -> None:
+def check_files(config: RunConfig, remap: Remap | None = None) -> None:
     """Check that every file of a run is there, and that remapped data fits the model, before training begins.
+
+    Args:
+        remap: that of the model; without it, remapped data is not looked at.
 
     Raises:
         DataFileError: a file is missing.
         DataFileError, MapMismatchError, ConfigError: a file does not fit the model; see `RemappedLog.check`.
     """
     data = config.data
-    log = _remapped(config, remap) if data.format == "remapped" else None
     for split in filter(None, (data.train, data.validation, data.test)):
-        if log is not None:
-            log.check(split.path)
-        elif data.format == "criteo":
+        if data.format == "criteo":
             criteo_files(split.path)
-        else:
+        elif data.format == "parquet":
             parquet_files(split.path)
+        elif remap is not None:
+            _remapped(config, remap).check(split.path)
 
 
 def read_batches(

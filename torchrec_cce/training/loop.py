@@ -19,12 +19,11 @@ from torchrec_cce.training.checkpoint import CheckpointWriter
 from torchrec_cce.training.config import RunConfig, SplitConfig
 from torchrec_cce.training.input import check_files
 from torchrec_cce.training.metrics import MetricsLog, ProgressLine, Quality
+from torchrec_cce.training.model import Sizes, sizes_of
 from torchrec_cce.training.parallel import StopRequest, process_group
 from torchrec_cce.training.placement import record_plan
-from torchrec_cce.training.run import Run
-from torchrec_cce.training.run_folder import Start, claim
+from torchrec_cce.training.run import Run, Start, claim
 from torchrec_cce.training.schedule import Schedule
-from torchrec_cce.training.sizes import Sizes, sizes_of
 
 _log = logging.getLogger(__name__)
 _LOG_EVERY = 50

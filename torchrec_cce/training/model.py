@@ -1,12 +1,19 @@
-"""The models that the embeddings feed: TorchRec's DLRM, and GMF for logs of users and items."""
+"""The models that the embeddings feed, TorchRec's DLRM, and GMF for logs of users and items; what embeddings cost,
+pointers counted, and how much that is less than full tables.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torchrec import KeyedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.models.dlrm import DLRM
+from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 
-from torchrec_cce.errors import ConfigError
+from torchrec_cce.methods.table import CompressedConfig
+from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.training.config import RunConfig
 
@@ -38,9 +45,6 @@ class GMFClicks(nn.Module):
 
     def __init__(self, collection: CCEEmbeddingBagCollection, dim: int) -> None:
         super().__init__()
-        features = [feature for table in collection.embedding_bag_configs() for feature in table.feature_names]
-        if len(features) != 2:
-            raise ConfigError(f"model.name='gmf' needs two features, a user and an item; there are {features}")
         self.collection = collection
         self.output = nn.Linear(dim, 1)
 
@@ -58,3 +62,68 @@ def build_model(config: RunConfig, *, num_dense: int, device: torch.device) -> n
     if config.model.name == "gmf":
         return GMFClicks(collection, config.embedding.dim).to(device)
     return DLRMClicks(collection, num_dense, config).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of all embedding tables of a model."""
+
+    full_parameters: int
+    """`Σ n·d`: what full tables would train."""
+    parameters: int
+    """Trained parameters."""
+    full_bytes: int
+    """Bytes of full tables."""
+    table_bytes: int
+    """Bytes of the tables; they are on the accelerator, if there is one. A CCE table that does not use its helper still
+    has the helper's rows, which are not trained."""
+    pointer_bytes: int
+    """Bytes of pointers in host memory: those of CCE's maps."""
+    device_pointer_bytes: int = 0
+    """Bytes of pointers beside the tables: those of computed tables."""
+    largest_table: str
+    """The table that would be the largest if all were full."""
+    largest_factor: float
+    """Parameters of this table if it were full, over its trained parameters."""
+
+    @property
+    def parameter_factor(self) -> float:
+        """Compression over all tables, as the paper measures it: without the pointers."""
+        return self.full_parameters / self.parameters
+
+    @property
+    def byte_factor(self) -> float:
+        """Compression of total bytes, pointers counted."""
+        return self.full_bytes / self.total_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.table_bytes + self.pointer_bytes + self.device_pointer_bytes
+
+
+def sizes_of(collections: Iterable[CCECollection]) -> Sizes:
+    """The sizes of all tables in `collections`, with the maps that are attached now."""
+    full: dict[str, int] = {}
+    trained: dict[str, int] = {}
+    full_bytes = table_bytes = pointer_bytes = device_pointer_bytes = 0
+    for collection in collections:
+        pointer_bytes += sum(collection.pointer_map(table).nbytes for table in collection.cce_tables())
+        for table in collection.configs():
+            bytes_per_value = DATA_TYPE_NUM_BITS[table.data_type] // 8
+            full[table.name] = trained[table.name] = held = table.num_embeddings * table.embedding_dim
+            if isinstance(table, CompressedConfig):
+                trained[table.name], held = table.num_parameters, table.num_physical_parameters
+                device_pointer_bytes += table.pointer_bytes
+            full_bytes += full[table.name] * bytes_per_value
+            table_bytes += held * bytes_per_value
+    largest = max(full, key=lambda name: full[name])
+    return Sizes(
+        full_parameters=sum(full.values()),
+        parameters=sum(trained.values()),
+        full_bytes=full_bytes,
+        table_bytes=table_bytes,
+        pointer_bytes=pointer_bytes,
+        device_pointer_bytes=device_pointer_bytes,
+        largest_table=largest,
+        largest_factor=full[largest] / trained[largest],
+    )

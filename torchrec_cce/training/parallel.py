@@ -6,7 +6,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -78,9 +79,7 @@ class StopRequest:
         self._before = {number: signal.signal(number, self._handle) for number in self._SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._restore()
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
@@ -145,14 +144,8 @@ def shard(
         ),
     ]
     groups = [(kind, arguments, {n: p for n, p in rest.items() if n in names}) for kind, arguments, names in kinds]
-    optimizers = [_keyed(kind, arguments, parameters) for kind, arguments, parameters in groups if parameters]
+    optimizers = [KeyedOptimizerWrapper(held, partial(kind, **arguments)) for kind, arguments, held in groups if held]
     return sharded, CombinedOptimizer([sharded.fused_optimizer, *optimizers])
-
-
-def _keyed(
-    kind: type[torch.optim.Optimizer], arguments: dict[str, Any], parameters: dict[str, nn.Parameter]
-) -> KeyedOptimizerWrapper:
-    return KeyedOptimizerWrapper(parameters, lambda values: kind(values, **arguments))
 
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {

@@ -17,13 +17,13 @@ from torchrec_cce.methods.registry import Method
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.modules.state_names import COMPUTED
+from torchrec_cce.sharding.estimates import PlanSummary
 from torchrec_cce.sharding.planner import CCEShardingPlanner
 from torchrec_cce.sharding.sharders import get_cce_sharders
-from torchrec_cce.sharding.summary import PlanSummary
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense
 from torchrec_cce.training.model import build_model
-from torchrec_cce.training.parallel import TableOptimizer, table_optimizer
+from torchrec_cce.training.parallel import table_optimizer
 
 PLAN = "plan.json"
 _META = torch.device("meta")
@@ -39,14 +39,8 @@ def plan_run(config: RunConfig, world_size: int) -> ShardingPlan:
         ConfigError: on every rank, if the tables do not fit.
     """
     model = build_model(config, num_dense=num_dense(config), device=_META)
-    planner = _planner(
-        model,
-        config.table_configs(),
-        table_optimizer(config.optimizer),
-        batch_size=-(-config.training.batch_size // world_size),
-        lengths={},
-    )
-    return planner.collective_plan(model)
+    batch_size = -(-config.training.batch_size // world_size)
+    return _planner(model, config, config.table_configs(), batch_size, {}).collective_plan(model)
 
 
 def summary_of(
@@ -63,14 +57,7 @@ def summary_of(
     """
     tables = config.table_configs(method)
     collection = CCEEmbeddingBagCollection(tables, device=_META)
-    planner = _planner(
-        collection,
-        tables,
-        table_optimizer(config.optimizer),
-        batch_size=batch_size,
-        lengths=lengths,
-        topology=topology,
-    )
+    planner = _planner(collection, config, tables, batch_size, lengths, topology)
     planner.plan(collection, get_cce_sharders())
     return planner.summary
 
@@ -93,14 +80,14 @@ def record_plan(plan: ShardingPlan, run_dir: Path) -> None:
 
 def _planner(
     model: nn.Module,
+    config: RunConfig,
     tables: Sequence[EmbeddingBagConfig],
-    optimizer: TableOptimizer,
-    *,
     batch_size: int,
     lengths: Mapping[str, float],
     topology: Topology | None = None,
 ) -> CCEShardingPlanner:
     """A planner for `model`, which is on the meta device and can only be planned with afterwards."""
+    optimizer = table_optimizer(config.optimizer)
     for collection in model.modules():
         if isinstance(collection, CCECollection):
             # The planner reads the optimizer, whose state takes memory, off the parameters.

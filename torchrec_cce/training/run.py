@@ -1,31 +1,40 @@
-"""A run on one rank: its model and optimizers, from which it starts or goes on, one step, and one evaluation."""
+"""A run on one rank: its folder, its model and optimizers, from which it starts or goes on, a step, an evaluation."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.files.atomic import write_json
+from torchrec_cce.maps.registry import MapVersion, Registry
+from torchrec_cce.sharding.admit import admit_sharded
+from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks, on_first_rank
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
-from torchrec_cce.sharding.recluster import admit_sharded
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config import ResidentsSection, RunConfig, SplitConfig
+from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 from torchrec_cce.training.derive import derived_model, start_from
 from torchrec_cce.training.input import RankBatch, num_dense, read_batches
-from torchrec_cce.training.metrics import Quality, quality
+from torchrec_cce.training.metrics import Quality, has_measured, quality
 from torchrec_cce.training.model import build_model
 from torchrec_cce.training.parallel import Ranks, shard
 from torchrec_cce.training.placement import plan_run
-from torchrec_cce.training.run_folder import open_start
 from torchrec_cce.training.schedule import Position
 from torchrec_cce.training.versions import RunVersions
+
+Start = Literal["new", "resume", "either"]
+"""`new` begins a run, `resume` goes on from its newest checkpoint, and `either` resumes if there is a checkpoint."""
+START = "start.json"
+"""In a run's folder: the version that it started from."""
 
 
 class Run:
@@ -133,9 +142,7 @@ class Run:
             self.remap.leaves_out_residents = False
         if not outputs:
             raise ConfigError(f"{split}: no rows to evaluate on")
-        gathered: list[torch.Tensor] = [torch.empty(0)] * self.ranks.world_size
-        dist.all_gather_object(gathered, torch.cat(outputs, dim=1))
-        logits, labels = torch.cat(gathered, dim=1)
+        logits, labels = torch.cat(from_each_rank(torch.cat(outputs, dim=1)), dim=1)
         return quality(logits, labels)
 
     def batches(self, split: SplitConfig) -> Iterator[RankBatch]:
@@ -143,3 +150,52 @@ class Run:
         return read_batches(
             self.config, split, remap=self.remap, rank=self.ranks.rank, world_size=self.ranks.world_size
         )
+
+
+def claim(run_dir: Path, config: RunConfig, start: Start) -> bool:
+    """Make `run_dir` the folder of this configuration, or check that it is. Returns whether to resume.
+
+    Raises:
+        ConfigError: the folder holds another run or another configuration, or there is nothing to resume.
+    """
+    if start == "new" and (has_measured(run_dir) or checkpoint.exists(run_dir)):  # a start that failed is no run
+        raise ConfigError(f"{run_dir} holds a run already; resume it or choose another folder")
+    if start == "new" or (start == "either" and not (run_dir / RUN_CONFIG).exists()):
+        (run_dir / START).unlink(missing_ok=True)
+        write_json(run_dir / RUN_CONFIG, config.as_dict(), indent=2)
+        return False
+    asked, started = config.as_dict(), read_run_config(run_dir).as_dict()
+    changed = [name for name in asked if asked[name] != started[name]]
+    if changed:
+        raise ConfigError(f"{run_dir} was started with other values in {changed}; resume with the same configuration")
+    return start == "resume" or checkpoint.exists(run_dir)
+
+
+def open_start(url: str, start: int | str, run_dir: Path) -> MapVersion:
+    """Open the version that a new run starts from, on every rank.
+
+    Args:
+        start: its number, or `"current"`: the version that is current now, or was when this run was first begun.
+
+    Raises:
+        RegistryError: there is no such version, or the registry does not answer.
+        MapFileError: the version is damaged.
+        ConfigError: the run was begun before, and the registry has another version under that number now.
+    """
+    registry = Registry(url)
+    version = on_first_rank(lambda: _version(registry, start, run_dir))
+    return on_all_ranks(lambda: registry.open(version))
+
+
+def _version(registry: Registry, start: int | str, run_dir: Path) -> int:
+    record = run_dir / START
+    begun = json.loads(record.read_text()) if record.exists() else None
+    wanted = begun["version"] if begun else None if start == "current" else int(start)
+    entry = registry.state().find(wanted)
+    if begun and begun["manifest_sha256"] != entry.manifest_sha256:
+        raise ConfigError(
+            f"{run_dir} was begun from version {entry.version} with manifest {begun['manifest_sha256'][:12]}; that of "
+            f"{registry.url} is {entry.identity}. Choose another folder"
+        )
+    write_json(record, {"version": entry.version, "manifest_sha256": entry.manifest_sha256})
+    return entry.version

@@ -21,8 +21,7 @@ from torchrec_cce.jobs.checkpoint.copy import NewTable, copy_checkpoint, replace
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
 from torchrec_cce.jobs.recluster.cluster import Clustered
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.modules.parameter_store import TableRows
-from torchrec_cce.modules.recluster import recluster_rows
+from torchrec_cce.modules.recluster import TableRows, recluster_rows
 from torchrec_cce.sharding.distributed_checkpoint import METADATA
 from torchrec_cce.sharding.tables import ShardedStore
 from torchrec_cce.training import checkpoint, loop

@@ -28,8 +28,7 @@ from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
-from torchrec_cce.modules.parameter_store import TableRows
-from torchrec_cce.modules.recluster import recluster_rows
+from torchrec_cce.modules.recluster import TableRows, recluster_rows
 from torchrec_cce.workers import EngineName, engine_of
 from torchrec_cce.workers.engine import Engine
 from torchrec_cce.workers.local import LocalEngine

@@ -16,8 +16,7 @@ from torchrec_cce.errors import ConfigError
 from torchrec_cce.jobs.recluster.memory_plan import _Size, memory_plan
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
-from torchrec_cce.modules.parameter_store import TableRows
-from torchrec_cce.modules.recluster import table_task
+from torchrec_cce.modules.recluster import TableRows, table_task
 
 GIB = 1 << 30
 

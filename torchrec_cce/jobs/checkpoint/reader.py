@@ -16,7 +16,7 @@ from torchrec_cce.jobs.recluster.work import BundleMap, Frequencies, RegistryMap
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingBagConfig, CCEEmbeddingConfig
-from torchrec_cce.modules.parameter_store import TableRows, to_array
+from torchrec_cce.modules.recluster import TableRows, to_array
 from torchrec_cce.modules.remap import MapStamp
 from torchrec_cce.modules.state_names import (
     in_checkpoint,

@@ -31,8 +31,7 @@ from torchrec_cce.jobs.recluster.work import (
 )
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEConfig
-from torchrec_cce.modules.parameter_store import TableRows
-from torchrec_cce.modules.recluster import TableReport, physical_rows, table_task
+from torchrec_cce.modules.recluster import TableReport, TableRows, physical_rows, table_task
 from torchrec_cce.workers.engine import Engine, Shared
 
 T = TypeVar("T")

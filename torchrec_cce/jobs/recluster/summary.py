@@ -10,8 +10,7 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from torchrec_cce.charts.chart import BarChart, Chart, Picture, Series
-from torchrec_cce.charts.page import write_page, write_pictures
+from torchrec_cce.charts.chart import BarChart, Chart, Picture, Series, write_page, write_pictures
 from torchrec_cce.errors import MissingExtraError
 from torchrec_cce.extras import require
 from torchrec_cce.files.atomic import write_json

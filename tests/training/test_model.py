@@ -4,7 +4,7 @@ import pytest
 from torchrec import EmbeddingBagConfig
 
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
-from torchrec_cce.training.sizes import sizes_of
+from torchrec_cce.training.model import sizes_of
 
 
 def cce(name: str = "user", *, num_embeddings: int = 70_000, num_rows: int = 25) -> CCEEmbeddingBagConfig:

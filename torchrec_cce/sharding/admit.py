@@ -1,0 +1,61 @@
+"""The next phase of residents in the middle of distributed training."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import KeyedOptimizer
+
+from torchrec_cce.clustering.admission import admitted_ages
+from torchrec_cce.hashing import derive_seed
+from torchrec_cce.modules.residents import rows_of_phase
+from torchrec_cce.sharding.host_file import HostFile
+from torchrec_cce.sharding.recluster import check_names
+from torchrec_cce.sharding.tables import tables_of
+
+
+def admit_sharded(
+    model: DistributedModelParallel,
+    optimizer: KeyedOptimizer,
+    *,
+    seed: int,
+    frequencies: Mapping[str, npt.NDArray[np.integer]] | None = None,
+) -> None:
+    """`CCECollection.admit` for a sharded model: the same arguments, choice and rows.
+
+    Every rank calls it between two steps, with no batch in flight. The ages of IDs are one file of each host. If
+    anything fails on any rank, the error is raised on all, and nothing has changed.
+
+    Raises:
+        ConfigError: no table has residents, or a phase is open already; what `admitted_ages` raises.
+        OSError: the cache folder (`TORCHREC_CCE_CACHE`) has no room for the ages.
+    """
+    tables = tables_of(model, optimizer)
+    check_names(frequencies or {}, tables)
+    for collection in {table.collection for table in tables}:
+        collection.check_no_phase_is_open()
+    phases = []
+    for collection, config, store, rows in tables:
+        if rows is None:
+            continue
+        before, seed_of_table = collection.remap.residency(config.name), derive_seed(seed, config.name)
+        choose = partial(
+            admitted_ages,
+            before,
+            config.max_residents,
+            frequencies=(frequencies or {}).get(config.name),
+            seed=seed_of_table,
+            num_threads=os.cpu_count() or 1,
+        )
+        file = HostFile((before.num_ids, 1), np.dtype(np.uint8))
+        ages = file.filled(lambda out: choose(out=out[:, 0]))[:, 0]  # noqa: B023  called in this round
+        after = before.next_phase(ages)
+        pointer_map, weights = collection.pointer_map(config.name), store.read().weights
+        fresh = rows_of_phase(config, pointer_map, weights, before, after, seed=seed_of_table)
+        phases.append((collection.remap, config.name, rows, fresh, after))
+    for remap, name, rows, fresh, after in phases:
+        rows.restart(fresh)
+        remap.attach_residency(name, after)
