@@ -1,4 +1,4 @@
-"""Quality against size on a planted and three real logs: full tables, hashing trick, CE concat and CCE.
+"""Quality against size on a planted and three real logs: full tables, hashing trick, CE concat, CCE and residents.
 
 The project may not ship the real logs: they are read from the folder in TORCHREC_CCE_DATA, and skipped without it.
 Figures go to stdout, and for each log a report and a table to `runs/bench-quality/<log>`.
@@ -40,6 +40,47 @@ class Experiment:
     seeds: tuple[int, ...] = (0, 1, 2)
     learning_rates: Mapping[tuple[Method, ...], tuple[float, ...]]
     """Methods → the rates among which each method and cap chooses on the validation split."""
+    residents: tuple["Residents", ...] = ()
+    """Entries of `cce_residents`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residents:
+    """An entry of residents, and what it is to reach."""
+
+    name: str
+    caps: tuple[int, ...]
+    sections: Mapping[str, Any]
+    """What differs from the experiment's."""
+    learning_rates: tuple[float, ...]
+    """Of the codewords."""
+    min_auc: float | None = None
+    max_bce_gap: float | None = None
+    """Above full tables."""
+    max_bytes: float
+    """While training, beside the pointers, for each ID of a table with residents."""
+
+    def entry(self) -> dict[str, Any]:
+        """For a plan."""
+        own = {"name": self.name, "method": "cce_residents", "caps": self.caps, "learning_rates": self.learning_rates}
+        return own | dict(self.sections)
+
+
+def _gowalla_residents(name: str, *, caps: tuple[int, ...], fraction: float, phases: int, **wanted: float) -> Residents:
+    batches = 9 * 380 // phases
+    return Residents(
+        name=name,
+        caps=caps,
+        sections={
+            "optimizer": {"embedding": "adam", "embedding_weight_decay": None},
+            "recluster": {"ct": phases, "cf": batches, "num_iterations": 10},
+            "residents": {"fraction": fraction, "dtype": "int8", "learning_rate": 0.1, "shrinkage": 0.6},
+            "training": {"evaluate_every": 9 * 380},
+        },
+        learning_rates=(0.001,),
+        max_bytes=10.0,
+        **wanted,
+    )
 
 
 # Chosen offline by validation BCE, mostly from seed 0 alone; grids whose best rate was at an end were then widened. The
@@ -86,6 +127,20 @@ EXPERIMENTS = (
         caps=(8_000, 32_000),
         learning_rates={("full", "cce"): (0.2, 0.4, 0.8), ("hashing_trick", "ce_concat"): (0.4, 0.8, 1.6)},
     ),
+    # 380 batches an epoch. Residents: a phase an epoch with a quarter of the IDs, and three with a 13th; in the last
+    # epoch the codewords are trained.
+    Experiment(
+        name="gowalla_all",
+        sections={
+            "embedding": {"dim": 32, "method": "full", "num_columns": 8},
+            "model": {"name": "gmf"},
+            "optimizer": {"embedding": "adamw", "dense": "adamw", "embedding_weight_decay": 0.3},
+            "training": {"batch_size": 4096, "epochs": 10},
+        },
+        caps=(8_192,),
+        learning_rates={("full",): (0.003,)},
+        residents=(_gowalla_residents("residents, 1/4", caps=(2_048, 8_192), fraction=0.24, phases=9, min_auc=0.890),),
+    ),
     # 187 batches an epoch. Eight clusterings, one every 200, beat six, 16 every 100 and four every 400 (validation BCE
     # 0.568, 0.584, 0.581, 0.593 at cap 131072 with 4 columns and decay 0.2); an evaluation some ten steps after one
     # would show the model before it has recovered. Weight decay matters most: at AdamW's default of 0.01 every method
@@ -121,7 +176,8 @@ def run(experiment: Experiment) -> None:
                 {"method": method, "learning_rates": rates}
                 for methods, rates in experiment.learning_rates.items()
                 for method in methods
-            ],
+            ]
+            + [residents.entry() for residents in experiment.residents],
             "caps": experiment.caps,
             "seeds": experiment.seeds,
         },
@@ -129,6 +185,7 @@ def run(experiment: Experiment) -> None:
     )
     results = chosen_results(bench(plan, folder, workers=WORKERS, show_progress=False))
     print_figures(experiment.name, seed_groups(results))
+    print_residents(experiment, seed_groups(results))
     print_crossings(experiment.name, results)
     recluster, training = plan.run.recluster, plan.run.training
     about = {
@@ -182,6 +239,38 @@ def print_figures(log: str, groups: Sequence[SeedGroup]) -> None:
             report(f"{log}, {_name(group)}: {what}, times fewer", factor, against="full tables")
 
 
+def print_residents(experiment: Experiment, groups: Sequence[SeedGroup]) -> None:
+    """Quality against full tables, and what is held to train."""
+    full = next(group for group in groups if group.first.method == "full")
+    for wanted in experiment.residents:
+        for group in (group for group in groups if group.first.name == wanted.name):
+            name, auc, bce = f"{experiment.name}, {_name(group)}", group.test_auc, group.test_bce
+            against = f"{len(group.trials)} seeds: {auc}; full tables {full.test_auc}"
+            if wanted.min_auc is not None:
+                target = f"≥ {wanted.min_auc}"
+                report(f"{name}: test AUC", auc.mean, target=target, holds=auc.mean >= wanted.min_auc, against=against)
+            if wanted.max_bce_gap is not None:
+                gap, most = bce.mean - full.test_bce.mean, wanted.max_bce_gap
+                target, against = f"≤ {most}", f"{len(group.trials)} seeds: {bce}; full tables {full.test_bce}"
+                report(f"{name}: test BCE above full tables", gap, target=target, holds=gap <= most, against=against)
+            tables = group.first.config["tables"]
+            compressed = sum(table["num_embeddings"] for table in tables.values() if _is_compressed(table, group))
+            each = group.sizes.resident_bytes / compressed
+            report(
+                f"{name}: bytes an ID of rows, their optimizer, ages and slots while training",
+                each,
+                target=f"≤ {wanted.max_bytes}",
+                holds=each <= wanted.max_bytes,
+                against=f"{4 * group.first.config['embedding']['dim'] + 4} of a full table with row-wise Adagrad",
+            )
+
+
+def _is_compressed(table: Mapping[str, Any], group: SeedGroup) -> bool:
+    section = group.first.config["embedding"]
+    size = table["num_embeddings"]
+    return bool(size * section["dim"] > section["max_parameters"] and size > section.get("full_up_to", 0))
+
+
 def print_crossings(log: str, results: Sequence[TrialResult]) -> None:
     """How many times fewer parameters each method needs to reach the full tables' BCE; extrapolated if it must be."""
     curves = curves_of(results)
@@ -202,7 +291,7 @@ def print_crossings(log: str, results: Sequence[TrialResult]) -> None:
 
 def _name(group: SeedGroup) -> str:
     first = group.first
-    return first.method if first.max_parameters is None else f"{first.method}, cap {first.max_parameters}"
+    return first.name if first.max_parameters is None else f"{first.name}, cap {first.max_parameters}"
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         ("table_bytes", pa.int64()),
         ("pointer_bytes", pa.int64()),
         ("device_pointer_bytes", pa.int64()),
+        ("resident_bytes", pa.int64()),
         ("total_bytes", pa.int64()),
         ("full_bytes", pa.int64()),
         ("entropies", pa.list_(pa.float64())),
@@ -52,6 +53,8 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of a results file. When one is read, other columns are left alone."""
+_LATER_COLUMNS = {"resident_bytes"}
+"""Those that older files lack."""
 _STORED_SIZES = tuple(size.name for size in fields(Sizes) if size.name != "largest_table")
 _NOT_FINITE = "it has no finite test BCE and AUC"
 
@@ -163,7 +166,8 @@ class TrialResult:
         learned, random = tuple(row["entropies"] or ()), tuple(row["random_entropies"] or ())
         values |= {column: math.nan if row[column] is None else row[column] for column in _QUALITIES}
         values |= {column: row[column] for column in ("steps", "seconds", "rows_per_second")}
-        values["sizes"] = Sizes(largest_table=largest, **{column: row[column] for column in _STORED_SIZES})
+        sizes = {column: row[column] for column in _STORED_SIZES if row.get(column) is not None}
+        values["sizes"] = Sizes(largest_table=largest, **sizes)
         values["entropies"] = {largest: Entropies(learned=learned, random=random)} if learned or random else {}
         return cls(**values)
 
@@ -206,9 +210,9 @@ def read_results(path: Path) -> Results:
     except (OSError, pa.ArrowException) as error:
         raise DataFileError(f"{path}: cannot be read as a results file: {error}") from error
     missing = [column for column in SCHEMA.names if column not in table.column_names]
-    if missing:
+    if set(missing) - _LATER_COLUMNS:
         raise DataFileError(f"{path}: lacks the columns {', '.join(missing)} of a results file")
-    return results_of(table.select(SCHEMA.names).to_pylist())
+    return results_of(table.select([column for column in SCHEMA.names if column not in missing]).to_pylist())
 
 
 def results_of(rows: Sequence[Mapping[str, Any]]) -> Results:

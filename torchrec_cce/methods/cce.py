@@ -13,6 +13,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.residency import residency_bytes
 from torchrec_cce.methods.compositional import (
     CompositionalConfig,
     CompositionalEmbeddingBagConfig,
@@ -94,6 +95,15 @@ class CCEConfig(CompositionalConfig):
     def max_residents(self) -> int:
         """How many IDs can have a private row at a time, 0 without residents."""
         return 0 if self.residents is None else self.residents.num_rows(self.num_embeddings)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes while there are residents: rows, a float of row-wise Adagrad for each, ages and slots of all IDs."""
+        if self.residents is None:
+            return 0
+        value_bytes = 4 if self.has_stock_residents else 1
+        rows = self.max_residents * (value_bytes * self.embedding_dim + 4)
+        return int(rows + residency_bytes(self.num_embeddings))
 
     def resident_feature_names(self) -> list[str]:
         """The features of that table: `f#table#residents`."""

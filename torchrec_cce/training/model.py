@@ -81,6 +81,8 @@ class Sizes:
     """Bytes of pointers in host memory: those of CCE's maps."""
     device_pointer_bytes: int = 0
     """Bytes of pointers beside the tables: those of computed tables."""
+    resident_bytes: int = 0
+    """Bytes of residents while they train, and never served: rows, the state of row-wise Adagrad, ages and slots."""
     largest_table: str
     """The table that would be the largest if all were full."""
     largest_factor: float
@@ -105,9 +107,10 @@ def sizes_of(collections: Iterable[CCECollection]) -> Sizes:
     """The sizes of all tables in `collections`, with the maps that are attached now."""
     full: dict[str, int] = {}
     trained: dict[str, int] = {}
-    full_bytes = table_bytes = pointer_bytes = device_pointer_bytes = 0
+    full_bytes = table_bytes = pointer_bytes = device_pointer_bytes = resident_bytes = 0
     for collection in collections:
         pointer_bytes += sum(collection.pointer_map(table).nbytes for table in collection.cce_tables())
+        resident_bytes += sum(table.resident_bytes for table in collection.configs_with_residents())
         for table in collection.configs():
             bytes_per_value = DATA_TYPE_NUM_BITS[table.data_type] // 8
             full[table.name] = trained[table.name] = held = table.num_embeddings * table.embedding_dim
@@ -124,6 +127,7 @@ def sizes_of(collections: Iterable[CCECollection]) -> Sizes:
         table_bytes=table_bytes,
         pointer_bytes=pointer_bytes,
         device_pointer_bytes=device_pointer_bytes,
+        resident_bytes=resident_bytes,
         largest_table=largest,
         largest_factor=full[largest] / trained[largest],
     )
