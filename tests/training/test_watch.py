@@ -145,7 +145,7 @@ def test_killed_before_and_after_a_swap(log: Path, tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry", cache=tmp_path / "cache")
     tables = clustered(config, seed=1)
     choose = random.Random(0)
-    with torchrun(tmp_path, config, max_restarts=10) as run:
+    with torchrun(tmp_path, config, "--restartable", max_restarts=10) as run:
         assert run.wait_for(lambda: checkpoint.exists(tmp_path / "run"))
         registry.publish(tables)
         run.kill_a_rank(choose)
