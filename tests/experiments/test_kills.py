@@ -18,6 +18,7 @@ from tests.support import runs
 from tests.support.bench_plans import plan, values
 from tests.support.launch import Job, command
 from torchrec_cce.experiments import runner
+from torchrec_cce.experiments.plan import read_plan
 from torchrec_cce.experiments.results import TrialResult
 from torchrec_cce.experiments.runner import bench
 from torchrec_cce.experiments.trial import Trial
@@ -67,10 +68,9 @@ def start(folder: Path, path: Path, out: Path, *, workers: int) -> Job:
 
 
 def test_killed_at_random_moments_it_comes_to_the_same(tmp_path: Path) -> None:
+    """As what one process does alone, which waits for no worker to start."""
     path, rng = write_plan(tmp_path), random.Random(0)
-    undisturbed = start(tmp_path / "process", path, tmp_path / "undisturbed", workers=2).wait()
-    assert (undisturbed.code, undisturbed.stderr) == (0, "")
-    assert f"results: {tmp_path}/undisturbed/results.parquet" in undisturbed.stdout
+    bench(read_plan(path), tmp_path / "undisturbed", show_progress=False)
     out = tmp_path / "killed"
     for number, reached in enumerate((1, 4)):
         job = start(tmp_path / f"process-{number}", path, out, workers=1)
@@ -79,7 +79,9 @@ def test_killed_at_random_moments_it_comes_to_the_same(tmp_path: Path) -> None:
         os.kill(job.pid, signal.SIGKILL)
         assert job.wait().code == -signal.SIGKILL
     assert ended(out) < TRIALS, "it was killed before its end"
-    assert start(tmp_path / "last", path, out, workers=2).wait().code == 0
+    last = start(tmp_path / "last", path, out, workers=1).wait()
+    assert (last.code, last.stderr) == (0, "")
+    assert f"results: {tmp_path}/killed/results.parquet" in last.stdout
     assert rows(out) == rows(tmp_path / "undisturbed")
     assert len(rows(out)) == TRIALS
     assert not list(out.glob("runs/*/checkpoints"))

@@ -1,5 +1,6 @@
 """Small models with tables of every kind, the placement of their tables, and batches for them."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -155,12 +156,21 @@ OTHER_METHODS = {
 
 def global_batches(case: Case, steps: int = STEPS) -> list[Batch]:
     """Batches of bags of 0 to 3 IDs. In the second half of batch 3 the last feature is empty; of batch 4, all are."""
+    sizes = tuple((feature, table.num_embeddings) for table in case.tables() for feature in table.feature_names)
+    return _global_batches(sizes, case.form == "int32", case.pooling == "weighted", steps)
+
+
+@functools.cache
+def _global_batches(sizes: tuple[tuple[str, int], ...], is_int32: bool, is_weighted: bool, steps: int) -> list[Batch]:
+    """Drawn once for all cases that have them; nothing that trains on a batch changes it."""
     rng = np.random.default_rng(0)
-    return [_global_batch(case, rng, empty=0 if step == 4 else -1 if step == 3 else None) for step in range(steps)]
+    empty = {3: -1, 4: 0}
+    return [_global_batch(dict(sizes), is_int32, is_weighted, rng, empty=empty.get(step)) for step in range(steps)]
 
 
-def _global_batch(case: Case, rng: np.random.Generator, *, empty: int | None) -> Batch:
-    sizes = {feature: table.num_embeddings for table in case.tables() for feature in table.feature_names}
+def _global_batch(
+    sizes: dict[str, int], is_int32: bool, is_weighted: bool, rng: np.random.Generator, *, empty: int | None
+) -> Batch:
     lengths = rng.integers(0, 4, (len(sizes), BATCH_SIZE)).astype(np.int32)
     if empty is not None:
         lengths[empty:, BATCH_SIZE // 2 :] = 0
@@ -170,8 +180,8 @@ def _global_batch(case: Case, rng: np.random.Generator, *, empty: int | None) ->
     for (_, num_ids), row, pool in zip(sizes.items(), lengths, seeds, strict=True):
         for length, seed in zip(row, rng.choice(pool, BATCH_SIZE), strict=True):
             bags.append(np.random.default_rng(seed).integers(0, num_ids, length))
-    values = torch.from_numpy(np.concatenate(bags)).to(torch.int32 if case.form == "int32" else torch.int64)
-    weights = torch.from_numpy(rng.random(len(values), dtype=np.float32)) if case.pooling == "weighted" else None
+    values = torch.from_numpy(np.concatenate(bags)).to(torch.int32 if is_int32 else torch.int64)
+    weights = torch.from_numpy(rng.random(len(values), dtype=np.float32)) if is_weighted else None
     features = KeyedJaggedTensor(
         keys=list(sizes), values=values, lengths=torch.from_numpy(lengths.reshape(-1)), weights=weights
     )

@@ -22,8 +22,9 @@ TIMEOUT = 120.0
 _PRELOADED = [
     *(f"torchrec_cce.{name}" for name in ("cli.main", "experiments.demo", "training.placement", "training.versions")),
     *("torch.distributed.optim", "torch.utils.tensorboard"),
+    *("pytest", "torchrec.datasets.utils", "tests.support.warm"),
 ]
-"""The modules that commands import when they run."""
+"""What commands and the functions of tests import when they run, and the kernels that they call."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 import itertools
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,3 +117,22 @@ def counts(folder: Path, sizes: dict[str, int], dtype: Any = np.int64) -> Path:
     path = folder / "counts.npz"
     np.savez(path, **{name: rng.integers(0, 5, n).astype(dtype) for name, n in sizes.items()})  # type: ignore[arg-type]
     return path
+
+
+def at_the_moment(name: str, deed: Callable[[], object]) -> Any:
+    """Do something just before a function of the job's module is called."""
+    real = getattr(job_module, name)
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        deed()
+        return real(*args, **kwargs)
+
+    return mock.patch.object(job_module, name, instead)
+
+
+def killable(job: Any) -> float:
+    """How long the job took."""
+    started = time.monotonic()
+    with mock.patch.object(job_module, "engine_of", return_value=InlineEngine(1)):
+        job_module.recluster(job)
+    return time.monotonic() - started

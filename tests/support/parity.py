@@ -1,5 +1,6 @@
 """A model on several ranks, and the one process that it is compared with."""
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from tests.support.distributed_cases import DIM, Case, global_batches, rank_batches
 from tests.support.launch import Job, on_ranks
 from torchrec_cce import CCEEmbeddingBagCollection
+from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.sharding.sharders import CCEEmbeddingBagCollectionSharder
 
 Array = npt.NDArray[np.float32]
@@ -101,7 +103,10 @@ def build_model(case: Case, device: torch.device) -> DLRMTrain:
     """A model with the same weights and maps in every process, whose CCE tables were clustered once."""
     torch.manual_seed(0)
     collection = CCEEmbeddingBagCollection(tables=case.tables(), is_weighted=case.pooling == "weighted", device=device)
-    collection.recluster(seed=0)
+    clustered = _clustered(frozenset(case.placement), case.use_helper, case.with_computed)
+    for table in collection.cce_tables():
+        collection.attach_pointer_map(table, clustered.pointer_map(table))
+    collection.load_state_dict(clustered.state_dict())
     dlrm = DLRM(
         collection,
         dense_in_features=3,
@@ -110,6 +115,17 @@ def build_model(case: Case, device: torch.device) -> DLRMTrain:
         dense_device=device,
     )
     return DLRMTrain(dlrm)
+
+
+@functools.cache
+def _clustered(tables: frozenset[str], use_helper: bool, with_computed: bool) -> CCEEmbeddingBagCollection:
+    """Tables that were clustered once; placement and pooling of a case make no difference to that."""
+    case = Case(placement=dict.fromkeys(tables, ""), use_helper=use_helper, with_computed=with_computed)
+    torch.manual_seed(0)
+    collection = CCEEmbeddingBagCollection(tables=case.tables())
+    # One thread: several processes share the machine.
+    collection.recluster(seed=0, settings=ReclusterConfig(num_threads=1))
+    return collection
 
 
 def on_one_process(cases: Sequence[Case]) -> list[Outcome]:

@@ -100,7 +100,10 @@ class Trainer:
     def collated(self, batches: Sequence[Batch], train: Callable[[Iterable[Batch]], None]) -> None:
         """Remapped by the worker of a data loader of its own for each stretch."""
         collate = RowCollate(self.collection, batches.__getitem__)
-        loader = DataLoader(range(len(batches)), batch_size=None, num_workers=1, collate_fn=collate)
+        # Forked, as it is by default but not in a process that the fork server started.
+        loader = DataLoader(
+            range(len(batches)), batch_size=None, num_workers=1, collate_fn=collate, multiprocessing_context="fork"
+        )
         train(collate.batches(loader))
 
 

@@ -3,39 +3,33 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support import runs
+from tests.support.launch import Job
+from torchrec_cce.training import __main__
 from torchrec_cce.training.config import RunConfig
 
 
 class Torchrun:
     """A run on two ranks that torchrun restarts whenever one of them dies."""
 
-    def __init__(self, folder: Path, config: RunConfig, *, max_restarts: int) -> None:
+    def __init__(self, folder: Path, config: RunConfig, *options: str, max_restarts: int) -> None:
         self.folder = folder
         toml = runs.write_toml(folder / "run.toml", config)
-        arguments = ["--standalone", "--nproc_per_node", "2", "--max-restarts", str(max_restarts)]
-        arguments += ["--monitor-interval", "0.05", "-m", "torchrec_cce.training", str(toml)]
-        arguments += ["--run-dir", str(folder / "run"), "--restartable", "--quiet"]
-        environment = {**os.environ, "TORCHREC_CCE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-        with (folder / "output").open("w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *arguments],
-                stdout=output,
-                stderr=output,
-                env=environment,
-            )
+        elastic = ["--standalone", "--nproc_per_node", "2", "--max-restarts", str(max_restarts)]
+        # Forked from a process that has imported everything: a rank that is started again waits for no import.
+        elastic += ["--monitor-interval", "0.05", "--start-method", "fork", "--run-path", __main__.__file__]
+        arguments = [*elastic, str(toml), "--run-dir", str(folder / "run"), "--quiet", *options]
+        self.job = Job(folder / "torchrun", _torchrun, arguments, TORCHREC_CCE_CACHE=str(folder / "cache"))
 
     def ranks(self) -> list[int]:
         """The process IDs of the ranks that run now."""
         try:
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            children = Path(f"/proc/{self.job.pid}/task/{self.job.pid}/children").read_text().split()
         except FileNotFoundError:
             return []
         return [int(pid) for pid in children]
@@ -44,8 +38,8 @@ class Torchrun:
         """Wait for the condition, and return whether it came true before the run ended."""
         deadline = time.monotonic() + timeout
         while not condition():
-            assert time.monotonic() < deadline, (self.folder / "output").read_text()[-3000:]
-            if self.process.poll() is not None:
+            assert time.monotonic() < deadline, self.output()
+            if not self.job.process.is_alive():
                 return False
             time.sleep(0.0005)
         return True
@@ -64,16 +58,28 @@ class Torchrun:
             return (self.folder / "run" / "metrics.jsonl").stat().st_size
         return 0
 
+    def output(self) -> str:
+        return (self.job.folder / "stderr").read_text()[-3000:]
+
 
 @contextmanager
-def torchrun(folder: Path, config: RunConfig, *, max_restarts: int) -> Iterator[Torchrun]:
-    run = Torchrun(folder, config, max_restarts=max_restarts)
+def torchrun(folder: Path, config: RunConfig, *options: str, max_restarts: int = 0) -> Iterator[Torchrun]:
+    """`torchrun -m torchrec_cce.training CONFIG OPTIONS`, with its run in `folder/run`; in the end it must succeed."""
+    run = Torchrun(folder, config, *options, max_restarts=max_restarts)
     try:
         yield run
-        assert run.process.wait(timeout=300) == 0, (folder / "output").read_text()[-3000:]
+        assert run.job.wait(timeout=300).code == 0, run.output()
     finally:
         for pid in run.ranks():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        run.process.kill()  # which does nothing to one that has ended
-        run.process.wait()
+        run.job.process.kill()  # which does nothing to one that has ended
+        run.job.process.join()
+
+
+def _torchrun(arguments: list[str]) -> None:
+    from torch.distributed.run import main
+
+    # What torchrun does when it is asked to stop is not what its ranks do.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    main(arguments)

@@ -84,7 +84,7 @@ def test_killed_while_saving_while_publishing_and_while_reclustering(log: Path, 
     choose = random.Random(0)
     moments: list[Moment] = [reclustering, publishing, saving]
     reached = 0
-    with torchrun(tmp_path / "killed", config_of(tmp_path / "killed", log), max_restarts=10) as run:
+    with torchrun(tmp_path / "killed", config_of(tmp_path / "killed", log), "--restartable", max_restarts=10) as run:
         for moment in moments:
             reached += run.wait_for(lambda now=moment: now(run.folder, run.ranks()))  # type: ignore[misc]
             run.kill_a_rank(choose)
@@ -99,12 +99,14 @@ def test_killed_thirty_times_at_random_moments(tmp_path: Path) -> None:
     (tmp_path / "killed").mkdir()
     choose = random.Random(1)
     kills = 0
-    with torchrun(tmp_path / "killed", config_of(tmp_path / "killed", log, epochs=200), max_restarts=60) as run:
+    with torchrun(
+        tmp_path / "killed", config_of(tmp_path / "killed", log, epochs=200), "--restartable", max_restarts=60
+    ) as run:
         while kills < 30:
             before = run.measured()
             started = run.wait_for(lambda start=before: run.measured() not in (0, start))  # type: ignore[misc]
             time.sleep(choose.uniform(0, 2))
-            if not started or run.process.poll() is not None:
+            if not started or not run.job.process.is_alive():
                 break
             run.kill_a_rank(choose)
             kills += 1

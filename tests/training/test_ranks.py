@@ -16,6 +16,7 @@ from torchrec.distributed.planner import ParameterConstraints
 from tests.support import runs
 from tests.support.launch import TIMEOUT, Job, on_ranks, wait_for_all
 from tests.support.runs import assert_equal_metrics, train_and_log_every_batch, train_on, train_until
+from tests.support.torchrun import torchrun
 from torchrec_cce.sharding.sharders import SHARDING_TYPES
 from torchrec_cce.training import loop, placement
 from torchrec_cce.training.config import RunConfig
@@ -102,11 +103,11 @@ def test_torchrun_interrupted_and_resumed(log: Path, tmp_path: Path) -> None:
     finished = Job(tmp_path / "job", loop.train, config, tmp_path / "undisturbed").wait()
     assert finished.code == 0, finished.stderr
     run_dir = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    torchrun += ["-m", "torchrec_cce.training", str(runs.write_toml(tmp_path / "run.toml", config))]
-    torchrun += ["--run-dir", str(run_dir), "--quiet"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "torchrec_cce.training", str(runs.write_toml(tmp_path / "run.toml", config))]
+    command += ["--run-dir", str(run_dir), "--quiet"]
 
-    with subprocess.Popen(torchrun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_for_metrics(run_dir, process)
         finally:
@@ -117,8 +118,8 @@ def test_torchrun_interrupted_and_resumed(log: Path, tmp_path: Path) -> None:
     assert len(runs.checkpoints(run_dir)) == 1
     assert json.loads((run_dir / "result.json").read_text())["interrupted"] is True
 
-    resumed = subprocess.run([*torchrun, "--resume"], capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert resumed.returncode == 0, resumed.stderr
+    with torchrun(tmp_path, config, "--resume"):
+        pass
     assert_equal_metrics(runs.metrics(tmp_path / "undisturbed"), runs.metrics(run_dir), 1e-6)
 
 

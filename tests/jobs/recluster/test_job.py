@@ -1,12 +1,7 @@
-"""The job clusters as training does, publishes one version, and ends the same whenever it is killed."""
+"""The job clusters as training does, and publishes one version."""
 
 import json
-import os
-import resource
 import shutil
-import signal
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +12,13 @@ import pytest
 import torch
 
 from tests.support import nights, runs
-from tests.support.launch import Job
 from tests.support.nights import EASY, Night, assert_same_tensors, is_of_table, newest, tensors
 from tests.support.snapshots import assert_same
-from torchrec_cce.errors import ClusteringError, ConfigError, JobError, MapMismatchError, PublishConflictError
-from torchrec_cce.files.atomic import held_folder
+from torchrec_cce.errors import ClusteringError, ConfigError, PublishConflictError
 from torchrec_cce.jobs.checkpoint import copy as checkpoint_copy
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
-from torchrec_cce.jobs.recluster import job as job_module
-from torchrec_cce.jobs.recluster.job import recluster
 from torchrec_cce.jobs.recluster.request import foresee
 from torchrec_cce.jobs.recluster.summary import RECORD
-from torchrec_cce.maps.registry import Registry
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import ShardedStore
 from torchrec_cce.training import loop
@@ -37,16 +27,6 @@ from torchrec_cce.training.parallel import process_group
 from torchrec_cce.training.versions import snapshot_of_run
 
 STRICT = replace(EASY, min_h1=1.5)
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nights.train_a_run(tmp_path_factory.mktemp("other"), seed=1)
-
-
-@pytest.fixture
-def night(trained: Path, tmp_path: Path) -> Night:
-    return Night(tmp_path, trained, thresholds=EASY)
 
 
 def test_the_bits_of_a_clustering_in_training(night: Night) -> None:
@@ -231,96 +211,6 @@ def test_it_finishes_what_it_had_published(night: Night) -> None:
     assert not night.output.exists()
 
 
-def at_the_moment(name: str, deed: Callable[[], object]) -> Any:
-    """Do something just before a function of the job's module is called."""
-    real = getattr(job_module, name)
-
-    def instead(*args: Any, **kwargs: Any) -> Any:
-        deed()
-        return real(*args, **kwargs)
-
-    return mock.patch.object(job_module, name, instead)
-
-
-def once(deed: Callable[[], object]) -> Callable[[], object]:
-    """The deed, and then nothing."""
-    deeds = iter([deed])
-    return lambda: next(deeds, lambda: None)()
-
-
-def test_another_publishes_meanwhile(night: Night, other_model: Path) -> None:
-    theirs = snapshot_of_run(other_model).tables
-    with (
-        at_the_moment("write_summary", once(lambda: night.registry.publish(theirs))),
-        pytest.raises(PublishConflictError, match="current is version 2"),
-    ):
-        night.recluster()
-    assert night.versions == [1, 2]
-    assert not night.output.exists()
-    assert not list(night.folder.glob(".*"))
-    # And once it is known beforehand, nothing is clustered.
-    with at_the_moment("cluster", lambda: pytest.fail("clustered")), pytest.raises(PublishConflictError) as raised:
-        night.recluster()
-    assert "was trained with version 1 " in str(raised.value)
-    assert "but current is version 2 " in str(raised.value)
-
-
-def test_a_number_that_another_took(night: Night, other_model: Path) -> None:
-    """Published and rolled back: the version that the weights name is the one that there is."""
-
-    def deed() -> None:
-        night.registry.publish(snapshot_of_run(other_model).tables)
-        night.registry.rollback(1)
-
-    with at_the_moment("write_summary", once(deed)):
-        summary = night.recluster().summary
-    assert summary.version == 3
-    assert json.loads((night.output / RECORD).read_text())["version"] == 3
-    (stamps,) = CCECheckpoint.at(night.output).stamps.values()
-    assert {stamp.version for stamp in stamps} == {3}
-    assert night.registry.state().current == 3
-
-
-def test_two_jobs_for_one_output(night: Night) -> None:
-    with held_folder(night.output), pytest.raises(JobError, match="another job is making it"):
-        night.recluster()
-    night.assert_untouched()
-
-    def another() -> None:
-        with pytest.raises(JobError, match="another job is making it"):
-            recluster(night.job)
-
-    with at_the_moment("cluster", another):
-        assert night.recluster().summary.version == 2
-
-
-def test_two_jobs_for_two_outputs(night: Night) -> None:
-    """The second to publish is told; run again, it takes over what the first has published."""
-    second = night.folder / "second"
-    with (
-        at_the_moment("write_summary", once(lambda: night.recluster(output=second))),
-        pytest.raises(PublishConflictError, match="current is version 2"),
-    ):
-        night.recluster()
-    assert not night.output.exists()
-    assert night.recluster().summary.status == "finished"
-    assert night.versions == [1, 2]
-    assert_same_tensors(newest(night.output), newest(second))
-
-
-def test_another_model(night: Night, other_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(PublishConflictError, match="was trained with maps that are no version of it"):
-        night.recluster(checkpoint=other_model)
-    stranger = Registry(tmp_path / "stranger")
-    tables = snapshot_of_run(other_model).tables
-    stranger.publish({"C1": tables["C1"]})
-    with pytest.raises(
-        MapMismatchError, match=r"has CCE tables \['C1', 'C2'\], .* \['C1'\]; it is the registry of another"
-    ):
-        night.recluster(registry=str(tmp_path / "stranger"))
-    assert not night.output.exists()
-
-
 def test_not_a_number(night: Night) -> None:
     found = CCECheckpoint.at(night.run)
     table = found.tables(night.registry)[1]
@@ -330,83 +220,6 @@ def test_not_a_number(night: Night) -> None:
     with pytest.raises(ClusteringError, match="table 'C2'"):
         night.recluster()
     night.assert_untouched()
-
-
-def limited(job: Any, name: str) -> str:
-    """As on a disk that is full from a certain moment on: no file may be longer than a kilobyte."""
-    limit = (1 << 10, 1 << 10)
-    with at_the_moment(name, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)):
-        try:
-            killable(job)
-        except OSError as error:
-            return str(error)
-    return "done"
-
-
-@pytest.mark.parametrize("name", ["copy_checkpoint", "unpack_frequencies", "cluster", "replace_tables", "flush_all"])
-def test_a_full_disk(night: Night, name: str) -> None:
-    """While it copies, clusters, writes the new tables, publishes."""
-    job = replace(night.job, frequencies=nights.counts(night.folder, {"C1": 1000}))
-    said = Job(night.folder / "process", limited, job, name).wait().value
-    assert "File too large" in said, said
-    night.assert_untouched()
-
-
-def test_no_room_from_the_beginning(night: Night) -> None:
-    usage = shutil.disk_usage("/")._replace(free=1000)
-    with mock.patch.object(shutil, "disk_usage", return_value=usage), pytest.raises(OSError, match=r"1\.0 kB are free"):
-        night.recluster()
-    night.assert_untouched()
-
-
-def killable(job: Any) -> float:
-    """How long the job took."""
-    started = time.monotonic()
-    with mock.patch.object(job_module, "engine_of", return_value=nights.InlineEngine(1)):
-        job_module.recluster(job)
-    return time.monotonic() - started
-
-
-def test_killed_at_any_moment(night: Night) -> None:
-    """And run again, until it is done: one version, the same output, and nothing else."""
-    undisturbed = replace(night.job, registry=str(night.folder / "undisturbed"), output=night.folder / "reference")
-    shutil.copytree(night.folder / "registry", night.folder / "undisturbed")
-    took = Job(night.folder / "process", killable, undisturbed).wait().value
-    rng = np.random.default_rng(0)
-    kills = 0
-    for number in range(8):
-        job = Job(night.folder / "process", killable, night.job)
-        job.process.join(float(rng.uniform(0.2, 1.0)) * took if number < 7 else None)
-        kills += job.process.is_alive()
-        job.process.kill()
-        job.process.join()
-        assert not night.output.exists() or set(night.versions) == {1, 2}
-    assert night.recluster().summary.status == "there already"
-    assert kills >= 3
-    assert night.versions == [1, 2]
-    assert night.registry.state().sequence == 2
-    assert_same_tensors(newest(night.output), newest(night.folder / "reference"))
-    theirs = Registry(night.folder / "undisturbed", cache=night.folder / "cache").open()
-    for name, table in night.registry.open().tables.items():
-        assert_same(table, theirs.tables[name])
-    there = {path.name for path in night.folder.iterdir()}
-    assert there == {"run", "registry", "cache", "process", "undisturbed", "reference", "output"}
-
-
-def killed_before(job: Any, name: str) -> None:
-    """SIGKILL to itself at a certain moment."""
-    with at_the_moment(name, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-        killable(job)
-
-
-@pytest.mark.parametrize(("name", "versions"), [("write_summary", [1]), ("_give_name", [1, 2])])
-def test_killed_around_publishing(night: Night, name: str, versions: list[int]) -> None:
-    assert Job(night.folder / "process", killed_before, night.job, name).wait().code == -9
-    assert night.versions == versions
-    assert not night.output.exists()
-    assert night.recluster().summary.status == ("published" if versions == [1] else "finished")
-    assert night.versions == [1, 2]
-    assert not list(night.folder.glob(".*"))
 
 
 def test_what_it_would_take(night: Night) -> None:
