@@ -29,6 +29,7 @@ from .methods.registry import (
     Method as Method,
     tables_under_cap as tables_under_cap,
 )
+from .methods.residents import ResidentConfig as ResidentConfig
 from .methods.rowless import (
     DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig,
     RobeEmbeddingBagConfig as RobeEmbeddingBagConfig,

@@ -11,6 +11,7 @@ from torchrec.datasets.utils import Batch
 from tests.support.pipelines import WAYS, Trained, assert_all_ways_were_taken, assert_same, in_every_way
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig
 from torchrec_cce.errors import MapMismatchError
+from torchrec_cce.methods.residents import ResidentConfig
 from torchrec_cce.sharding.pipeline import RowCollate
 
 
@@ -28,8 +29,10 @@ def test_all_ways_were_taken(trained: list[dict[str, Trained]]) -> None:
     assert_all_ways_were_taken(trained)
 
 
-def collection() -> CCEEmbeddingBagCollection:
-    table = CCEEmbeddingBagConfig(name="t", num_embeddings=100, embedding_dim=8, feature_names=["f"], num_rows=9)
+def collection(residents: ResidentConfig | None = None) -> CCEEmbeddingBagCollection:
+    table = CCEEmbeddingBagConfig(
+        name="t", num_embeddings=100, embedding_dim=8, feature_names=["f"], num_rows=9, residents=residents
+    )
     return CCEEmbeddingBagCollection(tables=[table])
 
 
@@ -67,4 +70,40 @@ def test_rows_of_another_map_are_refused(change: Callable[[CCEEmbeddingBagCollec
     next(batches)
     change(one)
     with pytest.raises(MapMismatchError, match="remapped a batch before the collection got another map"):
+        next(batches)
+
+
+def admit(one: CCEEmbeddingBagCollection) -> None:
+    one.admit(seed=0)
+
+
+def fold(one: CCEEmbeddingBagCollection) -> None:
+    """The maps are put back, so that the phase alone is another."""
+    before = one.pointer_map("t")
+    one.recluster(seed=0)
+    one.attach_pointer_map("t", before)
+
+
+def fold_and_admit(one: CCEEmbeddingBagCollection) -> None:
+    fold(one)
+    admit(one)
+
+
+def leave_residents_out(one: CCEEmbeddingBagCollection) -> None:
+    one.remap.leaves_out_residents = True
+
+
+@pytest.mark.parametrize(
+    ("is_open", "change"), [(False, admit), (True, fold), (True, fold_and_admit), (True, leave_residents_out)]
+)
+def test_rows_of_another_phase_are_refused(is_open: bool, change: Callable[[CCEEmbeddingBagCollection], Any]) -> None:
+    """Slots of residents are those of one phase."""
+    one = collection(ResidentConfig(fraction=0.5))
+    if is_open:
+        admit(one)
+    collate = RowCollate(one, to_batch)
+    batches = collate.batches([collate([i, i + 1]) for i in range(3)])
+    next(batches)
+    change(one)
+    with pytest.raises(MapMismatchError, match="before the collection got another map or other residents"):
         next(batches)

@@ -24,6 +24,7 @@ from torchrec_cce import (
     TensorTrainEmbeddingBagConfig,
 )
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
+from torchrec_cce.methods.residents import ResidentConfig
 
 STEPS = 20
 BATCH_SIZE = 16
@@ -48,13 +49,16 @@ class Case:
     use_helper: bool = True
     with_computed: bool = False
     """Whether the model also has a table of every kind that is computed, which are always replicated."""
+    residents: ResidentConfig | None = None
+    """Of the tables `user` and `item`, in place of the helper."""
 
     def tables(self) -> list[EmbeddingBagConfig]:
         shared: dict[str, Any] = {"embedding_dim": DIM}
         clustered = {"num_embeddings": 400, "use_helper": self.use_helper, **shared}
+        may_have = {"residents": self.residents, **clustered}
         every = [
-            CCEEmbeddingBagConfig(name="user", feature_names=["user", "friend"], num_rows=13, **clustered),
-            CCEEmbeddingBagConfig(name="item", feature_names=["item"], num_rows=10, num_columns=2, **clustered),
+            CCEEmbeddingBagConfig(name="user", feature_names=["user", "friend"], num_rows=13, **may_have),
+            CCEEmbeddingBagConfig(name="item", feature_names=["item"], num_rows=10, num_columns=2, **may_have),
             CCEEmbeddingBagConfig(name="narrow", feature_names=["word"], num_rows=6, num_columns=DIM, **clustered),
             CompositionalEmbeddingBagConfig(
                 name="tag", feature_names=["tag"], num_embeddings=90, num_rows=11, **shared
@@ -189,9 +193,9 @@ def _global_batch(
     return Batch(torch.from_numpy(rng.random((BATCH_SIZE, 3), dtype=np.float32)), features, labels)
 
 
-def part_of(batch: Batch, *, rank: int, world_size: int) -> Batch:
-    """The rows of a global batch that a rank trains on."""
-    rows = slice(rank * BATCH_SIZE // world_size, (rank + 1) * BATCH_SIZE // world_size)
+def part_of(batch: Batch, *, rank: int, world_size: int, num_rows: int = BATCH_SIZE) -> Batch:
+    """Of the first `num_rows` rows of a global batch, those that a rank trains on."""
+    rows = slice(rank * num_rows // world_size, (rank + 1) * num_rows // world_size)
     bags = [batch.sparse_features[key] for key in batch.sparse_features.keys()]  # noqa: SIM118  not a mapping
     spans = [slice(int(bag.offsets()[rows.start]), int(bag.offsets()[rows.stop])) for bag in bags]
     weights = None
@@ -233,10 +237,11 @@ def with_variable_batch(features: KeyedJaggedTensor, *, even: bool) -> KeyedJagg
     )
 
 
-def rank_batches(case: Case, steps: int = STEPS) -> list[Batch]:
-    """This rank's parts of the global batches."""
+def rank_batches(case: Case, steps: int = STEPS, num_rows: int = BATCH_SIZE) -> list[Batch]:
+    """This rank's parts of the first `num_rows` rows of the global batches."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    parts = [part_of(batch, rank=rank, world_size=world_size) for batch in global_batches(case, steps)]
+    batches = global_batches(case, steps)
+    parts = [part_of(batch, rank=rank, world_size=world_size, num_rows=num_rows) for batch in batches]
     if case.form.startswith("variable"):
         for part in parts:
             part.sparse_features = with_variable_batch(part.sparse_features, even=case.form.endswith("even"))

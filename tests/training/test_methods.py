@@ -19,7 +19,7 @@ def config(log: Path, method: Method, **changes: Any) -> RunConfig:
     sections: dict[str, Any] = {
         "embedding": {"method": method, "max_parameters": None if method == "full" else CAP},
         "optimizer": {"embedding_learning_rate": 0.005 if method == "dhe" else 0.05},  # a network takes smaller steps
-        "recluster": {"ct": 2, "cf": 8} if method == "cce" else {"ct": 0, "cf": 0},
+        "recluster": {"ct": 2, "cf": 8} if method in ("cce", "cce_residents") else {"ct": 0, "cf": 0},
     }
     return criteo_config(log, **{**sections, **changes})
 

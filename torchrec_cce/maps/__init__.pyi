@@ -8,6 +8,7 @@ from .registry import (
     MapVersion as MapVersion,
     Registry as Registry,
 )
+from .residency import Residency as Residency
 from .snapshot import (
     Churn as Churn,
     MapHolder as MapHolder,

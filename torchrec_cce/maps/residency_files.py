@@ -1,6 +1,5 @@
 """The residents of tables as files of a folder, beside the maps of a checkpoint: the ages, and a manifest of them."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from torchrec_cce.errors import MapFileError
-from torchrec_cce.files.atomic import write_json
 from torchrec_cce.maps.arrow_file import numbers, read_array, write_array
 from torchrec_cce.maps.residency import Residency
-from torchrec_cce.maps.sealed import sha256_of
+from torchrec_cce.maps.sealed import seal, sha256_of, unseal
 
 _MANIFEST = "residents.json"
 
@@ -31,7 +29,7 @@ def write_residencies(folder: Path, tables: Mapping[str, Residency]) -> None:
             "phases": residency.phases,
             "is_open": residency.is_open,
         }
-    write_json(folder / _MANIFEST, entries, indent=2)
+    (folder / _MANIFEST).write_bytes(seal(entries))
 
 
 def read_residencies(folder: Path) -> dict[str, Residency]:
@@ -42,15 +40,18 @@ def read_residencies(folder: Path) -> dict[str, Residency]:
     """
     path = folder / _MANIFEST
     try:
-        entries = json.loads(path.read_text())
-        return {name: _read(folder, entry) for name, entry in entries.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = unseal(path.read_bytes(), str(path))
+    except (OSError, MapFileError) as error:
         raise MapFileError(f"{path}: missing or damaged ({error}); copy the checkpoint again") from error
+    return {name: _read(folder, entry) for name, entry in entries.items()}
 
 
 def _read(folder: Path, entry: Mapping[str, Any]) -> Residency:
     path = folder / Path(entry["file"]).name
-    found = sha256_of(path)
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise MapFileError(f"{path}: missing ({error}); copy the checkpoint again") from error
     if found != entry["sha256"]:
         raise MapFileError(
             f"{path}: SHA-256 {found[:12]}, recorded is {entry['sha256'][:12]}; damaged, copy the checkpoint again"

@@ -25,6 +25,7 @@ from .registry import (
     Method as Method,
     tables_under_cap as tables_under_cap,
 )
+from .residents import ResidentConfig as ResidentConfig
 from .rowless import (
     DeepHashEmbeddingBagConfig as DeepHashEmbeddingBagConfig,
     RobeEmbeddingBagConfig as RobeEmbeddingBagConfig,

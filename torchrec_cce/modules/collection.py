@@ -63,10 +63,17 @@ class CCECollection(ABC, nn.Module):
         # The order matters: `load_state_dict` checks the maps in `remap` before it overwrites a weight, and a subclass
         # adds its trained tables after.
         self.remap = Remap(tables, is_weighted=is_weighted)
+        # Still itself where a training pipeline has put a wrapper in its place. In a tuple it is no second submodule.
+        self._own_remap = (self.remap,)
 
     @abstractmethod
     def weight_name(self, table: str) -> str:
         """The name of a table's weights in `state_dict`, sharded or not."""
+
+    @property
+    def phase_is_open(self) -> bool:
+        """Whether some table has residents now, also while a training pipeline has batches in flight."""
+        return self._own_remap[0].phase_is_open
 
     @property
     def device(self) -> torch.device:

@@ -111,7 +111,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
     def _look_codewords_up(self, rows: KeyedJaggedTensor) -> KeyedTensor:
         """Those of tables with residents: frozen while these learn."""
         assert self.codewords is not None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.remap.phase_is_open):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.phase_is_open):
             columns: KeyedTensor = self.codewords(rows)
             columns.values()  # a sharded lookup ends here, so that none of it is noted for a backward pass
         return columns

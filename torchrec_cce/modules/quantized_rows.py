@@ -206,7 +206,8 @@ class _Pool(torch.autograd.Function):
             dist.all_gather_object(everyones, mine)
             share = np.float32(1 / len(everyones))
         for name, table in ctx.tables.items():
-            parts = [part for ranks in everyones for part in ranks if part[0].table == name]
+            # Feature by feature, as one process has them: sums of floats depend on their order.
+            parts = [part for ranks in zip(*everyones, strict=True) for part in ranks if part[0].table == name]
             first = np.cumsum([0, *(len(gradient) for _, gradient in parts)])
             table.train_on(
                 np.concatenate([bags.slots for bags, _ in parts]),

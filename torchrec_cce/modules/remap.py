@@ -96,14 +96,17 @@ class Remap(nn.Module):
 
     def attach_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
         self.check_pointer_map(table, pointer_map)
-        config = self._configs[table]
-        assert isinstance(config, CCEConfig)
-        self._schemes[table] = config.scheme_with(pointer_map)
-        self._unseen[table] = 0
+        self._look_up_by(table, pointer_map)
         if table in self._residencies:
             before = self._residencies[table]
             same = before.num_ids == pointer_map.num_ids
             self._residencies[table] = before.closed() if same else Residency.nobody(pointer_map.num_ids)
+
+    def _look_up_by(self, table: str, pointer_map: PointerMap) -> None:
+        config = self._configs[table]
+        assert isinstance(config, CCEConfig)
+        self._schemes[table] = config.scheme_with(pointer_map)
+        self._unseen[table] = 0
 
     def check_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
         """Raise MapMismatchError unless `pointer_map` can be attached to `table`."""
@@ -292,6 +295,17 @@ class Remap(nn.Module):
         """
         return MapStamp.to_tensor([MapStamp.of(self.pointer_map(table)) for table in self.cce_tables()])
 
+    def stamp(self) -> torch.Tensor:
+        """What rows are of, [N] int64: while it stays the same, a raw ID has the same rows.
+
+        The stamps of the maps; and for each table with residents the phase in which IDs have private rows, 0 for none.
+        """
+        phases = [
+            residency.phases if residency.is_open and not self.leaves_out_residents else 0
+            for residency in self._residencies.values()
+        ]
+        return torch.cat([self.get_extra_state().flatten(), torch.tensor(phases, dtype=torch.int64)])
+
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Raise MapMismatchError unless the attached maps are those that the loaded weights were trained with.
 
@@ -311,7 +325,7 @@ class Remap(nn.Module):
         for table, stamp in stamps.items():
             found = self.pointer_map(table)
             if found.version is None and stamp.version is not None:
-                self.attach_pointer_map(table, found.published_as(stamp.version))
+                self._look_up_by(table, found.published_as(stamp.version))  # the same map, whose phase goes on
 
 
 def _pools_by_mean(table: BaseEmbeddingConfig) -> bool:

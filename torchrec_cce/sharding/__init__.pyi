@@ -1,3 +1,4 @@
+from .admit import admit_sharded as admit_sharded
 from .agreement import (
     on_all_ranks as on_all_ranks,
     on_first_rank as on_first_rank,

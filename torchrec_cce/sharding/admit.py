@@ -10,6 +10,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from torchrec_cce.clustering.admission import admitted_ages
+from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.modules.residents import rows_of_phase
 from torchrec_cce.sharding.host_file import HostFile
@@ -35,12 +36,14 @@ def admit_sharded(
     """
     tables = tables_of(model, optimizer)
     check_names(frequencies or {}, tables)
-    for collection in {table.collection for table in tables}:
+    with_residents = [table for table in tables if table.residents is not None]
+    if not with_residents:
+        raise ConfigError("no table has residents; give its config residents=ResidentConfig(…)")
+    for collection, *_ in with_residents:
         collection.check_no_phase_is_open()
     phases = []
-    for collection, config, store, rows in tables:
-        if rows is None:
-            continue
+    for collection, config, store, rows in with_residents:
+        assert rows is not None
         before, seed_of_table = collection.remap.residency(config.name), derive_seed(seed, config.name)
         choose = partial(
             admitted_ages,

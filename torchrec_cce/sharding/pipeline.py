@@ -39,9 +39,9 @@ def drain(pipeline: TrainPipelineSparseDist[Any, Out]) -> list[Out]:
 class RowCollate:
     """A data loader's `collate_fn` that remaps: ahead of the copy to the device, and in the loader's workers if any.
 
-    The model takes batches of rows as they are. Rows mean nothing under another map than the one they were looked up
-    in, and a worker keeps the map it was started with, so that a loader is iterated through `batches`, which
-    checks. After a clustering, iterate anew.
+    The model takes batches of rows as they are. Rows mean nothing under another map, or in another phase of residents,
+    than those they were looked up in, and a worker keeps those it was started with, so that a loader is iterated
+    through `batches`, which checks. After a clustering, and after an admission, iterate anew.
 
     Args:
         collection: the one that the batches are for; sharded or not.
@@ -59,20 +59,20 @@ class RowCollate:
         self._collate = collate
 
     def __call__(self, samples: Any) -> tuple[Batch, torch.Tensor]:
-        """The batch of rows of `samples`, and which maps they are of."""
+        """The batch of rows of `samples`, and the stamp of what they are of."""
         batch = self._collate(samples)
-        return replace(batch, sparse_features=self._remap(batch.sparse_features)), self._remap.get_extra_state()
+        return replace(batch, sparse_features=self._remap(batch.sparse_features)), self._remap.stamp()
 
     def batches(self, loader: Iterable[tuple[Batch, torch.Tensor]]) -> Iterator[Batch]:
         """The batches of a loader that has this `collate_fn`.
 
         Raises:
-            MapMismatchError: a batch was remapped before the collection's maps changed.
+            MapMismatchError: a batch was remapped before the collection's maps, or the phase of its residents, changed.
         """
-        for batch, maps in loader:
-            if not torch.equal(maps, self._remap.get_extra_state()):
+        for batch, stamp in loader:
+            if not torch.equal(stamp, self._remap.stamp()):
                 raise MapMismatchError(
-                    "the loader remapped a batch before the collection got another map; end its iteration at a "
-                    "clustering and begin a new one after it, without persistent_workers"
+                    "the loader remapped a batch before the collection got another map or other residents; end its "
+                    "iteration at a clustering or an admission and begin a new one after it, without persistent_workers"
                 )
             yield batch

@@ -366,10 +366,14 @@ class RunConfig:
         if self.embedding.method != "cce_residents":
             if self.residents is not None:
                 raise ValueError(f"residents are for embedding.method='cce_residents'; it is {self.embedding.method!r}")
-        elif self.recluster.ct < 1:
-            raise ValueError("embedding.method='cce_residents' needs recluster.ct ≥ 1: a clustering folds the rows")
-        elif self.registry.watch_every is not None:
-            raise ValueError("registry.watch_every is not for embedding.method='cce_residents'; leave it out")
+            return
+        named = "embedding.method='cce_residents'"
+        if self.recluster.ct < 1:
+            raise ValueError(f"ct={self.recluster.ct} must be at least 1 for {named}: a clustering folds the rows")
+        if self.recluster.helper_init == "residual":
+            raise ValueError(f"helper_init='residual' is not for {named}, which has no helper")
+        if self.registry.watch_every is not None:
+            raise ValueError(f"watch_every={self.registry.watch_every} is not for {named}; leave it out")
 
     def full_tables(self) -> list[EmbeddingBagConfig]:
         """The tables before compression."""

@@ -22,10 +22,11 @@ from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 from torchrec_cce.methods.sketch import Sketch
 from torchrec_cce.modules.collection import snapshot_of
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection, CompressedEmbeddingBag
-from torchrec_cce.modules.state_names import computed_prefix, in_checkpoint, joined, pooled_weight
+from torchrec_cce.modules.state_names import computed_prefix, in_checkpoint, joined
 from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
 from torchrec_cce.sharding.tables import collections_of
 from torchrec_cce.training import checkpoint
@@ -57,7 +58,7 @@ def derived_model(config: RunConfig) -> nn.Module:
     source_tables = {table.name: table for table in source_collection.embedding_bag_configs()}
     learned = [table for table in collection.embedding_bag_configs() if type(table) is not EmbeddingBagConfig]
     if section.dense:
-        _take_over(model, source, but=[table.name for table in learned], collection=path)
+        _take_over(model, source, but=learned, collection=collection, path=path)
     snapshots = {}
     for table in learned:
         found = _learn(table, embeddings(source_collection, source_tables[table.name]), config)
@@ -140,16 +141,30 @@ def _collections(model: nn.Module) -> Iterator[tuple[str, CCEEmbeddingBagCollect
             yield path, module
 
 
-def _take_over(model: nn.Module, source: nn.Module, *, but: list[str], collection: str) -> None:
-    """Copy all weights except those of the tables `but`."""
-    left_out = tuple(
-        joined(collection, name) for table in but for name in (pooled_weight(table), computed_prefix(table))
-    )
+def _take_over(
+    model: nn.Module,
+    source: nn.Module,
+    *,
+    but: list[EmbeddingBagConfig],
+    collection: CCEEmbeddingBagCollection,
+    path: str,
+) -> None:
+    """Copy all weights except those of the tables `but`, of the `collection` at `path`."""
+    left_out = tuple(joined(path, name) for table in but for name in _parameters_of(table, collection))
     theirs = dict(source.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.startswith(left_out):
                 parameter.copy_(theirs[name])
+
+
+def _parameters_of(table: EmbeddingBagConfig, collection: CCEEmbeddingBagCollection) -> list[str]:
+    """What the names of a table's parameters start with, within its collection."""
+    if isinstance(table, ComputedEmbeddingBagConfig):
+        return [computed_prefix(table.name)]
+    has_rows = isinstance(table, CCEConfig) and table.has_stock_residents
+    rows = [collection.residents_name(table.name)] if has_rows else []
+    return [collection.weight_name(table.name), *rows]
 
 
 def _learn(table: EmbeddingBagConfig, points: npt.NDArray[np.float32], config: RunConfig) -> Quantized:

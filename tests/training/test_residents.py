@@ -1,0 +1,366 @@
+"""Runs with residents: on any number of ranks, interrupted anywhere, published, and what is refused."""
+
+import itertools
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from tests.support import runs
+from tests.support.launch import Job, command
+from tests.support.runs import assert_equal_metrics, assert_same_run, stop_after, train, train_on
+from torchrec_cce.clustering.fold import TableFold
+from torchrec_cce.errors import CCEError, ConfigError, MapFileError
+from torchrec_cce.maps.registry import MapVersion, Registry
+from torchrec_cce.maps.residency import Residency
+from torchrec_cce.maps.residency_files import read_residencies
+from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
+from torchrec_cce.training import checkpoint, loop, run
+from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.config_file import read_config, read_run_config
+from torchrec_cce.training.input import num_dense, read_batches
+from torchrec_cce.training.metrics import quality
+from torchrec_cce.training.model import build_model
+
+DTYPES = ("float32", "int8")
+
+
+def config(log: Path, dtype: str = "float32", *, residents: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
+    """Phases from the start and from batch 8 on; from batch 16 on, the codewords are trained."""
+    return runs.criteo_config(
+        log,
+        embedding={"method": "cce_residents", "max_parameters": runs.MAX_PARAMETERS},
+        residents={"dtype": dtype, "learning_rate": 0.1, **(residents or {})},
+        **changes,
+    )
+
+
+def residencies(run_dir: Path) -> dict[str, Residency]:
+    """Those of the newest checkpoint."""
+    (folder,) = runs.checkpoints(run_dir)[-1].glob("residents/*")
+    return read_residencies(folder)
+
+
+def assert_undisturbed(run_dir: Path, expected: Path) -> None:
+    assert_same_run(run_dir, expected)
+    found, wanted = residencies(run_dir), residencies(expected)
+    assert sorted(found) == sorted(wanted) == ["C1", "C2"]
+    for name, residency in wanted.items():
+        np.testing.assert_array_equal(found[name].ages, residency.ages)
+        assert (found[name].phases, found[name].is_open) == (residency.phases, residency.is_open) == (2, False)
+
+
+# Ranks
+
+
+@pytest.mark.parametrize(
+    ("dtype", "residents", "changes"),
+    [
+        ("float32", {}, {}),
+        ("float32", {"count_first": False, "fraction": 0.5}, {"optimizer": {"embedding": "adagrad"}}),
+        ("int8", {}, {}),
+    ],
+)
+def test_two_ranks_compute_what_one_does(
+    log: Path, tmp_path: Path, dtype: str, residents: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    chosen = config(log, dtype, residents=residents, **changes)
+    one, two = (train_on(n, tmp_path / str(n), chosen) for n in (1, 2))
+    assert sum(record["kind"] == "recluster" for record in one) == 4
+    assert_equal_metrics(one, two, 1e-6)
+    for name, residency in residencies(tmp_path / "1" / "run").items():
+        assert np.array_equal(residency.ages, residencies(tmp_path / "2" / "run")[name].ages)
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stops", "in_background"),
+    [("float32", (3, 8), False), ("float32", (8, 12), True), ("int8", (11, 2), False), ("int8", (16,), True)],
+)
+def test_interrupted_and_resumed(
+    log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    stops: tuple[int, ...],
+    in_background: bool,
+) -> None:
+    """In either phase, after the batch of a clustering, and where the codewords are trained; with a registry."""
+
+    def of(name: str) -> RunConfig:
+        training = {"batch_size": runs.BATCH_SIZE, "checkpoint_in_background": in_background}
+        return config(log, dtype, registry={"url": str(tmp_path / name)}, training=training)
+
+    monkeypatch.setattr(loop, "_LOG_EVERY", 2)
+    stop_after(monkeypatch, None)
+    train(of("one"), tmp_path / "undisturbed")
+    for number, batches in enumerate(stops):
+        stop_after(monkeypatch, batches)
+        assert train(of("two"), tmp_path / "run", resume=number > 0).interrupted
+    stop_after(monkeypatch, None)
+    assert train(of("two"), tmp_path / "run", resume=True).steps == runs.BATCHES + 1
+    assert_undisturbed(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def train_and_die(chosen: RunConfig, run_dir: Path, moment: str, resume: bool) -> None:
+    """Train to the second time that this moment comes, and end by SIGKILL."""
+    calls = itertools.count(1)
+
+    def dying(function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            found = function(*arguments, **options)
+            if next(calls) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+        return call
+
+    owner: Any
+    owner, name = {
+        "folding": (TableFold, "assign"),
+        "folded": (loop, "recluster_sharded"),
+        "admitted": (run, "admit_sharded"),
+        "saving": (checkpoint, "write_residencies"),
+    }[moment]
+    with mock.patch.object(owner, name, dying(getattr(owner, name))):
+        runs.train_and_log_every_batch(chosen, run_dir, resume)
+
+
+@pytest.mark.parametrize(("dtype", "moments"), [("float32", ("folding", "saving")), ("int8", ("admitted", "folded"))])
+def test_killed_where_residents_change(log: Path, tmp_path: Path, dtype: str, moments: tuple[str, ...]) -> None:
+    """Each kill comes after a checkpoint, which is gone on from."""
+    chosen = config(log, dtype, training={"batch_size": runs.BATCH_SIZE, "checkpoint_every": 3})
+    expected = Job(tmp_path / "undisturbed", runs.train_and_log_every_batch, chosen, tmp_path / "expected")
+    for number, moment in enumerate(moments):
+        job = Job(tmp_path / moment, train_and_die, chosen, tmp_path / "run", moment, number > 0)
+        assert job.wait().code == -signal.SIGKILL
+        assert len(runs.checkpoints(tmp_path / "run")) == 1
+    assert expected.wait().code == 0
+    train_on(1, tmp_path, chosen, resume=True)
+    assert_undisturbed(tmp_path / "run", tmp_path / "expected")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_killed_at_random_moments(log: Path, tmp_path: Path, dtype: str) -> None:
+    chosen = config(
+        log, dtype, training={"batch_size": runs.BATCH_SIZE, "checkpoint_every": 1, "epochs": 2}, recluster={"cf": 20}
+    )
+    finished = Job(tmp_path / "job", runs.train_and_log_every_batch, chosen, tmp_path / "expected").wait()
+    assert finished.code == 0, finished.stderr
+    run_dir, delays, last = tmp_path / "run", np.random.default_rng(0), 0
+
+    def step() -> int:
+        return max((int(path.name.removeprefix("step-")) for path in runs.checkpoints(run_dir)), default=0)
+
+    for kill in range(6):
+        job = Job(tmp_path / str(kill), runs.train_and_log_every_batch, chosen, run_dir, kill > 0)
+        job.wait_for(lambda: step() > last)  # noqa: B023
+        time.sleep(delays.uniform(0, 0.3))
+        os.kill(job.pid, signal.SIGKILL)
+        assert job.wait().code == -signal.SIGKILL
+        last = step()
+    train_on(1, tmp_path, chosen, resume=True)
+    assert_undisturbed(run_dir, tmp_path / "expected")
+
+
+# Checkpoints that are damaged
+
+
+@pytest.fixture(scope="module")
+def interrupted(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in its second phase; no test may change it."""
+    run_dir = tmp_path_factory.mktemp("interrupted") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop_after(monkeypatch, 11)
+        train(config(log), run_dir)
+    assert all(residency.is_open and residency.phases == 2 for residency in residencies(run_dir).values())
+    return run_dir
+
+
+@pytest.mark.parametrize("file", ["0000.ages.arrow", "0001.ages.arrow", "residents.json"])
+def test_a_damaged_file_of_residents_is_named(interrupted: Path, file: str) -> None:
+    (folder,) = runs.checkpoints(interrupted)[-1].glob("residents/*")
+    path = folder / file
+    content = path.read_bytes()
+    flipped = [bytearray(content) for _ in range(3)]
+    for damaged, share in zip(flipped, (0.05, 0.5, 0.95), strict=True):
+        damaged[int(len(content) * share)] ^= 4
+    try:
+        for bad in (*map(bytes, flipped), content[:-10], b"", None):
+            path.unlink()
+            if bad is not None:
+                path.write_bytes(bad)
+            error = error_of(interrupted)
+            assert isinstance(error, MapFileError)
+            assert str(path) in str(error)
+    finally:
+        path.write_bytes(content)
+
+
+def error_of(run_dir: Path) -> CCEError:
+    chosen = read_run_config(run_dir)
+    assert chosen.data.test is not None
+    with pytest.raises(CCEError) as evaluated:
+        loop.evaluate(chosen, run_dir, chosen.data.test)
+    with pytest.raises(CCEError) as resumed:
+        train(chosen, run_dir, resume=True)
+    assert str(resumed.value) == str(evaluated.value)
+    return resumed.value
+
+
+# Versions
+
+
+def embeddings_of(table: TableSnapshot) -> npt.NDArray[np.float32]:
+    """[n, d], read from the pointers and the codewords alone."""
+    pointers = np.array(table.pointer_map.pointers.to_pylist())
+    num_columns = pointers.shape[1]
+    assert table.weights is not None
+    codewords = np.array(table.weights).reshape(num_columns, 2, table.pointer_map.num_rows, -1)
+    assert not codewords[:, 1].any(), "there is no helper"
+    return np.concatenate([codewords[column, 0][pointers[:, column]] for column in range(num_columns)], axis=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_version_is_all_that_the_quality_after_a_clustering_needs(log: Path, tmp_path: Path, dtype: str) -> None:
+    """The run ends at its last clustering, so that its checkpoint has the weights above the embeddings."""
+    recluster = {**runs.CLUSTERINGS, "rest": 0}
+    chosen = config(log, dtype, registry={"url": str(tmp_path / "registry")}, recluster=recluster)
+    done = train(chosen, tmp_path / "run")
+    records = runs.metrics(tmp_path / "run")
+    assert [(r["step"], r["version"]) for r in records if r["kind"] == "publish"] == [(8, 1), (16, 2)]
+    measured = [r for r in records if r["kind"] in ("validation", "test") and r["step"] == done.steps == 16]
+    assert measured
+    registry = Registry(tmp_path / "registry", cache=tmp_path / "cache")
+    assert registry.verify() == []
+    names = {path.name for path in (tmp_path / "registry" / "versions").rglob("*") if path.is_file()}
+    assert not [name for name in names if "ages" in name or "resident" in name]
+    for record in measured:
+        split = {"validation": chosen.data.validation, "test": chosen.data.test}[record["kind"]]
+        found = quality(*predicted(registry.open(), chosen, split, tmp_path / "run"))
+        assert (found.bce, found.auc) == pytest.approx((record["bce"], record["auc"]), rel=0, abs=1e-6)
+
+
+def predicted(opened: MapVersion, chosen: RunConfig, split: Any, run_dir: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels on a split, of a model of full tables that has the version's embeddings."""
+    plain = runs.changed(chosen.as_dict(), {"embedding": {"method": "full"}, "residents": None, "registry": {}})
+    model = build_model(plain, num_dense=num_dense(plain), device=torch.device("cpu"))
+    collection = next(name for name, _ in model.named_modules() if name.endswith("embedding_bag_collection"))
+    tables = {f"{collection}.ebc.embedding_bags.{name}.weight": table for name, table in opened.tables.items()}
+    weights = model.state_dict()
+    rest = {f"model.{name}": value for name, value in weights.items() if name not in tables and "_extra" not in name}
+    DistributedCheckpoint(folder=runs.checkpoints(run_dir)[-1]).fill(rest)
+    for name, table in tables.items():
+        weights[name] = torch.from_numpy(embeddings_of(table))
+    model.load_state_dict(weights)
+    (remap,) = (module.remap for module in model.modules() if hasattr(module, "remap"))
+    with torch.no_grad():
+        outputs = [
+            torch.stack([model(batch.part), batch.part.labels])[:, : batch.rows]
+            for batch in read_batches(plain, split, remap=remap, rank=0, world_size=1)
+        ]
+    logits, labels = torch.cat(outputs, dim=1)
+    return logits, labels
+
+
+# Configuration and commands
+
+GOOD = """\
+[data]
+format = "criteo"
+train.path = "train.tsv"
+
+[tables]
+C1 = 1000
+
+[embedding]
+method = "cce_residents"
+max_parameters = 800
+
+[recluster]
+ct = 2
+cf = 10
+
+[residents]
+fraction = 0.25
+dtype = "float32"
+
+[registry]
+url = "registry"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "what"),
+    [
+        ("ct = 2", "ct = 0", 13, "recluster.ct: ct=0 must be at least 1 for embedding.method='cce_residents'"),
+        ("cf = 10", 'cf = 10\nhelper_init = "residual"', 15, "recluster.helper_init: helper_init='residual' is not"),
+        ("cf = 10", 'cf = 10\nhelper = "zero"', 15, "recluster.helper: unknown key; allowed: ct, cf, "),
+        ('url = "registry"', 'url = "r"\nwatch_every = 3', 22, "registry.watch_every: watch_every=3 is not for emb"),
+        ('"cce_residents"', '"cce"', 9, "embedding.method: residents are for embedding.method='cce_residents'; it is"),
+        ("fraction = 0.25", "fraction = 0.0", 17, "residents.fraction: Input should be greater than 0"),
+        ("fraction = 0.25", "fraction = 1.5", 17, "residents.fraction: Input should be less than or equal to 1"),
+        ('"float32"', '"int4"', 18, "residents.dtype: Input should be 'float32' or 'int8'; found 'int4'"),
+        ("fraction = 0.25", "learning_rate = 0", 17, "residents.learning_rate: Input should be greater than 0"),
+        ("fraction = 0.25", "share = 0.25", 17, "residents.share: unknown key; allowed: fraction, dtype, "),
+        ('"criteo"', '"remapped"', 13, "recluster.ct: ct=2: remapped data has the pointers of one version"),
+        ("max_parameters = 800", "use_helper = false", 10, "embedding.use_helper: use_helper=false is for method="),
+    ],
+)
+def test_a_bad_line(tmp_path: Path, old: str, new: str, line: int, what: str) -> None:
+    assert old in GOOD
+    path = tmp_path / "run.toml"
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(ConfigError) as raised:
+        read_config(path)
+    assert str(raised.value).startswith(f"{path}:{line}: {what}")
+    assert "\n" not in str(raised.value)
+
+
+def test_residents_are_as_usual_where_no_section_describes_them(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(GOOD.replace('[residents]\nfraction = 0.25\ndtype = "float32"\n', ""))
+    (table,) = read_config(tmp_path / "run.toml").table_configs()
+    assert table.max_residents == 250  # type: ignore[attr-defined]
+    assert table.residents.learning_rate == 0.05  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_plan_has_the_rows_that_torchrec_places(log: Path, tmp_path: Path, dtype: str) -> None:
+    toml = runs.write_toml(tmp_path / "run.toml", config(log, dtype))
+    finished = command(tmp_path / "process", "plan", toml, "--world-size", "2", "--json").wait()
+    assert finished.code == 0, finished.stderr
+    tables = {each["table"]: each for each in json.loads(finished.stdout)["plans"]["cce_residents"]["tables"]}
+    rows = {f"residents.{name}_residents" for name in ("C1", "C2")} if dtype == "float32" else set()
+    assert set(tables) == {"codewords.C1", "codewords.C2", "ebc.C3", *rows}
+    assert tables["codewords.C1"]["host_bytes"] == 1000 * 4 + 1000 + 16 * 12
+
+
+def test_a_run_in_a_phase_is_published_without_its_rows(interrupted: Path, tmp_path: Path) -> None:
+    """The codewords of the last clustering, which are frozen."""
+    arguments = ("maps", "publish", "--run-dir", interrupted, "--registry", tmp_path / "registry")
+    finished = command(tmp_path / "process", *arguments).wait()
+    assert finished.code == 0, finished.stderr
+    opened = Registry(tmp_path / "registry", cache=tmp_path / "cache").open()
+    for table in opened.tables.values():
+        assert table.pointer_map.generation == 1
+        assert embeddings_of(table).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_run_may_start_from_the_embeddings_of_another(log: Path, tmp_path: Path, dtype: str) -> None:
+    full = runs.criteo_config(log, embedding={"method": "full", "max_parameters": None}, recluster={"ct": 0})
+    train(full, tmp_path / "full")
+    chosen = config(log, dtype, derive={"run": str(tmp_path / "full")}, recluster={"ct": 1})
+    assert train(chosen, tmp_path / "run").steps == runs.BATCHES + 1
