@@ -20,7 +20,8 @@ from torchrec_cce.sharding.recluster import adopt_sharded, recluster_sharded
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.checkpoint import CheckpointWriter
-from torchrec_cce.training.config import RunConfig, SplitConfig, parse_config
+from torchrec_cce.training.config import RunConfig, parse_config
+from torchrec_cce.training.data_config import SplitConfig
 from torchrec_cce.training.input import RankBatch, num_dense, read_batches
 from torchrec_cce.training.model import build_model
 from torchrec_cce.training.parallel import process_group, shard

@@ -22,6 +22,7 @@ from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.modules.quantized_rows import QuantizedTable
+from torchrec_cce.modules.state_names import RESIDENTS
 from torchrec_cce.sharding.admit import admit_sharded
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.sharders import CCEEmbeddingBagCollectionSharder
@@ -178,7 +179,7 @@ class Sharded:
         self.model: DistributedModelParallel
         self.optimizer: CombinedOptimizer
         self.model, self.optimizer = shard(
-            model, plan_of(model.collection, case, ranks.world_size), config, ranks, residents_rate=RATE_OF_ROWS
+            model, plan_of(model.collection, case, ranks.world_size), config, ranks, rates={RESIDENTS: RATE_OF_ROWS}
         )
 
     @property

@@ -7,8 +7,9 @@ import pytest
 
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.training.config import SplitConfig, parse_config
+from torchrec_cce.training.config import parse_config
 from torchrec_cce.training.config_file import read_config, read_run_config
+from torchrec_cce.training.data_config import SplitConfig
 
 GOOD = """\
 seed = 3

@@ -6,9 +6,12 @@ the keys on the way to the tensor by dots. None of this needs a model, so that o
 
 import re
 
+CODEWORDS = "codewords"
+"""The stock collection, within ours, of the codewords of tables with residents."""
+RESIDENTS = "residents"
+"""The stock collection, within ours, of the rows of residents."""
 COMPUTED = "computed."
 """What the names of all parameters of computed tables start with, within their collection."""
-_RESIDENTS = "residents"
 _STAMPS = "remap._extra_state"
 _STAMPS_IN_CHECKPOINT = re.compile(rf"model\.(?:(?P<collection>.+)\.)?{re.escape(_STAMPS)}")
 
@@ -25,7 +28,7 @@ def pooled_weight(table: str) -> str:
 
 def codewords_weight(table: str) -> str:
     """The codewords of a table with residents, within its `CCEEmbeddingBagCollection`."""
-    return bag_weight("codewords", table)
+    return bag_weight(CODEWORDS, table)
 
 
 def residents_weight(table: str) -> str:
@@ -34,7 +37,7 @@ def residents_weight(table: str) -> str:
     Args:
         table: that of the rows, see `CCEConfig.resident_table`.
     """
-    return bag_weight(_RESIDENTS, table)
+    return bag_weight(RESIDENTS, table)
 
 
 def quantized_rows(table: str) -> str:
@@ -46,9 +49,9 @@ def quantized_rows(table: str) -> str:
     return f"quantized_residents.tables.{table}"
 
 
-def holds_residents(stock: str) -> bool:
-    """Whether the stock collection at the path `stock` has the rows of residents."""
-    return stock.rpartition(".")[2] == _RESIDENTS
+def part_of(stock: str) -> str:
+    """What the stock collection at the path `stock` is in ours: `"ebc"`, `CODEWORDS` or `RESIDENTS`, or a width."""
+    return stock.rpartition(".")[2]
 
 
 def sequence_weight(table: str, width: int) -> str:

@@ -1,15 +1,18 @@
 from .config import (
-    DataConfig as DataConfig,
     DeriveSection as DeriveSection,
     EmbeddingConfig as EmbeddingConfig,
     ModelConfig as ModelConfig,
     OptimizerConfig as OptimizerConfig,
     ReclusterSection as ReclusterSection,
     RegistrySection as RegistrySection,
+    ResidentsSection as ResidentsSection,
     RunConfig as RunConfig,
-    SplitConfig as SplitConfig,
     TableConfig as TableConfig,
     TrainingConfig as TrainingConfig,
+)
+from .data_config import (
+    DataConfig as DataConfig,
+    SplitConfig as SplitConfig,
 )
 from .config_file import (
     read_config as read_config,

@@ -134,8 +134,8 @@ def evaluate(
     """Print BCE and AUC of a run's newest checkpoint as one line of JSON."""
     quiet_libraries()
     from torchrec_cce.training import loop
-    from torchrec_cce.training.config import SplitConfig
     from torchrec_cce.training.config_file import read_run_config
+    from torchrec_cce.training.data_config import SplitConfig
 
     with one_line_errors():
         config = read_run_config(run_dir)

@@ -3,12 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -26,6 +24,8 @@ from torchrec_cce.clustering.settings import Backend, ReclusterConfig
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
 from torchrec_cce.methods.registry import Method, tables_under_cap
 from torchrec_cce.methods.residents import ResidentConfig, RowType
+from torchrec_cce.modules.state_names import CODEWORDS, RESIDENTS
+from torchrec_cce.training.data_config import DataConfig
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -44,85 +44,11 @@ def _table_name(name: str) -> str:
     return name
 
 
-def _paths(value: Any) -> Any:
-    paths = [value] if isinstance(value, str) else value
-    if not isinstance(paths, list | tuple) or not paths or not all(isinstance(path, str) for path in paths):
-        raise ValueError(f"{value!r} is neither a file, folder or pattern nor a list of them")
-    return value if isinstance(value, str) else tuple(paths)
-
-
 TableName = Annotated[str, AfterValidator(_table_name)]
 LearningRate = Annotated[FiniteFloat, Field(gt=0)]
 
 TABLE_PRESETS: Mapping[str, Mapping[str, int]] = {"criteo_kaggle": KAGGLE_UNIVERSES}
 """Name → table → `num_embeddings`, for what a file may say in one line: `tables = "criteo_kaggle"`."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class SplitConfig:
-    """Rows of a file, or of several files one after the other.
-
-    The numbers of the rows alone decide which rows these are: a resumed run, any number of ranks, another batch size
-    and another chunk size of the reader find the same rows.
-    """
-
-    path: Annotated[str | tuple[str, ...], BeforeValidator(_paths)]
-    """A file, or for Parquet also a folder of `*.parquet`, for remapped data a tree of `*.parquet` and `*.arrow`;
-    relative to the working directory. Or a pattern, `day_*.gz`: all that match, `day_2` before `day_10`, whenever the
-    split is read. Or a list of these, in this order."""
-    skip_rows: NonNegativeInt = 0
-    """Rows to pass over, counted over all files together."""
-    max_rows: PositiveInt | None = None
-    """Rows to read after those; all if not given."""
-    sample_every: PositiveInt = 1
-    """Of every so many of these rows the first one is read. The paper trains and evaluates on an eighth of the Terabyte
-    log and does not say how it was drawn. We take every eighth row (8), whatever its label, which leaves days and their
-    hours as they are. (DLRM's `--data-sub-sample-rate=0.875` only drops rows without a click, which changes click rate
-    and BCE.)"""
-    part: tuple[NonNegativeInt, PositiveInt] | None = None
-    """`[i, n]`: of the rows that are left, numbered from 0, those whose number is i modulo n; all if not given.
-    `[0, 2]` and `[1, 2]` halve a day whose number of rows is unknown, and both halves cover the same hours. (DLRM takes
-    the first half as test and the second as validation split: use `max_rows` and `skip_rows` if you know the number of
-    rows.)"""
-
-    def __post_init__(self) -> None:
-        if self.part is not None and self.part[0] >= self.part[1]:
-            i, n = self.part
-            raise ValueError(f"part=[{i}, {n}] must be [i, n] with i in 0..{n - 1}; the first of two halves is [0, 2]")
-
-    def __str__(self) -> str:
-        return self.path if isinstance(self.path, str) else ", ".join(self.path)
-
-    @property
-    def every(self) -> int:
-        """Of every so many rows between `skip_rows` and `max_rows` one is read."""
-        return self.sample_every * (1 if self.part is None else self.part[1])
-
-    @property
-    def first(self) -> int:
-        """The number of that row, from 0 on."""
-        return self.sample_every * (0 if self.part is None else self.part[0])
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class DataConfig:
-    """What to read, and how the fields of its files become label, dense features and raw IDs."""
-
-    format: Literal["criteo", "parquet", "remapped"]
-    """`criteo` is the TSV of the Kaggle and Terabyte logs, plain or .gz, with features `C1 … C26`. `remapped` is what
-    `torchrec-cce remap` wrote, Parquet or Arrow, with the pointers of one version of the maps; what is said of Parquet
-    below holds for it too."""
-    train: SplitConfig
-    validation: SplitConfig | None = None
-    test: SplitConfig | None = None
-    label: str = "label"
-    """Parquet: the field of clicks, 0 or 1."""
-    dense: tuple[str, ...] = ()
-    """Parquet: fields of numbers."""
-    dense_transform: Literal["log1p", "none"] = "none"
-    """Parquet: `log1p` is DLRM's log(1 + x), negative values as 0."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Parquet: feature → field of its raw IDs; the raw IDs of any other feature are in a field of its own name."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -234,6 +160,8 @@ class ResidentsSection:
     """Of the rows; see `ResidentConfig`."""
     learning_rate: LearningRate | None = None
     """Of the rows; `optimizer.embedding_learning_rate` if not given."""
+    codeword_learning_rate: LearningRate | None = None
+    """Of the codewords after the last clustering; `optimizer.embedding_learning_rate` if not given."""
     weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     """Of int8 rows."""
     count_first: bool = True
@@ -241,11 +169,16 @@ class ResidentsSection:
     go to the most frequent ones. If not, they are counted on the way, and the first rows are drawn."""
 
     def __post_init__(self) -> None:
-        self.config()
+        self.config(learning_rate=1.0)
 
-    def config(self) -> ResidentConfig:
+    def config(self, learning_rate: float) -> ResidentConfig:
+        """Of a table, with the learning rate of its rows."""
         return ResidentConfig(
-            fraction=self.fraction, shrinkage=self.shrinkage, dtype=self.dtype, weight_decay=self.weight_decay
+            fraction=self.fraction,
+            shrinkage=self.shrinkage,
+            dtype=self.dtype,
+            learning_rate=learning_rate,
+            weight_decay=self.weight_decay,
         )
 
 
@@ -399,15 +332,15 @@ class RunConfig:
             num_terms=self.embedding.num_terms,
             use_helper=self.embedding.use_helper,
             full_up_to=self.embedding.full_up_to,
-            residents=replace((self.residents or ResidentsSection()).config(), learning_rate=self.residents_rate),
+            residents=(self.residents or ResidentsSection()).config(self.resident_rates[RESIDENTS]),
             seed=self.seed,
         )
 
     @property
-    def residents_rate(self) -> float:
-        """The learning rate of residents' rows."""
-        section = self.residents or ResidentsSection()
-        return section.learning_rate or self.optimizer.embedding_learning_rate
+    def resident_rates(self) -> dict[str, float]:
+        """The learning rates of the rows of residents and of the codewords that these are folded into."""
+        section, usual = self.residents or ResidentsSection(), self.optimizer.embedding_learning_rate
+        return {RESIDENTS: section.learning_rate or usual, CODEWORDS: section.codeword_learning_rate or usual}
 
     def universes(self) -> dict[str, int]:
         """Feature → size of the universe of its table."""

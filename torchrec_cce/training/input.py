@@ -14,7 +14,8 @@ from torchrec_cce.data.rows import Rows, bound, concat, thinned, to_batch
 from torchrec_cce.data.tsv import CATEGORICAL_FEATURES, DENSE_FEATURES
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.modules.remap import Remap
-from torchrec_cce.training.config import RunConfig, SplitConfig
+from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.data_config import SplitConfig
 
 
 class RankBatch(NamedTuple):

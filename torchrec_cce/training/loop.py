@@ -16,7 +16,8 @@ from torchrec_cce.files.atomic import write_json
 from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.training.checkpoint import CheckpointWriter
-from torchrec_cce.training.config import RunConfig, SplitConfig
+from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.data_config import SplitConfig
 from torchrec_cce.training.input import check_files
 from torchrec_cce.training.metrics import MetricsLog, ProgressLine, Quality
 from torchrec_cce.training.model import Sizes, sizes_of

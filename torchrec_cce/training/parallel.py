@@ -3,7 +3,8 @@
 import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_cce.methods.computed import ComputedTables
-from torchrec_cce.modules.state_names import bag_weight, holds_residents
+from torchrec_cce.modules.state_names import bag_weight, part_of
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import OptimizerConfig
 
@@ -100,28 +101,31 @@ class StopRequest:
 
 
 def shard(
-    model: nn.Module, plan: ShardingPlan, config: OptimizerConfig, ranks: Ranks, *, residents_rate: float | None = None
+    model: nn.Module,
+    plan: ShardingPlan,
+    config: OptimizerConfig,
+    ranks: Ranks,
+    *,
+    rates: Mapping[str, float] | None = None,
 ) -> tuple[DistributedModelParallel, CombinedOptimizer]:
     """Place the tables of `model` as `plan` says, replicate the rest, and build the optimizers.
 
     The weights stay those that `model` came with, whatever the number of ranks.
 
     Args:
-        residents_rate: the learning rate of residents' rows; that of the tables if not given.
+        rates: the learning rates of `RESIDENTS` and `CODEWORDS`, if they are not that of the tables.
     """
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = table_optimizer(config)
-    rate_of_rows = {"lr": residents_rate or config.embedding_learning_rate}
-    replicated: set[str] = set()
-    replicated_rows: set[str] = set()
+    replicated: defaultdict[float, set[str]] = defaultdict(set)  # by their learning rate
     for path, tables in plan.plan.items():
+        rate = (rates or {}).get(part_of(path), config.embedding_learning_rate)
         for name, placement in tables.items():
             weight = bag_weight(path, name)
-            is_row = holds_residents(path)
             if placement.compute_kernel == EmbeddingComputeKernel.DENSE.value:
-                (replicated_rows if is_row else replicated).add(weight)
+                replicated[rate].add(weight)
             else:  # in a new dict, for it adds to what it is given
-                arguments = optimizer.arguments | (rate_of_rows if is_row else {})
+                arguments = optimizer.arguments | {"lr": rate}
                 apply_optimizer_in_backward(optimizer.kind, [model.get_parameter(weight)], arguments)
     sharded = DistributedModelParallel(model, device=ranks.device, plan=plan, sharders=get_cce_sharders())
     sharded.load_state_dict(weights)
@@ -133,15 +137,11 @@ def shard(
         for name, _ in module.named_parameters()
     }
     rest = dict(in_backward_optimizer_filter(sharded.named_parameters()))
+    of_tables = computed.union(*replicated.values())
     kinds = [
-        (optimizer.kind, optimizer.arguments, replicated),
-        (optimizer.kind, optimizer.arguments | rate_of_rows, replicated_rows),
+        *((optimizer.kind, optimizer.arguments | {"lr": rate}, names) for rate, names in sorted(replicated.items())),
         (optimizer.computed_kind, optimizer.arguments, computed),
-        (
-            OPTIMIZERS[config.dense],
-            {"lr": config.dense_learning_rate},
-            rest.keys() - replicated - replicated_rows - computed,
-        ),
+        (OPTIMIZERS[config.dense], {"lr": config.dense_learning_rate}, rest.keys() - of_tables),
     ]
     groups = [(kind, arguments, {n: p for n, p in rest.items() if n in names}) for kind, arguments, names in kinds]
     optimizers = [KeyedOptimizerWrapper(held, partial(kind, **arguments)) for kind, arguments, held in groups if held]

@@ -20,8 +20,9 @@ from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks, on_fir
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.training import checkpoint
-from torchrec_cce.training.config import ResidentsSection, RunConfig, SplitConfig
+from torchrec_cce.training.config import ResidentsSection, RunConfig
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
+from torchrec_cce.training.data_config import SplitConfig
 from torchrec_cce.training.derive import derived_model, start_from
 from torchrec_cce.training.input import RankBatch, num_dense, read_batches
 from torchrec_cce.training.metrics import Quality, has_measured, quality
@@ -46,9 +47,7 @@ class Run:
         model = build_model(config, num_dense=num_dense(config), device=ranks.device)
         self.model: DistributedModelParallel
         self.optimizer: CombinedOptimizer
-        self.model, self.optimizer = shard(
-            model, self.plan, config.optimizer, ranks, residents_rate=config.residents_rate
-        )
+        self.model, self.optimizer = shard(model, self.plan, config.optimizer, ranks, rates=config.resident_rates)
         self.collections = list(collections_of(self.model).values())
         (self.remap,) = (collection.remap for collection in self.collections)
         self.frequencies = ShardedFrequencies({})  # of each position of a map, if clusterings weigh by them

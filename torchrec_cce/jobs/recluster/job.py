@@ -19,7 +19,8 @@ from torchrec_cce.jobs.recluster.request import ReclusterInput, ReclusterJob, un
 from torchrec_cce.jobs.recluster.summary import ReclusterSummary, read_summary, write_summary
 from torchrec_cce.jobs.recluster.work import Frequencies
 from torchrec_cce.maps.journal import PublishedVersion
-from torchrec_cce.training.config import SplitConfig, config_digest
+from torchrec_cce.training.config import config_digest
+from torchrec_cce.training.data_config import SplitConfig
 from torchrec_cce.training.loop import evaluate
 from torchrec_cce.training.metrics import Quality
 from torchrec_cce.workers import engine_of
