@@ -14,7 +14,7 @@ from tests.support.launch import Job
 from tests.support.runs import assert_equal_metrics, maps_of
 from tests.support.torchrun import torchrun
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.training import loop
+from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.config import RunConfig
 
 Moment = Callable[[Path, list[int]], bool]
@@ -85,6 +85,7 @@ def test_killed_while_saving_while_publishing_and_while_reclustering(log: Path, 
     moments: list[Moment] = [reclustering, publishing, saving]
     reached = 0
     with torchrun(tmp_path / "killed", config_of(tmp_path / "killed", log), "--restartable", max_restarts=10) as run:
+        assert run.wait_for(lambda: checkpoint.exists(run.folder / "run")), "from which the ranks go on"
         for moment in moments:
             reached += run.wait_for(lambda now=moment: now(run.folder, run.ranks()))  # type: ignore[misc]
             run.kill_a_rank(choose)
