@@ -79,6 +79,7 @@ def _gowalla_residents(name: str, *, cap: int, fraction: float, phases: int, **w
                 "fraction": fraction,
                 "dtype": "int8",
                 "learning_rate": 0.1,
+                "codeword_learning_rate": 0.001,
                 "shrinkage": 0.7 if phases == 9 else 0.3,
             },
             "training": {"evaluate_every": 9 * 380},

@@ -161,7 +161,7 @@ class ResidentsSection:
     learning_rate: LearningRate | None = None
     """Of the rows; `optimizer.embedding_learning_rate` if not given."""
     codeword_learning_rate: LearningRate | None = None
-    """Of the codewords after the last clustering; `optimizer.embedding_learning_rate` if not given."""
+    """Of the codewords after the last clustering; a tenth of `optimizer.embedding_learning_rate` if not given."""
     weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     """Of int8 rows."""
     count_first: bool = True
@@ -340,7 +340,7 @@ class RunConfig:
     def resident_rates(self) -> dict[str, float]:
         """The learning rates of the rows of residents and of the codewords that these are folded into."""
         section, usual = self.residents or ResidentsSection(), self.optimizer.embedding_learning_rate
-        return {RESIDENTS: section.learning_rate or usual, CODEWORDS: section.codeword_learning_rate or usual}
+        return {RESIDENTS: section.learning_rate or usual, CODEWORDS: section.codeword_learning_rate or usual / 10}
 
     def universes(self) -> dict[str, int]:
         """Feature → size of the universe of its table."""
