@@ -19,6 +19,7 @@ from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingBagConfig, CCEEmbedd
 from torchrec_cce.modules.recluster import TableRows, to_array
 from torchrec_cce.modules.remap import MapStamp
 from torchrec_cce.modules.state_names import (
+    codewords_weight,
     in_checkpoint,
     joined,
     optimizer_state,
@@ -207,6 +208,12 @@ class CCECheckpoint(DistributedCheckpoint):
         self, path: str, stamps: Sequence[MapStamp], maps: Mapping[str, TableSnapshot]
     ) -> Iterator[tuple[str, TableSnapshot]]:
         """The tables of a collection in its order, found by the digests that are stamped on its weights."""
+        folded = [name for name in maps if in_checkpoint(joined(path, codewords_weight(name))) in self.tensors]
+        if folded:
+            raise ConfigError(
+                f"{self.folder}: tables {sorted(folded)} have residents, whose rows only training folds into codewords "
+                "and pointers; publish the run's last fold (torchrec-cce maps publish), or let it train on"
+            )
         mine = {name: table for name, table in maps.items() if self._weight_name(path, name, table) is not None}
         by_digest = {table.pointer_map.digest: name for name, table in mine.items()}
         lost = [stamp for stamp in stamps if stamp.digest not in by_digest]
