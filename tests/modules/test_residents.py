@@ -139,7 +139,7 @@ def test_rows_and_their_optimizer_start_anew_in_every_phase(dtype: str) -> None:
     assert (second.ages[first.ages != 0] == 0).all()  # they waited longer
     residents = torch.from_numpy(np.flatnonzero(second.ages == 0))
     rows, had_one = rows_of(one)[: len(residents)], torch.from_numpy(first.ages)[residents] != 255
-    expected = -0.3 * embeddings(one, with_rows=False)[residents]
+    expected = -0.5 * embeddings(one, with_rows=False)[residents]
     tolerance = 0.0 if dtype == "float32" else 0.51 * float(one.quantized_residents.tables["t_residents"].step)
     assert float((rows - expected)[had_one].abs().sum(1).max()) <= D * (tolerance + 1e-6)
     assert float(rows[~had_one].abs().max()) <= 0.1 + tolerance

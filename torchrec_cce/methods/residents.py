@@ -18,7 +18,7 @@ class ResidentConfig:
 
     fraction: float = 0.25
     """Of all IDs, above 0 and at most 1."""
-    shrinkage: float = 0.3
+    shrinkage: float = 0.5
     """What an ID that gets a row again loses of the embedding it has, as a share, 0 to 1."""
     dtype: RowType = "float32"
     """Of the rows. `"float32"`: they are a stock table, which TorchRec places, and any optimizer trains. `"int8"`: they
@@ -33,7 +33,7 @@ class ResidentConfig:
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"residents: fraction={self.fraction} is not above 0 and at most 1; 0.25 is usual")
         if not 0 <= self.shrinkage <= 1:
-            raise ConfigError(f"residents: shrinkage={self.shrinkage} is not in 0..1; 0.3 is usual")
+            raise ConfigError(f"residents: shrinkage={self.shrinkage} is not in 0..1; 0.5 is usual")
         if self.dtype not in get_args(RowType):
             raise ConfigError(f"residents: dtype={self.dtype!r} is not one of {', '.join(get_args(RowType))}")
         if not self.learning_rate > 0:

@@ -154,7 +154,7 @@ class ResidentsSection:
 
     fraction: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.25
     """Of the IDs of a table that have a row at a time."""
-    shrinkage: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.3
+    shrinkage: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.5
     """What an ID that gets a row again loses of the embedding it has, as a share."""
     dtype: RowType = "float32"
     """Of the rows; see `ResidentConfig`."""
