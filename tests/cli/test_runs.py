@@ -18,7 +18,7 @@ from tests.support.launch import Finished, command
 from torchrec_cce.maps.bundle import read_folder
 
 SCRIPT = Path(sys.executable).with_name("torchrec-cce")
-METHODS = ["full", "hashing_trick", "ce_concat", "cce"]
+METHODS = ["full", "hashing_trick", "ce_concat", "cce", "cce_residents"]
 
 
 def run(folder: Path, *arguments: str | Path) -> Finished:
@@ -209,7 +209,7 @@ def assert_demo(finished: Finished, folder: Path) -> None:
     assert finished.code == 0, finished.stderr
     assert finished.stderr == ""
     first_words = [line.split()[0] for line in finished.stdout.splitlines() if line.split()]
-    assert [word for word in first_words if word in METHODS][-4:] == METHODS
+    assert [word for word in first_words if word in METHODS][-len(METHODS) :] == METHODS
     report = json.loads((folder / "demo" / "report.json").read_text())
     assert [outcome["method"] for outcome in report["outcomes"]] == METHODS
     assert report["outcomes"][-1]["sizes"]["pointer_bytes"] > 0
