@@ -356,4 +356,7 @@ def test_a_checkpoint_is_clustered_offline(expected: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("workplace")
 def test_an_experiment_opens(expected: dict[str, Any]) -> None:
-    assert see_experiment() == expected["experiment"]
+    found = see_experiment()
+    for row in found["results"]:
+        assert row.pop("resident_bytes") == 0  # older code does not know it
+    assert found == expected["experiment"]

@@ -41,7 +41,8 @@ SCHEMA = pa.schema(
         **dict.fromkeys(("full_parameters", "parameters"), pa.int64()),
         "largest_factor": pa.float64(),
         **dict.fromkeys(
-            ("table_bytes", "pointer_bytes", "device_pointer_bytes", "total_bytes", "full_bytes"), pa.int64()
+            ("table_bytes", "pointer_bytes", "device_pointer_bytes", "resident_bytes", "total_bytes", "full_bytes"),
+            pa.int64(),
         ),
         **dict.fromkeys(("entropies", "random_entropies"), pa.list_(pa.float64())),
         **dict.fromkeys(("error", "run", "config", "versions"), pa.string()),
@@ -108,6 +109,7 @@ def row(
         "table_bytes": 4 * parameters,
         "pointer_bytes": stored if on_host else 0,
         "device_pointer_bytes": 0 if on_host else stored,
+        "resident_bytes": 0,
         "total_bytes": 4 * parameters + stored,
         "full_bytes": 4 * FULL_PARAMETERS,
         "entropies": [share * value for share, value in zip(shares, random, strict=True)],

@@ -315,7 +315,7 @@ url = "registry"
         ("fraction = 0.25", "fraction = 1.5", 17, "residents.fraction: Input should be less than or equal to 1"),
         ('"float32"', '"int4"', 18, "residents.dtype: Input should be 'float32' or 'int8'; found 'int4'"),
         ("fraction = 0.25", "learning_rate = 0", 17, "residents.learning_rate: Input should be greater than 0"),
-        ("fraction = 0.25", "share = 0.25", 17, "residents.share: unknown key; allowed: fraction, dtype, "),
+        ("fraction = 0.25", "share = 0.25", 17, "residents.share: unknown key; allowed: fraction, shrinkage, "),
         ('"criteo"', '"remapped"', 13, "recluster.ct: ct=2: remapped data has the pointers of one version"),
         ("max_parameters = 800", "use_helper = false", 10, "embedding.use_helper: use_helper=false is for method="),
     ],
