@@ -214,6 +214,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
     one = collection()
     with pytest.raises(ConfigError, match=r"frequencies are int64 \[3\]"):
         one.admit(seed=1, frequencies={"t": np.ones(3, np.int64)})
+    with pytest.raises(ConfigError, match=r"frequencies of \['d'\], which are not CCE tables"):
+        one.admit(seed=1, frequencies={"d": np.ones(7, np.int64)})
     assert one.remap.residency("t").phases == 0
     one = learned()
     with pytest.raises(ConfigError, match="a phase of residents is open; recluster first"):

@@ -43,7 +43,8 @@ def run_demo(
     max_parameters: int | None,
     seed: int,
 ) -> tuple[list[TrialResult], dict[str, str]]:
-    """Train full tables, the hashing trick, CE concat, CCE and CCE with residents, and write `report.json` and `report.html` to `folder`.
+    """Train full tables, the hashing trick, CE concat, CCE and CCE with residents; `folder` gets `report.json` and
+    `report.html`.
 
     Args:
         data: a Criteo TSV (plain or .gz) or Parquet; None makes a log in Criteo's layout with planted clusters.

@@ -216,11 +216,8 @@ class CCECollection(ABC, nn.Module):
                 tables; tables on the meta device, or sharded (use
                 `torchrec_cce.sharding.recluster_sharded` there).
         """
-        frequencies = frequencies or {}
+        frequencies = self._checked(frequencies)
         tables = self.cce_configs()
-        unknown = set(frequencies) - {table.name for table in tables}
-        if unknown:
-            raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this collection")
         stores = {table.name: self._store(table.name, optimizer) for table in tables}
         results = {
             table.name: recluster_rows(
@@ -256,9 +253,11 @@ class CCECollection(ABC, nn.Module):
             frequencies: table → [num_ids] counts, one a position of its map; see `admitted_ages`.
 
         Raises:
-            ConfigError: no table has residents, or a phase is open already; what `admitted_ages` raises.
+            ConfigError: no table has residents, or a phase is open already; `frequencies` of an unknown table; what
+                `admitted_ages` raises.
         """
         self.check_no_phase_is_open()
+        frequencies = self._checked(frequencies)
         begun = []
         for config in self.configs_with_residents():
             rows = self._residents_store(config, optimizer)
@@ -266,7 +265,7 @@ class CCECollection(ABC, nn.Module):
             ages = admitted_ages(
                 before,
                 config.max_residents,
-                frequencies=(frequencies or {}).get(config.name),
+                frequencies=frequencies.get(config.name),
                 seed=of_table,
                 num_threads=os.cpu_count() or 1,
             )
@@ -277,6 +276,14 @@ class CCECollection(ABC, nn.Module):
         for name, rows, fresh, after in begun:
             rows.restart(fresh)
             self.remap.attach_residency(name, after)
+
+    def _checked(
+        self, frequencies: Mapping[str, npt.NDArray[np.integer]] | None
+    ) -> Mapping[str, npt.NDArray[np.integer]]:
+        unknown = set(frequencies or ()) - set(self.cce_tables())
+        if unknown:
+            raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this collection")
+        return frequencies or {}
 
     def configs_with_residents(self) -> list[CCEConfig]:
         """The tables that have residents, now or at times."""
