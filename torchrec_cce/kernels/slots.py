@@ -109,12 +109,23 @@ def slots_of_bags(
 
 
 @jit
-def _rank_of(position: int, age: np.uint8, frequency: np.int64, never: np.uint64, seed: np.uint64) -> np.uint64:
-    """Where a position stands among those that want a row: 48 bits of `(frequency + 1)·age²`, 16 of a draw."""
-    waiting = never if age == NEVER else np.uint64(age)
+def _rank_of(
+    i: int,
+    ages: npt.NDArray[np.uint8],
+    frequencies: npt.NDArray[np.integer],
+    first: int,
+    never: np.uint64,
+    seed: np.uint64,
+) -> np.uint64:
+    """Where a position stands among those that want a row: 48 bits of `(frequency + 1)·age²`, 16 of a draw.
+
+    It is the position `first + i`; the other arguments are those of `count_digits`.
+    """
+    frequency = np.int64(frequencies[i]) if len(frequencies) else np.int64(0)
+    waiting = never if ages[i] == NEVER else np.uint64(ages[i])
     score = (np.uint64(frequency) + _ONE) * waiting * waiting
     score = min(score, np.uint64(_HIGHEST_SCORE))
-    draw = fmix64(np.uint64(position) ^ seed) >> np.uint64(64 - _TIE_BITS)
+    draw = fmix64(np.uint64(first + i) ^ seed) >> np.uint64(64 - _TIE_BITS)
     rank: np.uint64 = (score << np.uint64(_TIE_BITS)) | draw
     return rank
 
@@ -139,8 +150,7 @@ def count_digits(
         counts: [2^16], added to.
     """
     for i in range(len(ages)):
-        frequency = np.int64(frequencies[i]) if len(frequencies) else np.int64(0)
-        rank = _rank_of(first + i, ages[i], frequency, never, seed)
+        rank = _rank_of(i, ages, frequencies, first, never, seed)
         above = rank >> shift
         if above >> np.uint64(DIGIT_BITS) == prefix:
             counts[above & np.uint64((1 << DIGIT_BITS) - 1)] += 1
@@ -161,8 +171,7 @@ def admit_above(
     Arguments as of `count_digits`; `out: [m]` may be `ages`.
     """
     for i in range(len(ages)):
-        frequency = np.int64(frequencies[i]) if len(frequencies) else np.int64(0)
-        if _rank_of(first + i, ages[i], frequency, never, seed) >= threshold:
+        if _rank_of(i, ages, frequencies, first, never, seed) >= threshold:
             out[i] = 0
         elif ages[i] == NEVER:
             out[i] = NEVER

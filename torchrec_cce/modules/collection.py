@@ -1,6 +1,5 @@
 """What pooled and unpooled collections have in common: tables with their maps, published, restored and reclustered."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -10,11 +9,9 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, PoolingType
 
-from torchrec_cce.clustering.admission import admitted_ages
 from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError
-from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
@@ -23,7 +20,7 @@ from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTa
 from torchrec_cce.modules.quantized_rows import QuantizedStore, QuantizedTable
 from torchrec_cce.modules.recluster import ParameterStore, ResidentStore, TableReport, TableRows, recluster_rows
 from torchrec_cce.modules.remap import Remap
-from torchrec_cce.modules.residents import rows_of_phase
+from torchrec_cce.modules.residents import ages_of_phase, rows_of_phase
 from torchrec_cce.modules.state_names import quantized_rows, residents_weight
 
 
@@ -261,17 +258,11 @@ class CCECollection(ABC, nn.Module):
         begun = []
         for config in self.configs_with_residents():
             rows = self._residents_store(config, optimizer)
-            before, of_table = self.remap.residency(config.name), derive_seed(seed, config.name)
-            ages = admitted_ages(
-                before,
-                config.max_residents,
-                frequencies=frequencies.get(config.name),
-                seed=of_table,
-                num_threads=os.cpu_count() or 1,
-            )
+            before = self.remap.residency(config.name)
+            ages = ages_of_phase(config, before, frequencies=frequencies.get(config.name), seed=seed)
             after = before.next_phase(ages)
             weights = self._store(config.name).read().weights
-            fresh = rows_of_phase(config, self.pointer_map(config.name), weights, before, after, seed=of_table)
+            fresh = rows_of_phase(config, self.pointer_map(config.name), weights, before, after, seed=seed)
             begun.append((config.name, rows, fresh, after))
         for name, rows, fresh, after in begun:
             rows.restart(fresh)

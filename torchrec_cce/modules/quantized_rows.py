@@ -153,14 +153,11 @@ class QuantizedStore:
 
 
 class QuantizedArray:
-    """Rows that become float32 where they are asked for: `[m, d]`."""
+    """Rows, `[m, d]`, that become float32 where they are asked for. A view: it changes with the rows."""
 
     def __init__(self, numbers: npt.NDArray[np.int8], step: float) -> None:
-        self._numbers, self._step = numbers.copy(), np.float32(step)
+        self._numbers, self._step = numbers, np.float32(step)
         self.shape = numbers.shape
-
-    def __len__(self) -> int:
-        return len(self._numbers)
 
     def __getitem__(self, rows: Any) -> Floats:
         part: Floats = self._numbers[rows] * self._step

@@ -1,6 +1,5 @@
 """The next phase of residents in the middle of distributed training."""
 
-import os
 from collections.abc import Mapping
 from functools import partial
 
@@ -9,10 +8,8 @@ import numpy.typing as npt
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
-from torchrec_cce.clustering.admission import admitted_ages
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.hashing import derive_seed
-from torchrec_cce.modules.residents import rows_of_phase
+from torchrec_cce.modules.residents import ages_of_phase, rows_of_phase
 from torchrec_cce.sharding.host_file import HostFile
 from torchrec_cce.sharding.recluster import check_names
 from torchrec_cce.sharding.tables import tables_of
@@ -44,20 +41,13 @@ def admit_sharded(
     phases = []
     for collection, config, store, rows in with_residents:
         assert rows is not None
-        before, seed_of_table = collection.remap.residency(config.name), derive_seed(seed, config.name)
-        choose = partial(
-            admitted_ages,
-            before,
-            config.max_residents,
-            frequencies=(frequencies or {}).get(config.name),
-            seed=seed_of_table,
-            num_threads=os.cpu_count() or 1,
-        )
+        before, counted = collection.remap.residency(config.name), (frequencies or {}).get(config.name)
+        choose = partial(ages_of_phase, config, before, frequencies=counted, seed=seed)
         file = HostFile((before.num_ids, 1), np.dtype(np.uint8))
         ages = file.filled(lambda out: choose(out=out[:, 0]))[:, 0]  # noqa: B023  called in this round
         after = before.next_phase(ages)
         pointer_map, weights = collection.pointer_map(config.name), store.read().weights
-        fresh = rows_of_phase(config, pointer_map, weights, before, after, seed=seed_of_table)
+        fresh = rows_of_phase(config, pointer_map, weights, before, after, seed=seed)
         phases.append((collection.remap, config.name, rows, fresh, after))
     for remap, name, rows, fresh, after in phases:
         rows.restart(fresh)
