@@ -24,6 +24,7 @@ from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTa
 from torchrec_cce.methods.table import row_feature_names
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.quantized_rows import QuantizedRows
+from torchrec_cce.modules.remap import row_segments
 from torchrec_cce.modules.state_names import codewords_weight, pooled_weight
 
 _FEATURE = "ids"
@@ -89,6 +90,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         self.quantized_residents = QuantizedRows(quantized, device=device) if quantized else None
         computed = [table for table in tables if isinstance(table, ComputedEmbeddingBagConfig)]
         self.computed = ComputedTables(computed, is_weighted=is_weighted, device=device) if computed else None
+        self.split = Split(tables) if with_residents else None
         self.combine = Combine(tables, list(self._physical.values()))
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -98,13 +100,16 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
             InvalidIDError: a raw ID outside its table's universe, or not an integer; names feature and value.
         """
         rows = self.remap(features)
+        parts = [rows] if self.split is None else self.split(rows)
         # Under way, if sharded, while others are computed.
-        looked_up = [] if self.ebc is None else [self.ebc(rows)]
-        residents = [stock(rows) for stock in (self.residents, self.quantized_residents) if stock is not None]
+        looked_up = [] if self.ebc is None else [self.ebc(parts[0])]
+        residents = [] if self.residents is None else [self.residents(parts[2])]
+        if self.quantized_residents is not None:
+            residents.append(self.quantized_residents(parts[3]))
         if self.codewords is not None:
-            looked_up.append(self._look_codewords_up(rows))
+            looked_up.append(self._look_codewords_up(parts[1]))
         if self.computed is not None:
-            looked_up.append(self.computed(rows))
+            looked_up.append(self.computed(parts[0]))
         pooled: KeyedTensor = self.combine(looked_up, residents)
         return pooled
 
@@ -124,6 +129,25 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
 
     def weight_name(self, table: str) -> str:
         return codewords_weight(table) if table in self.remap.resident_tables() else pooled_weight(table)
+
+
+class Split(nn.Module):
+    """Gives each inner collection its own features, as views: from all of them it would permute, and so copy, its own.
+
+    Args:
+        tables: the caller's tables.
+    """
+
+    def __init__(self, tables: Sequence[EmbeddingBagConfig]) -> None:
+        super().__init__()
+        self._segments = list(row_segments(tables))
+
+    def forward(self, rows: KeyedJaggedTensor) -> list[KeyedJaggedTensor]:
+        """The parts of `rows` in the order of `row_segments`."""
+        if rows.inverse_indices_or_none() is not None:  # of a variable batch, which a part would lose
+            return [rows] * len(self._segments)
+        parts: list[KeyedJaggedTensor] = rows.split(self._segments)
+        return parts
 
 
 class Combine(nn.Module):
@@ -173,7 +197,9 @@ class Combine(nn.Module):
         if any(scale != 1.0 for scale in self._scales):
             scale = torch.tensor(self._scales, device=values.device, dtype=values.dtype)
             values = values * scale.repeat_interleave(torch.tensor(self._dims, device=values.device))
-        if residents:
+        if len(residents) == 1 and residents[0].keys() == self._resident_keys:
+            values = values + residents[0].values()
+        elif residents:
             rows = {key: value for each in residents for key, value in each.to_dict().items()}
             parts = values.split(self._dims, dim=1)
             added = [

@@ -67,7 +67,9 @@ class Remap(nn.Module):
     def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
         super().__init__()
         self._is_weighted = is_weighted
-        with_residents = [table for table in tables if isinstance(table, CCEConfig) and table.residents is not None]
+        # So that those of one stock collection lie side by side, see `row_segments`.
+        in_order = sorted(tables, key=_segment)
+        with_residents = [table for table in in_order if isinstance(table, CCEConfig) and table.residents is not None]
         self._configs = {table.name: table for table in tables}
         self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
         self.makes_weights = (
@@ -80,8 +82,8 @@ class Remap(nn.Module):
         self.leaves_out_residents = False
         """Whether all IDs get their codewords alone, as they will once the rows are folded."""
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
-        self.table_features = [(table.name, feature) for table in tables for feature in table.feature_names]
-        self.row_keys = [key for table in tables for key in row_feature_names(table)]
+        self.table_features = [(table.name, feature) for table in in_order for feature in table.feature_names]
+        self.row_keys = [key for table in in_order for key in row_feature_names(table)]
         self.row_keys += [key for table in with_residents for key in table.resident_feature_names()]
         self._changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
 
@@ -181,9 +183,13 @@ class Remap(nn.Module):
         counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self.table_features]
         schemes = [self._schemes[table] for table, _ in self.table_features]
         sizes = [n * scheme.num_columns * scheme.num_terms for n, scheme in zip(counts, schemes, strict=True)]
-        rows = torch.empty(sum(sizes), dtype=torch.int64)
+        end = sum(sizes)
+        may_be_residents = sum(
+            n for n, (table, _) in zip(counts, self.table_features, strict=True) if table in self._residencies
+        )
+        rows = torch.empty(end + may_be_residents, dtype=torch.int64)
         for (table, feature), n, scheme, out in zip(
-            self.table_features, counts, schemes, rows.split(sizes), strict=True
+            self.table_features, counts, schemes, rows[:end].split(sizes), strict=True
         ):
             start = bounds[position[feature]]
             shaped = out.view(scheme.num_columns, n, scheme.num_terms).numpy()
@@ -195,7 +201,6 @@ class Remap(nn.Module):
         terms = [scheme.num_terms for scheme in schemes for _ in range(scheme.num_columns)]
         spans = [slice(bounds[source], bounds[source + 1]) for source in sources]
         weights = self._weights(features, sources, spans, lengths) if self.makes_weights else []
-        parts = [rows]
         lengths_of_keys = [lengths[source] * t for source, t in zip(columns, terms, strict=True)]
         weights_of_keys = [
             _weights_of_rows(scheme, ids[span], each)
@@ -204,14 +209,15 @@ class Remap(nn.Module):
         for i, (table, _) in enumerate(self.table_features):
             if table in self._residencies:
                 found = self._residents(table, ids[spans[i]], lengths[sources[i]].numpy())
-                parts.append(torch.from_numpy(found.slots))
+                rows[end : end + len(found.slots)] = torch.from_numpy(found.slots)
+                end += len(found.slots)
                 lengths_of_keys.append(torch.from_numpy(found.lengths))
                 columns.append(sources[i])
                 if weights:
                     weights_of_keys.append(weights[i][torch.from_numpy(found.places)])
         return KeyedJaggedTensor(
             keys=self.row_keys,
-            values=torch.cat(parts) if len(parts) > 1 else rows,
+            values=rows[:end],
             lengths=torch.cat(lengths_of_keys),
             weights=torch.cat(weights_of_keys) if weights else None,
             **_variable_batch(features, columns, self.row_keys),
@@ -241,12 +247,14 @@ class Remap(nn.Module):
         ]
 
     def _residents(self, table: str, ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.integer]) -> Residents:
-        """The members of bags that have a private row; `ids: [N]`, of bags of `lengths: [B]`."""
+        """The members of bags that have a private row; `ids: [N]`, which were looked up, of bags of `lengths: [B]`."""
         residency = self._residencies[table]
         if self.leaves_out_residents or not residency.is_open:
             nobody = np.empty(0, np.int64)
             return Residents(nobody, nobody, np.zeros_like(lengths))
-        return residency.slots.of_bags(self.pointer_map(table).resolve(ids).positions, lengths)
+        pointer_map = self.pointer_map(table)
+        positions = pointer_map.resolve(ids).positions if pointer_map.takes_any_id else ids
+        return residency.slots.of_bags(positions, lengths)
 
     def look_up(
         self, table: str, feature: str, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64] | None = None
@@ -326,6 +334,24 @@ class Remap(nn.Module):
             found = self.pointer_map(table)
             if found.version is None and stamp.version is not None:
                 self._look_up_by(table, found.published_as(stamp.version))  # the same map, whose phase goes on
+
+
+def row_segments(tables: Sequence[BaseEmbeddingConfig]) -> tuple[int, int, int, int]:
+    """How many keys of remapped features lie side by side: those of tables without residents, of the codewords of
+    tables with residents, of residents' rows that are stock tables, and of those that are quantized."""
+    lengths = [0, 0, 0, 0]
+    for table in tables:
+        segment = _segment(table)
+        lengths[min(segment, 1)] += len(row_feature_names(table))
+        if isinstance(table, CCEConfig) and table.residents is not None:
+            lengths[1 + segment] += len(table.resident_feature_names())
+    return lengths[0], lengths[1], lengths[2], lengths[3]
+
+
+def _segment(table: BaseEmbeddingConfig) -> int:
+    if not isinstance(table, CCEConfig) or table.residents is None:
+        return 0
+    return 1 if table.has_stock_residents else 2
 
 
 def _pools_by_mean(table: BaseEmbeddingConfig) -> bool:
