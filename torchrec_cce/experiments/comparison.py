@@ -19,6 +19,7 @@ _CELLS: dict[str, Callable[[SeedGroup], str]] = {
     "trained parameters": lambda group: f"{group.sizes.parameters:,}",
     "table bytes": lambda group: f"{group.sizes.table_bytes:,}",
     "pointer bytes": lambda group: f"{group.sizes.pointer_bytes + group.sizes.device_pointer_bytes:,}",
+    "training bytes": lambda group: f"{group.sizes.training_bytes:,}" if group.sizes.training_bytes else "–",
     "÷ parameters": lambda group: f"{group.sizes.parameter_factor:.1f}×",
     "÷ largest": lambda group: f"{group.sizes.largest_factor:.1f}×",
     "÷ bytes": lambda group: f"{group.sizes.byte_factor:.1f}×",
@@ -26,7 +27,9 @@ _CELLS: dict[str, Callable[[SeedGroup], str]] = {
 COLUMNS = tuple(_CELLS)
 NOTE = (
     "cap: trained parameters a table. ÷ parameters: Σ n·d of full tables over trained parameters, all tables. "
-    "÷ largest: the same for the largest table alone. ÷ bytes: full tables over trained tables plus stored pointers."
+    "÷ largest: the same for the largest table alone. ÷ bytes: full tables over trained tables plus stored pointers. "
+    "training bytes: the most that is held while training: tables, state of their optimizer, rows of residents, "
+    "pointers and frequencies; where a table is quantized afterwards, of the run that trained it."
 )
 
 

@@ -130,6 +130,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
             {
                 "cap": point.first.max_parameters,
                 "parameters": point.sizes.parameters,
+                "training_bytes": point.sizes.training_bytes,
                 "test_bce": asdict(point.test_bce),
                 "test_auc": asdict(point.test_auc),
                 "validation_bce": asdict(point.validation_bce),
@@ -161,12 +162,14 @@ def points_table(curves: Sequence[Curve]) -> Table:
         "÷ bytes": lambda point: _factor(point.sizes.byte_factor),
         "host bytes": lambda point: _number(point.sizes.pointer_bytes),
         "accelerator bytes": lambda point: _number(point.sizes.table_bytes + point.sizes.device_pointer_bytes),
+        "training bytes": lambda point: _number(point.sizes.training_bytes or None),
     }
     return Table(
         title="Everything that was run",
         note="Mean ± standard deviation over seeds, each entry and cap at the learning rate with the lowest validation "
         "BCE; * marks a rate at the end of those that were tried, where a better one may lie beyond. Host: pointers of "
-        "maps. Accelerator: tables, and pointers that live beside them.",
+        "maps. Accelerator: tables, and pointers that live beside them. Training: the most that is held while "
+        "training, the state of the optimizer and rows of residents included.",
         columns=tuple(cells),
         rows=_rows(cells, [point for curve in curves for point in curve.points]),
     )

@@ -83,6 +83,8 @@ class Sizes:
     """Bytes of pointers beside the tables: those of computed tables."""
     resident_bytes: int = 0
     """Bytes of residents while they train, and never served: rows, the state of row-wise Adagrad, ages and slots."""
+    training_bytes: int = 0
+    """The most bytes that are held to train them, see `Footprint`; 0 where nobody said."""
     largest_table: str
     """The table that would be the largest if all were full."""
     largest_factor: float
@@ -103,7 +105,7 @@ class Sizes:
         return self.table_bytes + self.pointer_bytes + self.device_pointer_bytes
 
 
-def sizes_of(collections: Iterable[CCECollection]) -> Sizes:
+def sizes_of(collections: Iterable[CCECollection], *, training_bytes: int = 0) -> Sizes:
     """The sizes of all tables in `collections`, with the maps that are attached now."""
     full: dict[str, int] = {}
     trained: dict[str, int] = {}
@@ -128,6 +130,7 @@ def sizes_of(collections: Iterable[CCECollection]) -> Sizes:
         pointer_bytes=pointer_bytes,
         device_pointer_bytes=device_pointer_bytes,
         resident_bytes=resident_bytes,
+        training_bytes=training_bytes,
         largest_table=largest,
         largest_factor=full[largest] / trained[largest],
     )
