@@ -24,7 +24,7 @@ class Candidate:
     learning_rate: float
     """Of the embedding tables."""
     settings: dict[str, dict[str, Any]]
-    """The sections of a run that make it: `embedding`, `optimizer`, and for CCE `recluster`."""
+    """The sections of a run that make it: `embedding`, `optimizer`, for CCE `recluster`, `derive` if it has one."""
     largest: LargestTable | None
     """Columns, rows and pointer width of the largest table, where it has learned pointers."""
     validation_auc: float
@@ -122,7 +122,7 @@ def _candidate(point: SeedGroup) -> Candidate:
         method=first.method,
         max_parameters=first.max_parameters,
         learning_rate=first.learning_rate,
-        settings={name: first.config[name] for name in sections if name in first.config},
+        settings={name: first.config[name] for name in (*sections, "derive") if first.config.get(name)},
         largest=largest_table(first.config),
         validation_auc=point.validation_auc.mean,
         auc=point.test_auc,

@@ -135,7 +135,11 @@ class _Training:
             rows_per_second=self.rows_per_second(),
             recluster_seconds=self.seconds["clustering"],
             entropies=position.entropies,
-            sizes=sizes_of(self.run.collections, training_bytes=peak_training_bytes(self.config)),
+            sizes=sizes_of(
+                self.run.collections,
+                training_bytes=peak_training_bytes(self.config),
+                bits=None if self.config.derive is None else self.config.derive.bits,
+            ),
             interrupted=interrupted,
             checkpoint=str(saved),
         )

@@ -16,6 +16,7 @@ from torchrec_cce.methods.table import CompressedConfig
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.rowwise import Bits, row_bytes
 
 
 class DLRMClicks(nn.Module):
@@ -105,8 +106,13 @@ class Sizes:
         return self.table_bytes + self.pointer_bytes + self.device_pointer_bytes
 
 
-def sizes_of(collections: Iterable[CCECollection], *, training_bytes: int = 0) -> Sizes:
-    """The sizes of all tables in `collections`, with the maps that are attached now."""
+def sizes_of(collections: Iterable[CCECollection], *, training_bytes: int = 0, bits: Bits | None = None) -> Sizes:
+    """The sizes of all tables in `collections`, with the maps that are attached now.
+
+    Args:
+        training_bytes: see `Sizes`.
+        bits: of the numbers in full tables, if these are quantized row by row.
+    """
     full: dict[str, int] = {}
     trained: dict[str, int] = {}
     full_bytes = table_bytes = pointer_bytes = device_pointer_bytes = resident_bytes = 0
@@ -120,7 +126,10 @@ def sizes_of(collections: Iterable[CCECollection], *, training_bytes: int = 0) -
                 trained[table.name], held = table.num_parameters, table.num_physical_parameters
                 device_pointer_bytes += table.pointer_bytes
             full_bytes += full[table.name] * bytes_per_value
-            table_bytes += held * bytes_per_value
+            is_quantized = bits is not None and not isinstance(table, CompressedConfig)
+            table_bytes += (
+                table.num_embeddings * row_bytes(table.embedding_dim, bits) if is_quantized else held * bytes_per_value
+            )
     largest = max(full, key=lambda name: full[name])
     return Sizes(
         full_parameters=sum(full.values()),
