@@ -106,8 +106,12 @@ def _footprint(table: EmbeddingBagConfig, config: RunConfig) -> Footprint:
         stock = table.physical()
         rows, width = stock.num_embeddings, stock.embedding_dim
     elif isinstance(table, ComputedEmbeddingBagConfig):
-        rows, width, beside = 1, table.num_physical_parameters, table.pointer_bytes
-        optimizer = "adagrad" if optimizer == "rowwise_adagrad" else optimizer
+        beside = table.pointer_bytes
+        if table.has_rows:
+            rows = table.num_physical_parameters // width
+        else:
+            rows, width = 1, table.num_physical_parameters
+            optimizer = "adagrad" if optimizer == "rowwise_adagrad" else optimizer
     is_clustered = isinstance(table, CCEEmbeddingBagConfig)
     counts = is_clustered and (config.recluster.weigh_by_frequency or table.residents is not None)
     registry = config.registry
