@@ -54,8 +54,9 @@ def comparison_report(results: Sequence[TrialResult], *, title: str, about: dict
         columns=COLUMNS,
         rows=tuple(Row(cells=cells(group), runs=group.runs) for group in groups),
     )
-    has_training = all(group.sizes.training_bytes for group in groups)
-    sizes: list[Size] = ["parameters", "total_bytes", *(["training_bytes"] if has_training else [])]
+    sizes: list[Size] = ["parameters", "total_bytes"]
+    if all(group.sizes.training_bytes for group in groups):
+        sizes.append("training_bytes")
     charts: list[Picture] = [
         *(_quality_chart(results, size) for size in sizes),
         _bytes_chart(groups),

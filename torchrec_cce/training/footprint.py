@@ -141,6 +141,6 @@ def _resident_bytes(table: CCEEmbeddingBagConfig, optimizer: str) -> int:
         return 0
     if not table.has_stock_residents:
         return table.resident_bytes + _INT8_SCALARS
-    rows = table.max_residents
-    stock = 4 * rows * table.embedding_dim + _state_bytes(optimizer, rows, table.embedding_dim)
+    rows, width = table.max_residents, int(table.embedding_dim)
+    stock = 4 * rows * width + _state_bytes(optimizer, rows, width)
     return stock + residency_bytes(table.num_embeddings)

@@ -126,10 +126,10 @@ def sizes_of(collections: Iterable[CCECollection], *, training_bytes: int = 0, b
                 trained[table.name], held = table.num_parameters, table.num_physical_parameters
                 device_pointer_bytes += table.pointer_bytes
             full_bytes += full[table.name] * bytes_per_value
-            is_quantized = bits is not None and not isinstance(table, CompressedConfig)
-            table_bytes += (
-                table.num_embeddings * row_bytes(table.embedding_dim, bits) if is_quantized else held * bytes_per_value
-            )
+            if bits is None or isinstance(table, CompressedConfig):
+                table_bytes += held * bytes_per_value
+            else:
+                table_bytes += table.num_embeddings * row_bytes(table.embedding_dim, bits)
     largest = max(full, key=lambda name: full[name])
     return Sizes(
         full_parameters=sum(full.values()),
