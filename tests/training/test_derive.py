@@ -118,6 +118,10 @@ def test_rows_that_cannot_be_quantized(log: Path, changes: dict[str, Any], messa
         config(log, derive={"run": "full", "bits": 4}, **values)
 
 
+def test_bits_change_no_digest_of_runs_without_them(log: Path) -> None:
+    assert "bits" not in derived(log, Path("full"), method="pq").as_dict()["derive"]
+
+
 @pytest.mark.parametrize("method", ["cce", "cce_helpers", "pq", "rq", "rq_hash_embeddings"])
 def test_every_method_comes_near_the_embeddings_it_starts_from(log: Path, source: Path, method: str) -> None:
     """Nearer than the mean of all, for all learn from the same; and the dense weights are those of the source."""

@@ -76,8 +76,8 @@ class Sizes:
     full_bytes: int
     """Bytes of full tables."""
     table_bytes: int
-    """Bytes of the tables; they are on the accelerator, if there is one. A CCE table that does not use its helper still
-    has the helper's rows, which are not trained."""
+    """Bytes of the tables, as they are served; they are on the accelerator, if there is one. A CCE table that does not
+    use its helper still has the helper's rows, which are not trained."""
     pointer_bytes: int
     """Bytes of pointers in host memory: those of CCE's maps."""
     device_pointer_bytes: int = 0
