@@ -8,6 +8,7 @@ from .maps.registry import (
 )
 from .maps.snapshot import TableSnapshot as TableSnapshot
 from .maps.vocabulary import Vocabulary as Vocabulary
+from .methods.cafe import CafeEmbeddingBagConfig as CafeEmbeddingBagConfig
 from .methods.cce import (
     CCEEmbeddingBagConfig as CCEEmbeddingBagConfig,
     CCEEmbeddingConfig as CCEEmbeddingConfig,

@@ -44,6 +44,10 @@ def test_three_methods_side_by_side(tmp_path: Path) -> None:
     assert cce["all_to_all_bytes"] == 0
     assert cce["all_reduce_bytes"] == 2 * 32_000 * 4 * 7 // 8
     assert cce["host_bytes"] == 10**9 * 4
+    full, cached = found["training_bytes"]["full"], found["cached_full"]
+    assert full["total"] == full["tables"] + full["optimizer"] == cached["host_bytes"] == (10**9 + 50) * (64 + 1) * 4
+    assert cached["device_bytes"] == pytest.approx(10**9 * (0.2 * (64 * 4 + 16) + 4), rel=1e-6)
+    assert found["training_bytes"]["cce"]["pointers"] == 10**9 * 4
     for plan in found["plans"].values():
         assert plan["all_to_all_bytes"] == sum(one["all_to_all_bytes"] for one in plan["tables"])
 
@@ -56,6 +60,9 @@ def test_for_people(tmp_path: Path) -> None:
     ]
     assert lines[3].split()[2:6] == ["data_parallel,", "dense,", "on", "16"]
     assert max(map(len, lines[:10])) <= 120
+    (held,) = (line for line in lines if line.startswith("full") and "GB" in line)
+    assert held.split() == ["full", "260.0", "GB", "256.0", "GB", "4.0", "GB", "–", "–", "–"]
+    assert "(UVM caching): 58.4 GB on devices, 260.0 GB on hosts" in lines[-1]
 
 
 @pytest.mark.parametrize(("method", "is_planned"), [("ce_concat", True), ("count_sketch", True), ("robe", False)])

@@ -39,7 +39,7 @@ def test_page(results: list[TrialResult], tmp_path: Path) -> None:
     assert [row[COLUMNS.index("AUC")] for row in rows] == ["0.7000", "0.7000", "0.7000", "0.7100 ± 0.0141"]
     assert rows[-1][COLUMNS.index("pointer bytes")] == "16,000"
     assert rows[-1][-4:-1] == ["40.0×", "40.0×", "11.4×"]
-    assert len(page.images) == 4
+    assert len(page.images) == 5
     assert all(image.startswith(PNG) for image in page.images)
     for text in ("A <title> & more", "clicks <made>", "3,000"):
         assert text in page.text
@@ -47,7 +47,7 @@ def test_page(results: list[TrialResult], tmp_path: Path) -> None:
 
 def test_without_a_clustered_table_there_is_no_plot_of_entropies(results: list[TrialResult], tmp_path: Path) -> None:
     write_report(tmp_path, comparison_report(results[:2], title="t", about={}, runs=tmp_path))
-    assert len(Page((tmp_path / "report.html").read_text()).images) == 3
+    assert len(Page((tmp_path / "report.html").read_text()).images) == 4
 
 
 def test_json_with_null_for_what_is_no_number(results: list[TrialResult], tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_pointers_beside_the_tables_are_pointers(tmp_path: Path) -> None:
     results = [trial_result(tmp_path, "rq", sizes=replace(SIZES, pointer_bytes=0, device_pointer_bytes=16_000))]
     assert "| 16,000 |" in to_markdown(results)
     write_report(tmp_path, comparison_report(results, title="t", about={}, runs=tmp_path))
-    assert len(Page((tmp_path / "report.html").read_text()).images) == 3
+    assert len(Page((tmp_path / "report.html").read_text()).images) == 4
 
 
 def test_terminal_and_document(results: list[TrialResult], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Means and deviations over seeds, curves by entry and cap, and what they are compared with."""
 
+import json
 import math
 from pathlib import Path
 
@@ -41,6 +42,17 @@ def test_the_full_table_is_the_one_that_validation_prefers() -> None:
     assert full.label == "good"
     assert [curve.name for curve in compressed(curves)] == ["ce_sum"]
     assert full_table(compressed(curves)) is None
+
+
+def test_quantized_rows_of_full_tables_are_compared_with_full_tables() -> None:
+    quantized = row("full", name="int8", bce=0.1)
+    config = json.loads(quantized["config"])
+    quantized["config"] = json.dumps(config | {"derive": {"run": "full", "bits": 8}})
+    curves = curves_of(results(quantized, row("full", bce=0.2)).trials)
+    full = full_table(curves)
+    assert full is not None
+    assert full.label == "full"
+    assert [curve.name for curve in compressed(curves)] == ["int8"]
 
 
 def test_mean_and_sample_deviation_by_method_and_cap(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.experiment_results import results, row
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.experiments.curve import MeanDeviation
-from torchrec_cce.experiments.pareto import Candidate, advise, candidates_of, pareto_front
+from torchrec_cce.experiments.pareto import Candidate, advise, budget_charts, candidates_of, pareto_front
 
 
 def candidate(number: int, total_bytes: int, auc: float) -> Candidate:
@@ -28,6 +28,7 @@ def candidate(number: int, total_bytes: int, auc: float) -> Candidate:
         pointer_bytes=0,
         device_pointer_bytes=0,
         total_bytes=total_bytes,
+        training_bytes=0,
         runs=(),
     )
 
@@ -104,3 +105,33 @@ def test_a_candidate_says_what_to_configure() -> None:
     (other,) = candidates_of(results(row("rq", cap=16_000)).trials)
     assert list(other.settings) == ["embedding", "optimizer"]
     assert (other.pointer_bytes, other.accelerator_bytes) == (0, other.total_bytes)
+
+
+def test_charts_against_what_is_served_and_what_is_held_while_training() -> None:
+    """Of full tables, and of those with rows of 4 bits: as large while training, a seventh when served."""
+
+    def served(size: int) -> dict[str, int]:
+        return {"table_bytes": size, "pointer_bytes": 0, "device_pointer_bytes": 0}
+
+    trials = results(
+        row("full", auc=0.8, bce=0.4, **served(700), training_bytes=800),
+        row("full", name="int4", auc=0.79, bce=0.41, **served(100), training_bytes=800),
+        row("cce", cap=2000, auc=0.7, bce=0.5, **served(50), training_bytes=60),
+        row("robe", cap=2000, auc=0.6, bce=0.6, **served(60), training_bytes=0),
+    ).trials
+    charts = {chart.name: chart for chart in budget_charts(candidates_of(trials))}
+    assert list(charts) == [
+        "pareto-bce-total_bytes",
+        "pareto",
+        "pareto-bce-training_bytes",
+        "pareto-auc-training_bytes",
+    ]
+    points = {
+        name: {series.label: list(zip(series.x, series.y, strict=True)) for series in chart.series}
+        for name, chart in charts.items()
+    }
+    assert points["pareto"]["full"] == [(700, 0.8), (100, 0.79)]
+    assert points["pareto"]["front"] == [(50, 0.7), (100, 0.79), (700, 0.8)]
+    assert points["pareto-auc-training_bytes"]["front"] == [(60, 0.7), (800, 0.8)]
+    bce = points["pareto-bce-training_bytes"]
+    assert bce == {"full": [(800, 0.4), (800, 0.41)], "CCE": [(60, 0.5)], "front": [(60, 0.5), (800, 0.4)]}

@@ -46,6 +46,7 @@ def test_a_plan_is_read(tmp_path: Path) -> None:
     assert [plan.rates_of(entry) for entry in plan.methods] == [(0.1, 0.2), (0.1, 0.2), (0.1,)]
     config = plan.configure(plan.methods[2], max_parameters=800, seed=1, learning_rate=0.1, source=Path("runs/full"))
     assert config.derive is not None
+    assert config.derive.bits is None
     assert (config.derive.run, config.derive.dense, config.derive.circular) == ("runs/full", True, False)
     assert (config.training.epochs, config.seed, config.embedding.dim) == (0, 1, 8)
 

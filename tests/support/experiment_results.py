@@ -41,9 +41,9 @@ SCHEMA = pa.schema(
         **dict.fromkeys(("full_parameters", "parameters"), pa.int64()),
         "largest_factor": pa.float64(),
         **dict.fromkeys(
-            ("table_bytes", "pointer_bytes", "device_pointer_bytes", "resident_bytes", "total_bytes", "full_bytes"),
-            pa.int64(),
+            ("table_bytes", "pointer_bytes", "device_pointer_bytes", "resident_bytes", "training_bytes"), pa.int64()
         ),
+        **dict.fromkeys(("total_bytes", "full_bytes"), pa.int64()),
         **dict.fromkeys(("entropies", "random_entropies"), pa.list_(pa.float64())),
         **dict.fromkeys(("error", "run", "config", "versions"), pa.string()),
     }
@@ -110,6 +110,7 @@ def row(
         "pointer_bytes": stored if on_host else 0,
         "device_pointer_bytes": 0 if on_host else stored,
         "resident_bytes": 0,
+        "training_bytes": 5 * parameters + stored,
         "total_bytes": 4 * parameters + stored,
         "full_bytes": 4 * FULL_PARAMETERS,
         "entropies": [share * value for share, value in zip(shares, random, strict=True)],

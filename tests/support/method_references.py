@@ -10,6 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingCollection
 from torchrec_cce.hashing import UniversalHash, derive_seed, term_hash
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.methods.cafe import CafeEmbeddingBagConfig
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig, CompositionalEmbeddingBagConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
@@ -232,9 +233,16 @@ def _low_rank(table: LowRankEmbeddingBagConfig, parameters: Parameters, raw_id: 
     return sum(parameters["rows"][raw_id, r] * parameters["projection"][r] for r in range(table.rank))
 
 
+def _cafe(table: CafeEmbeddingBagConfig, parameters: Parameters, raw_id: int, _pointers: None) -> torch.Tensor:
+    """Before any ID is hot."""
+    shared = term_hash(derive_seed(table.seed, table.name), 0, num_columns=1, num_rows=table.num_shared)
+    return parameters["weight"][table.num_hot + int(shared.numpy(np.array([raw_id]))[0, 0])]
+
+
 _COMPUTED: dict[type, Callable[..., torch.Tensor]] = {
     QuotientRemainderProductEmbeddingBagConfig: _product,
     SketchEmbeddingBagConfig: _sketch,
+    CafeEmbeddingBagConfig: _cafe,
     DeepHashEmbeddingBagConfig: _deep_hash,
     RobeEmbeddingBagConfig: _robe,
     TensorTrainEmbeddingBagConfig: _tensor_train,

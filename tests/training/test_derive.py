@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.support.launch import on_ranks
 from tests.support.runs import criteo_config, metrics, result
@@ -73,6 +74,52 @@ def test_product_quantization_after_training(log: Path, source: Path, tmp_path: 
     assert 0 < got.entropies["C1"][0] <= np.log(CAP // 16)
     # The unquantized model is another one.
     assert evaluate(full, source, full.data.test).bce != pytest.approx(expected.bce, abs=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_rows_quantized_after_training(log: Path, source: Path, tmp_path: Path, bits: int) -> None:
+    """Evaluated, it is the full model with each row on 2^bits equally spaced values from its least to its largest."""
+    full = config(log, method="full", max_parameters=None)
+    chosen = config(log, derive={"run": str(source), "bits": bits}, epochs=0, method="full", max_parameters=None)
+    got = train(chosen, tmp_path / "run", show_progress=False)
+    rows = (1000 + 800 + 50) * (16 * bits // 8 + 4)
+    assert got.sizes.table_bytes == got.sizes.total_bytes == rows
+    assert got.sizes.training_bytes == (1000 + 800 + 50) * (16 * 4 + 4)
+    assert got.sizes.parameters == got.sizes.full_parameters
+
+    model = _load(source, full)
+    ((_, collection),) = _collections(model)
+    with torch.no_grad():
+        for bag in collection.ebc.embedding_bags.values():
+            least = bag.weight.min(dim=1, keepdim=True).values.half().float()
+            scale = ((bag.weight.max(dim=1, keepdim=True).values - least) / (2**bits - 1)).half().float()
+            bag.weight.copy_(((bag.weight - least) / scale).round().clamp(0, 2**bits - 1) * scale + least)
+        batches = read_batches(full, full.data.test, remap=collection.remap, rank=0, world_size=1)
+        outputs = [torch.stack([model(batch.part), batch.part.labels]) for batch in batches]
+    expected = quality(*torch.cat(outputs, dim=1))
+    assert got.best["test_bce"] == pytest.approx(expected.bce, abs=1e-6)
+    assert got.best["test_auc"] == pytest.approx(expected.auc, abs=1e-6)
+    unquantized = evaluate(full, source, full.data.test).bce
+    assert got.best["test_bce"] == pytest.approx(unquantized, abs={8: 1e-4, 4: 1e-2, 2: 0.1}[bits])
+    assert got.best["test_bce"] != unquantized
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 1}, "bits=4 is for embedding.method='full' with training.epochs=0; they are 'full' and 1"),
+        ({"method": "pq", "max_parameters": CAP}, "bits=4 is for embedding.method='full'.*'pq' and 0"),
+        ({"dim": 6}, "bits=4 needs embeddings of a multiple of 4 floats; dim is 6"),
+    ],
+)
+def test_rows_that_cannot_be_quantized(log: Path, changes: dict[str, Any], message: str) -> None:
+    values = {"method": "full", "max_parameters": None, "epochs": 0, **changes}
+    with pytest.raises(ValidationError, match=message):
+        config(log, derive={"run": "full", "bits": 4}, **values)
+
+
+def test_bits_change_no_digest_of_runs_without_them(log: Path) -> None:
+    assert "bits" not in derived(log, Path("full"), method="pq").as_dict()["derive"]
 
 
 @pytest.mark.parametrize("method", ["cce", "cce_helpers", "pq", "rq", "rq_hash_embeddings"])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torchrec_cce.methods.registry import Method
     from torchrec_cce.sharding.estimates import PlanSummary, TableSummary
     from torchrec_cce.training.config import RunConfig
+    from torchrec_cce.training.footprint import CachedTables, Footprint
 
 _GIB = 2**30
 _COLUMNS = ("table", "method", "placement", "device", "host", "all-to-all", "all-reduce", "ms")
@@ -25,6 +26,8 @@ _NOTE = (
     "Estimates of TorchRec's planner. device, host: bytes on the fullest GPU and host, a batch and maps included; "
     "all-to-all, all-reduce: bytes that a rank sends in a step; ms: lookup, update and communication of a step."
 )
+_HELD = ("method", "training", "tables", "optimizer", "residents", "pointers", "frequencies")
+_HELD_NOTE = "training: bytes that are held to train, on all ranks and hosts together, each replica once; by formula."
 _COMPUTED = "replicated, not planned"
 """Of tables whose embeddings are computed, not looked up: TorchRec's planner knows none of them."""
 _COMPARED: "tuple[Method, ...]" = ("full", "hashing_trick", "cce")
@@ -55,6 +58,7 @@ def plan(
     quiet_libraries()
     from torchrec_cce.sharding.planner import planning_topology
     from torchrec_cce.training.config_file import read_config
+    from torchrec_cce.training.footprint import Footprint, cached_tables, footprints
 
     with one_line_errors():
         run = read_config(config)
@@ -68,12 +72,20 @@ def plan(
         rows = batch_size or -(-run.training.batch_size // world_size)
         lengths = _lengths(run, pooling_factor or [])
         plans = {method: _planned(run, method, topology, rows, lengths) for method in _methods(run)}
+        cached = cached_tables(run)
+    held = {
+        method: Footprint.sum_of(footprints(run, method).values())
+        for method, plan in plans.items()
+        if method == "full" or not isinstance(plan, str)
+    }
     if as_json:
         ranks = {"world_size": world_size, "local_world_size": topology.local_world_size, "batch_size": rows}
         values = {method: {"error": plan} if isinstance(plan, str) else asdict(plan) for method, plan in plans.items()}
-        typer.echo(json.dumps({**ranks, "plans": values}))
+        training = {method: {**asdict(each), "total": each.total} for method, each in held.items()}
+        typer.echo(json.dumps({**ranks, "plans": values, "training_bytes": training, "cached_full": asdict(cached)}))
         return
     _print(run, plans)
+    _print_held(held, cached)
 
 
 def _methods(run: "RunConfig") -> "Sequence[Method]":
@@ -130,6 +142,19 @@ def _print(run: "RunConfig", plans: "dict[Method, PlanSummary | str]") -> None:
         if isinstance(reason, str):
             typer.echo(f"{method}: {reason}")
     typer.echo(_NOTE)
+
+
+def _print_held(held: "dict[Method, Footprint]", cached: "CachedTables") -> None:
+    rows = [
+        (method, *(decimal(size) if size else "–" for size in (each.total, *asdict(each).values())))
+        for method, each in held.items()
+    ]
+    print_table(_HELD, rows)
+    typer.echo(_HELD_NOTE)
+    typer.echo(
+        "Full tables in host memory behind a cache of a fifth of their rows (UVM caching): "
+        f"{decimal(cached.device_bytes)} on devices, {decimal(cached.host_bytes)} on hosts; by formula."
+    )
 
 
 def _figures(planned: "TableSummary | PlanSummary") -> tuple[str, ...]:

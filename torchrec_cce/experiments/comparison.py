@@ -7,7 +7,7 @@ from pathlib import Path
 from torchrec_cce.charts.chart import BarChart, Chart, Picture, Series
 from torchrec_cce.experiments.curve import SeedGroup, compressed, curves_of, full_table, seed_groups
 from torchrec_cce.experiments.entropies import read_metrics
-from torchrec_cce.experiments.quality_charts import quality_chart
+from torchrec_cce.experiments.quality_charts import Size, quality_chart
 from torchrec_cce.experiments.report import Report, Row, Section, Table
 from torchrec_cce.experiments.results import TrialResult
 
@@ -19,6 +19,7 @@ _CELLS: dict[str, Callable[[SeedGroup], str]] = {
     "trained parameters": lambda group: f"{group.sizes.parameters:,}",
     "table bytes": lambda group: f"{group.sizes.table_bytes:,}",
     "pointer bytes": lambda group: f"{group.sizes.pointer_bytes + group.sizes.device_pointer_bytes:,}",
+    "training bytes": lambda group: f"{group.sizes.training_bytes:,}" if group.sizes.training_bytes else "–",
     "÷ parameters": lambda group: f"{group.sizes.parameter_factor:.1f}×",
     "÷ largest": lambda group: f"{group.sizes.largest_factor:.1f}×",
     "÷ bytes": lambda group: f"{group.sizes.byte_factor:.1f}×",
@@ -26,7 +27,9 @@ _CELLS: dict[str, Callable[[SeedGroup], str]] = {
 COLUMNS = tuple(_CELLS)
 NOTE = (
     "cap: trained parameters a table. ÷ parameters: Σ n·d of full tables over trained parameters, all tables. "
-    "÷ largest: the same for the largest table alone. ÷ bytes: full tables over trained tables plus stored pointers."
+    "÷ largest: the same for the largest table alone. ÷ bytes: full tables over trained tables plus stored pointers. "
+    "training bytes: the most that is held while training: tables, state of their optimizer, rows of residents, "
+    "pointers and frequencies; where a table is quantized afterwards, of the run that trained it."
 )
 
 
@@ -51,7 +54,14 @@ def comparison_report(results: Sequence[TrialResult], *, title: str, about: dict
         columns=COLUMNS,
         rows=tuple(Row(cells=cells(group), runs=group.runs) for group in groups),
     )
-    charts: list[Picture] = [_quality_chart(results), _bytes_chart(groups), _losses_chart(results, runs)]
+    sizes: list[Size] = ["parameters", "total_bytes"]
+    if all(group.sizes.training_bytes for group in groups):
+        sizes.append("training_bytes")
+    charts: list[Picture] = [
+        *(_quality_chart(results, size) for size in sizes),
+        _bytes_chart(groups),
+        _losses_chart(results, runs),
+    ]
     if any(result.largest_entropies.learned for result in results):
         charts.append(_entropies_chart(results))
     return Report(
@@ -71,18 +81,19 @@ def cells(group: SeedGroup) -> tuple[str, ...]:
     return tuple(cell(group) for cell in _CELLS.values())
 
 
-def _quality_chart(results: Sequence[TrialResult]) -> Chart:
+def _quality_chart(results: Sequence[TrialResult], size: Size) -> Chart:
     curves = curves_of(result for result in results if result.failure is None)
     full = full_table(curves)
     chart = quality_chart(
-        name="quality",
+        name="quality" if size == "parameters" else f"quality-{size}",
         what="Quality against size",
         metric="AUC",
         curves={curve.name: curve for curve in compressed(curves)},
         full=full,
+        size=size,
     )
     # With a single cap, all that there is to see on the x axis is how far away the full tables are.
-    sizes = () if full is None else (float(full.sizes.parameters),)
+    sizes = () if full is None else (float(getattr(full.sizes, size)),)
     series = tuple(replace(each, x=sizes) if each.style == "level" else each for each in chart.series)
     return replace(chart, series=series)
 
@@ -119,7 +130,9 @@ def _losses_chart(results: Sequence[TrialResult], runs: Path) -> Chart:
         )
     return Chart(
         name="losses",
-        caption="Validation BCE while training, first seed; a clustering makes the curve of CCE jump",
+        caption="Validation BCE while training, first seed; a clustering makes the curve of CCE jump. That of "
+        "residents is bad before the first fold: an evaluation leaves the private rows out, as a published version "
+        "does, and what these learned is not in the codewords yet",
         x_label="batches",
         y_label="validation BCE",
         series=tuple(series),

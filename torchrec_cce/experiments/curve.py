@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +94,12 @@ class Curve:
     """By trained parameters, ascending."""
 
     @property
+    def is_full(self) -> bool:
+        """Whether it is of full tables as they were trained."""
+        derived: dict[str, Any] = self.points[0].first.config.get("derive") or {}
+        return self.method == FULL and derived.get("bits") is None
+
+    @property
     def runs(self) -> tuple[str, ...]:
         return tuple(run for point in self.points for run in point.runs)
 
@@ -119,11 +126,11 @@ def curves_of(results: Iterable[TrialResult]) -> list[Curve]:
 
 def full_table(curves: Sequence[Curve]) -> SeedGroup | None:
     """What all are compared with: of the full tables that were run, those with the lowest validation BCE."""
-    points = [point for curve in curves if curve.method == FULL for point in curve.points]
+    points = [point for curve in curves if curve.is_full for point in curve.points]
     known = [point for point in points if not math.isnan(point.validation_bce.mean)]
     return min(known or points, key=lambda point: point.validation_bce.mean, default=None)
 
 
 def compressed(curves: Sequence[Curve]) -> list[Curve]:
     """All but the full tables."""
-    return [curve for curve in curves if curve.method != FULL]
+    return [curve for curve in curves if not curve.is_full]

@@ -10,7 +10,7 @@ from torchrec_cce.charts.chart import Chart, Picture
 from torchrec_cce.experiments.compression import Compression, Range, compression
 from torchrec_cce.experiments.curve import Curve, MeanDeviation, SeedGroup, compressed, curves_of, full_table
 from torchrec_cce.experiments.entropies import Collapse, LargestTable, collapses, entropy_charts, entropy_histories
-from torchrec_cce.experiments.pareto import Candidate, candidates_of, pareto_chart, pareto_front
+from torchrec_cce.experiments.pareto import Candidate, budget_charts, candidates_of, pareto_front
 from torchrec_cce.experiments.quality_charts import quality_charts, strategies_of, strategy_charts
 from torchrec_cce.experiments.report import Report, Row, Section, Table
 from torchrec_cce.experiments.results import Results, TrialResult
@@ -39,7 +39,7 @@ def experiment_report(results: Results, *, title: str, runs: Path | None = None)
         "BCE": quality_charts(curves, "BCE"),
         "AUC": quality_charts(curves, "AUC"),
         "clusterings": [*strategy_charts(strategies, full, "BCE"), *strategy_charts(strategies, full, "AUC")],
-        "bytes": [pareto_chart(candidates, front)] if candidates else [],
+        "bytes": budget_charts(candidates),
         "entropies": [] if runs is None else entropy_charts(entropy_histories(curves, runs)),
         "theory": [factorization_map(), convergence_chart(), expectation_chart()],
     }
@@ -130,6 +130,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
             {
                 "cap": point.first.max_parameters,
                 "parameters": point.sizes.parameters,
+                "training_bytes": point.sizes.training_bytes,
                 "test_bce": asdict(point.test_bce),
                 "test_auc": asdict(point.test_auc),
                 "validation_bce": asdict(point.validation_bce),
@@ -161,12 +162,14 @@ def points_table(curves: Sequence[Curve]) -> Table:
         "÷ bytes": lambda point: _factor(point.sizes.byte_factor),
         "host bytes": lambda point: _number(point.sizes.pointer_bytes),
         "accelerator bytes": lambda point: _number(point.sizes.table_bytes + point.sizes.device_pointer_bytes),
+        "training bytes": lambda point: _number(point.sizes.training_bytes or None),
     }
     return Table(
         title="Everything that was run",
         note="Mean ± standard deviation over seeds, each entry and cap at the learning rate with the lowest validation "
         "BCE; * marks a rate at the end of those that were tried, where a better one may lie beyond. Host: pointers of "
-        "maps. Accelerator: tables, and pointers that live beside them.",
+        "maps. Accelerator: tables, and pointers that live beside them. Training: the most that is held while "
+        "training, the state of the optimizer and rows of residents included.",
         columns=tuple(cells),
         rows=_rows(cells, [point for curve in curves for point in curve.points]),
     )
@@ -196,6 +199,7 @@ def pareto_table(front: Sequence[Candidate]) -> Table:
         "total bytes": lambda candidate: _number(candidate.total_bytes),
         "accelerator bytes": lambda candidate: _number(candidate.accelerator_bytes),
         "host bytes": lambda candidate: _number(candidate.pointer_bytes),
+        "training bytes": lambda candidate: _number(candidate.training_bytes or None),
         "validation AUC": lambda candidate: f"{candidate.validation_auc:.5f}",
         "test AUC": lambda candidate: _five_digits(candidate.auc),
         "test BCE": lambda candidate: _five_digits(candidate.bce),

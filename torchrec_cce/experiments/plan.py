@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from torchrec_cce.methods.registry import Method
 from torchrec_cce.training.config import LearningRate, RunConfig, parse_config
 from torchrec_cce.training.config_file import WrongValue, read_toml
+from torchrec_cce.training.rowwise import Bits
 
 _STRICT = ConfigDict(extra="forbid", populate_by_name=True)
 _NO_CAP = 2**62
@@ -33,6 +34,7 @@ class DeriveFrom:
     """The other entry's cap over this entry's. Full tables have none."""
     circular: bool = False
     dense: bool = True
+    bits: Bits | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -193,7 +195,8 @@ class Plan:
         values["optimizer"] |= {"embedding_learning_rate": learning_rate}
         values["seed"] = seed
         if entry.derive is not None:
-            values["derive"] = {"run": str(source), "circular": entry.derive.circular, "dense": entry.derive.dense}
+            changes = {name: getattr(entry.derive, name) for name in ("circular", "dense", "bits")}
+            values["derive"] = {"run": str(source), **changes}
         return parse_config(values)
 
 

@@ -7,20 +7,26 @@ differ in nothing but when and how they are clustered (Appendix E).
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torchrec_cce.charts.chart import Chart, Series, in_panels, visible_range
 from torchrec_cce.experiments.curve import FULL, Curve, MeanDeviation, SeedGroup, compressed, full_table
 from torchrec_cce.methods.registry import FAMILIES
 
 Metric = Literal["BCE", "AUC"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+Size = Literal["parameters", "total_bytes", "training_bytes"]
 _FIGURES: dict[tuple[Metric, bool], str] = {
     ("BCE", False): "Figure 4",
     ("AUC", False): "Figure 9",
     ("BCE", True): "Figure 8",
     ("AUC", True): "Figure 10",
 }
-_PARAMETERS = "trained parameters of all tables"
+_SIZES: dict[Size, str] = {
+    "parameters": "trained parameters of all tables",
+    "total_bytes": "bytes of tables and pointers",
+    "training_bytes": "bytes held while training",
+}
 OVERVIEW = ("hashing_trick", "hash_embeddings", "ce_concat", "dhe", "robe", "tensor_train", "pq", "cce")
 """A method of each kind: those of Figure 4, and what the paper's authors have in their library."""
 _OTHERS = "others"
@@ -82,24 +88,26 @@ def quality_chart(
     curves: Mapping[str, Curve],
     full: SeedGroup | None,
     guide: Sequence[Curve] = (),
+    size: Size = "parameters",
 ) -> Chart:
-    series = [_series(label, curve, metric) for label, curve in curves.items()]
-    series += [replace(_series(curve.name, curve, metric), style="reference") for curve in guide]
+    series = [_series(label, curve, metric, size) for label, curve in curves.items()]
+    series += [replace(_series(curve.name, curve, metric, size), style="reference") for curve in guide]
     if full is not None:
         level = _quality(full, metric)
         deviation = (level.deviation,)
         series.append(
             Series(label=full.first.name, y=(level.mean,), deviation=deviation, style="level", runs=(full.runs,))
         )
-    caption = f"{what}: test {metric} against {_PARAMETERS}; bars are one standard deviation over seeds"
+    caption = f"{what}: test {metric} against {_SIZES[size]}; bars are one standard deviation over seeds"
     if full is not None:
-        caption += f"; dashed, full tables: {_quality(full, metric).mean:.5f}, {full.sizes.parameters:,} parameters"
+        unit = "parameters" if size == "parameters" else "bytes"
+        caption += f"; dashed, full tables: {_quality(full, metric).mean:.5f}, {getattr(full.sizes, size):,} {unit}"
     if guide:
         caption += f"; grey line, {guide[0].name}, as a guide"
     return Chart(
         name=name,
         caption=caption,
-        x_label=_PARAMETERS,
+        x_label=_SIZES[size],
         y_label=f"test {metric}",
         series=tuple(series),
         log_x=True,
@@ -107,11 +115,11 @@ def quality_chart(
     )
 
 
-def _series(label: str, curve: Curve, metric: Metric) -> Series:
+def _series(label: str, curve: Curve, metric: Metric, size: Size) -> Series:
     spreads = [_quality(point, metric) for point in curve.points]
     return Series(
         label=label,
-        x=tuple(float(point.sizes.parameters) for point in curve.points),
+        x=tuple(float(getattr(point.sizes, size)) for point in curve.points),
         y=tuple(spread.mean for spread in spreads),
         deviation=tuple(spread.deviation for spread in spreads),
         runs=tuple(point.runs for point in curve.points),

@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         ("pointer_bytes", pa.int64()),
         ("device_pointer_bytes", pa.int64()),
         ("resident_bytes", pa.int64()),
+        ("training_bytes", pa.int64()),
         ("total_bytes", pa.int64()),
         ("full_bytes", pa.int64()),
         ("entropies", pa.list_(pa.float64())),
@@ -53,7 +54,7 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of a results file. When one is read, other columns are left alone."""
-_LATER_COLUMNS = {"resident_bytes"}
+_LATER_COLUMNS = {"resident_bytes", "training_bytes"}
 """Those that older files lack."""
 _STORED_SIZES = tuple(size.name for size in fields(Sizes) if size.name != "largest_table")
 _NOT_FINITE = "it has no finite test BCE and AUC"

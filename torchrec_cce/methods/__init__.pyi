@@ -1,3 +1,4 @@
+from .cafe import CafeEmbeddingBagConfig as CafeEmbeddingBagConfig
 from .cce import (
     CCEConfig as CCEConfig,
     CCEEmbeddingBagConfig as CCEEmbeddingBagConfig,

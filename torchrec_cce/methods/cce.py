@@ -210,7 +210,7 @@ METHODS = (
     ),
     MethodSpec(
         name="cce_residents",
-        family="CCE",
+        family="CCE with residents",
         size=lambda sizing: _clustered(sizing, num_terms=1, residents=sizing.residents),
     ),
     MethodSpec(

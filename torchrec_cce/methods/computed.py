@@ -26,6 +26,11 @@ class ComputedEmbeddingBagConfig(CompressedConfig, EmbeddingBagConfig):
         ConfigError: the sizes do not fit together; the message names the nearest that do.
     """
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether its one parameter is `[rows, d]`, and its rows are embeddings, as rowwise optimizers want them."""
+        return False
+
     @abstractmethod
     def build(self, device: torch.device | None = None) -> "ComputedTable":
         """The module that computes the embeddings, its parameters filled unless `device` is the meta device."""
@@ -88,6 +93,7 @@ class ComputedTable(ABC, nn.Module):
 
     def __init__(self, config: ComputedEmbeddingBagConfig) -> None:
         super().__init__()
+        self.has_rows = config.has_rows
         self._mode = "mean" if config.pooling == PoolingType.MEAN else "sum"
         self._seed = derive_seed(config.seed, config.name)
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.methods import cce, compositional, factored, quotient_remainder, rowless, sketch
+from torchrec_cce.methods import cafe, cce, compositional, factored, quotient_remainder, rowless, sketch
 from torchrec_cce.methods.residents import ResidentConfig
 from torchrec_cce.methods.table import MethodSpec, Sizing
 
@@ -21,6 +21,7 @@ Method = Literal[
     "ce_concat",
     "ce_hybrid",
     "count_sketch",
+    "cafe",
     "qr_sum",
     "qr_concat",
     "qr_product",
@@ -42,7 +43,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 """All methods, `"full"` first."""
 
 # The report's families stand in the order in which they are first declared here.
-_FILES = (compositional, quotient_remainder, factored, rowless, sketch, cce)
+_FILES = (compositional, cafe, quotient_remainder, factored, rowless, sketch, cce)
 SPECS: Mapping[str, MethodSpec] = {spec.name: spec for file in _FILES for spec in file.METHODS}
 """Every method but `"full"`."""
 FAMILIES: Mapping[str, tuple[str, ...]] = {

@@ -18,6 +18,11 @@ from .config_file import (
     read_config as read_config,
     read_run_config as read_run_config,
 )
+from .footprint import (
+    Footprint as Footprint,
+    footprints as footprints,
+    peak_training_bytes as peak_training_bytes,
+)
 from .loop import (
     RunResult as RunResult,
     evaluate as evaluate,

@@ -26,6 +26,7 @@ from torchrec_cce.methods.registry import Method, tables_under_cap
 from torchrec_cce.methods.residents import ResidentConfig, RowType
 from torchrec_cce.modules.state_names import CODEWORDS, RESIDENTS
 from torchrec_cce.training.data_config import DataConfig
+from torchrec_cce.training.rowwise import Bits, row_bytes
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -214,6 +215,8 @@ class DeriveSection:
     """Whether to take over all its other weights, too."""
     circular: bool = False
     """Whether to cluster each column by the other columns, which collapses, see `quantize`."""
+    bits: Bits | None = None
+    """`full`: quantize each row of the trained tables to so many bits a number, as TorchRec serves them. None: not."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -268,6 +271,7 @@ class RunConfig:
         if self.data.format == "remapped":
             self._check_maps_stay()
         self._check_residents()
+        self._check_bits()
         features: dict[str, str] = {}
         for table in self.full_tables():
             for feature in table.feature_names:
@@ -307,6 +311,17 @@ class RunConfig:
             raise ValueError(f"helper_init='residual' is not for {named}, which has no helper")
         if self.registry.watch_every is not None:
             raise ValueError(f"watch_every={self.registry.watch_every} is not for {named}; leave it out")
+
+    def _check_bits(self) -> None:
+        """Rows of few bits are read, and not trained."""
+        if self.derive is None or self.derive.bits is None:
+            return
+        if self.embedding.method != "full" or self.training.epochs > 0:
+            raise ValueError(
+                f"bits={self.derive.bits} is for embedding.method='full' with training.epochs=0; they are "
+                f"{self.embedding.method!r} and {self.training.epochs}"
+            )
+        row_bytes(self.embedding.dim, self.derive.bits)
 
     def full_tables(self) -> list[EmbeddingBagConfig]:
         """The tables before compression."""
@@ -354,6 +369,8 @@ class RunConfig:
             del values["residents"]
         if self.embedding.full_up_to == 0:
             del values["embedding"]["full_up_to"]
+        if self.derive is not None and self.derive.bits is None:
+            del values["derive"]["bits"]
         return values
 
 

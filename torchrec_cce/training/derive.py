@@ -1,7 +1,7 @@
 """A run that starts from the model of another run: pointers learned from its embeddings, and its other weights.
 
-Product and residual quantization after training, and what the paper tried around them (Appendix A): more parameters
-before the clustering than after, several helpers, circular clustering, seeding with PQ.
+Product, residual and row-wise quantization after training, and what the paper tried around them (Appendix A): more
+parameters before the clustering than after, several helpers, circular clustering, seeding with PQ.
 """
 
 from collections.abc import Iterator
@@ -34,6 +34,7 @@ from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import read_run_config
 from torchrec_cce.training.input import num_dense
 from torchrec_cce.training.model import build_model
+from torchrec_cce.training.rowwise import rowwise_quantized
 
 _CPU = torch.device("cpu")
 _IDS_AT_A_TIME = 65536
@@ -70,6 +71,11 @@ def derived_model(config: RunConfig) -> nn.Module:
             assert isinstance(sketch, Sketch)
             sketch.store(found.pointers, found.codewords)
     collection.restore(snapshots)
+    if section.bits is not None:
+        with torch.no_grad():
+            for table in collection.embedding_bag_configs():
+                weight = collection.get_parameter(collection.weight_name(table.name))
+                weight.copy_(rowwise_quantized(weight, section.bits))
     return model
 
 

@@ -18,6 +18,7 @@ from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.training.checkpoint import CheckpointWriter
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.data_config import SplitConfig
+from torchrec_cce.training.footprint import peak_training_bytes
 from torchrec_cce.training.input import check_files
 from torchrec_cce.training.metrics import MetricsLog, ProgressLine, Quality
 from torchrec_cce.training.model import Sizes, sizes_of
@@ -134,7 +135,11 @@ class _Training:
             rows_per_second=self.rows_per_second(),
             recluster_seconds=self.seconds["clustering"],
             entropies=position.entropies,
-            sizes=sizes_of(self.run.collections),
+            sizes=sizes_of(
+                self.run.collections,
+                training_bytes=peak_training_bytes(self.config),
+                bits=None if self.config.derive is None else self.config.derive.bits,
+            ),
             interrupted=interrupted,
             checkpoint=str(saved),
         )

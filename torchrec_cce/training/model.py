@@ -16,6 +16,7 @@ from torchrec_cce.methods.table import CompressedConfig
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.rowwise import Bits, row_bytes
 
 
 class DLRMClicks(nn.Module):
@@ -75,14 +76,16 @@ class Sizes:
     full_bytes: int
     """Bytes of full tables."""
     table_bytes: int
-    """Bytes of the tables; they are on the accelerator, if there is one. A CCE table that does not use its helper still
-    has the helper's rows, which are not trained."""
+    """Bytes of the tables, as they are served; they are on the accelerator, if there is one. A CCE table that does not
+    use its helper still has the helper's rows, which are not trained."""
     pointer_bytes: int
     """Bytes of pointers in host memory: those of CCE's maps."""
     device_pointer_bytes: int = 0
     """Bytes of pointers beside the tables: those of computed tables."""
     resident_bytes: int = 0
     """Bytes of residents while they train, and never served: rows, the state of row-wise Adagrad, ages and slots."""
+    training_bytes: int = 0
+    """The most bytes that are held to train them, see `Footprint`; 0 where nobody said."""
     largest_table: str
     """The table that would be the largest if all were full."""
     largest_factor: float
@@ -103,8 +106,13 @@ class Sizes:
         return self.table_bytes + self.pointer_bytes + self.device_pointer_bytes
 
 
-def sizes_of(collections: Iterable[CCECollection]) -> Sizes:
-    """The sizes of all tables in `collections`, with the maps that are attached now."""
+def sizes_of(collections: Iterable[CCECollection], *, training_bytes: int = 0, bits: Bits | None = None) -> Sizes:
+    """The sizes of all tables in `collections`, with the maps that are attached now.
+
+    Args:
+        training_bytes: see `Sizes`.
+        bits: of the numbers in full tables, if these are quantized row by row.
+    """
     full: dict[str, int] = {}
     trained: dict[str, int] = {}
     full_bytes = table_bytes = pointer_bytes = device_pointer_bytes = resident_bytes = 0
@@ -118,7 +126,10 @@ def sizes_of(collections: Iterable[CCECollection]) -> Sizes:
                 trained[table.name], held = table.num_parameters, table.num_physical_parameters
                 device_pointer_bytes += table.pointer_bytes
             full_bytes += full[table.name] * bytes_per_value
-            table_bytes += held * bytes_per_value
+            if bits is None or isinstance(table, CompressedConfig):
+                table_bytes += held * bytes_per_value
+            else:
+                table_bytes += table.num_embeddings * row_bytes(table.embedding_dim, bits)
     largest = max(full, key=lambda name: full[name])
     return Sizes(
         full_parameters=sum(full.values()),
@@ -128,6 +139,7 @@ def sizes_of(collections: Iterable[CCECollection]) -> Sizes:
         pointer_bytes=pointer_bytes,
         device_pointer_bytes=device_pointer_bytes,
         resident_bytes=resident_bytes,
+        training_bytes=training_bytes,
         largest_table=largest,
         largest_factor=full[largest] / trained[largest],
     )

@@ -22,7 +22,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from torchrec_cce.methods.computed import ComputedTables
+from torchrec_cce.methods.computed import ComputedTable
 from torchrec_cce.modules.state_names import bag_weight, part_of
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import OptimizerConfig
@@ -130,17 +130,21 @@ def shard(
     sharded = DistributedModelParallel(model, device=ranks.device, plan=plan, sharders=get_cce_sharders())
     sharded.load_state_dict(weights)
 
-    computed = {
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if isinstance(module, ComputedTables)
-        for name, _ in module.named_parameters()
-    }
+    computed, with_rows = (
+        {
+            f"{path}.{name}"
+            for path, module in model.named_modules()
+            if isinstance(module, ComputedTable) and module.has_rows == has_rows
+            for name, _ in module.named_parameters()
+        }
+        for has_rows in (False, True)
+    )
     rest = dict(in_backward_optimizer_filter(sharded.named_parameters()))
-    of_tables = computed.union(*replicated.values())
+    of_tables = computed.union(with_rows, *replicated.values())
     kinds = [
         *((optimizer.kind, optimizer.arguments | {"lr": rate}, names) for rate, names in sorted(replicated.items())),
         (optimizer.computed_kind, optimizer.arguments, computed),
+        (optimizer.kind, optimizer.arguments, with_rows),
         (OPTIMIZERS[config.dense], {"lr": config.dense_learning_rate}, rest.keys() - of_tables),
     ]
     groups = [(kind, arguments, {n: p for n, p in rest.items() if n in names}) for kind, arguments, names in kinds]
@@ -168,7 +172,7 @@ class TableOptimizer:
 
     kind: type[torch.optim.Optimizer]
     computed_kind: type[torch.optim.Optimizer]
-    """That of computed tables. Their parameters' rows are no embeddings: Adagrad takes the place of rowwise Adagrad."""
+    """That of computed tables whose parameters' rows are no embeddings: Adagrad takes the place of rowwise Adagrad."""
     arguments: dict[str, Any]
     can_be_fused: bool
     """Whether FBGEMM can do the same in the backward pass. If it cannot, all tables are replicated."""
