@@ -19,7 +19,6 @@ from tests.support.launch import Job, command
 from tests.support.runs import assert_equal_metrics, assert_same_run, stop_after, train, train_on
 from torchrec_cce.clustering.fold import TableFold
 from torchrec_cce.errors import CCEError, ConfigError, MapFileError
-from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.residency_files import read_residencies
@@ -357,11 +356,6 @@ def test_a_run_in_a_phase_is_published_without_its_rows(interrupted: Path, tmp_p
     for table in opened.tables.values():
         assert table.pointer_map.generation == 1
         assert embeddings_of(table).any()
-
-
-def test_the_offline_job_says_that_it_does_not_fold(interrupted: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tables \['C1', 'C2'\] have residents, whose rows only training folds"):
-        CCECheckpoint.at(interrupted).tables(Registry(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,5 +1,7 @@
 """Rows of int8 numbers that are pooled, and trained by row-wise Adagrad with stochastic rounding."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +16,18 @@ Integers = npt.NDArray[np.int64]
 _DRAW_BITS = 24
 _DRAW = np.float32(2.0**-_DRAW_BITS)
 _DRAW_SHIFT = np.uint64(64 - _DRAW_BITS)
+
+
+class QuantizedArray:
+    """Rows, `[m, d]`, that become float32 where they are asked for. A view: it changes with the rows."""
+
+    def __init__(self, numbers: npt.NDArray[np.int8], step: float) -> None:
+        self._numbers, self._step = numbers, np.float32(step)
+        self.shape = numbers.shape
+
+    def __getitem__(self, rows: Any) -> Floats:
+        part: Floats = self._numbers[rows] * self._step
+        return part
 
 
 @jit

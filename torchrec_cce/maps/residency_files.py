@@ -32,8 +32,11 @@ def write_residencies(folder: Path, tables: Mapping[str, Residency]) -> None:
     (folder / _MANIFEST).write_bytes(seal(entries))
 
 
-def read_residencies(folder: Path) -> dict[str, Residency]:
-    """Table → its residency, memory-mapped, all digests checked.
+def read_residencies(folder: Path, *, verify: bool = True) -> dict[str, Residency]:
+    """Table → its residency, memory-mapped.
+
+    Args:
+        verify: whether to check all digests; whoever reads a folder again may leave it out.
 
     Raises:
         MapFileError: a file is missing or damaged.
@@ -43,13 +46,13 @@ def read_residencies(folder: Path) -> dict[str, Residency]:
         entries = unseal(path.read_bytes(), str(path))
     except (OSError, MapFileError) as error:
         raise MapFileError(f"{path}: missing or damaged ({error}); copy the checkpoint again") from error
-    return {name: _read(folder, entry) for name, entry in entries.items()}
+    return {name: _read(folder, entry, verify=verify) for name, entry in entries.items()}
 
 
-def _read(folder: Path, entry: Mapping[str, Any]) -> Residency:
+def _read(folder: Path, entry: Mapping[str, Any], *, verify: bool) -> Residency:
     path = folder / Path(entry["file"]).name
     try:
-        found = sha256_of(path)
+        found = sha256_of(path) if verify else entry["sha256"]
     except OSError as error:
         raise MapFileError(f"{path}: missing ({error}); copy the checkpoint again") from error
     if found != entry["sha256"]:

@@ -11,7 +11,7 @@ from torch import nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from torchrec_cce.hashing import derive_seed
-from torchrec_cce.kernels.quantized_rows import LARGEST, pool_rows, train_rows
+from torchrec_cce.kernels.quantized_rows import LARGEST, QuantizedArray, pool_rows, train_rows
 from torchrec_cce.methods.cce import CCEConfig
 
 Floats = npt.NDArray[np.float32]
@@ -136,7 +136,7 @@ class QuantizedStore:
         assert isinstance(table, QuantizedTable)
         self._table = table
 
-    def read_rows(self) -> "QuantizedArray":
+    def read_rows(self) -> QuantizedArray:
         return QuantizedArray(self._table.rows.numpy(), float(self._table.step))
 
     def restart(self, parts: Iterable[tuple[int, Floats]]) -> None:
@@ -150,18 +150,6 @@ class QuantizedStore:
         for first, rows in parts:
             scaled = np.clip(np.rint(rows / float(table.step)), -LARGEST, LARGEST)
             numbers[first : first + len(rows)] = scaled.astype(np.int8)
-
-
-class QuantizedArray:
-    """Rows, `[m, d]`, that become float32 where they are asked for. A view: it changes with the rows."""
-
-    def __init__(self, numbers: npt.NDArray[np.int8], step: float) -> None:
-        self._numbers, self._step = numbers, np.float32(step)
-        self.shape = numbers.shape
-
-    def __getitem__(self, rows: Any) -> Floats:
-        part: Floats = self._numbers[rows] * self._step
-        return part
 
 
 class _Bags(NamedTuple):

@@ -112,6 +112,7 @@ class _Training:
     def to_the_end(self) -> RunResult:
         position, training = self.position, self.config.training
         interrupted = False
+        self.begin_phase()
         while position.epoch < training.epochs and not self.schedule.ends_after(position.step):
             interrupted = self.train_epoch()
             if interrupted or self.schedule.ends_after(position.step):
@@ -198,7 +199,13 @@ class _Training:
             self.log.write("publish", step, **published)
             if "error" in published and run.ranks.is_first:
                 _log.warning("not published after batch %d: %s", step, published["error"])
-        if run.has_residents and not self.schedule.resting_after(step):
+        self.begin_phase()
+
+    def begin_phase(self) -> None:
+        """Begin the next phase of residents, if it is due: at the start, after a clustering, and where the job
+        `recluster` has made the checkpoint."""
+        run = self.run
+        if run.has_residents and not run.remap.phase_is_open and not self.schedule.resting_after(self.position.step):
             with self.activity("clustering"):
                 run.admit()
 

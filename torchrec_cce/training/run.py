@@ -68,11 +68,9 @@ class Run:
             self.position.entropies = start_from(self.model, derived_model(self.config))
         if self.counts:
             self.frequencies = ShardedFrequencies({name: m.num_ids for name, m in self.versions.maps().items()})
-        if self.has_residents:
-            if not self.counts_on_the_way:
-                for batch in self.batches(self.config.data.train):
-                    self.frequencies.count(self.remap, batch.part.sparse_features, batch.rows)
-            self.admit()
+        if self.has_residents and not self.counts_on_the_way:
+            for batch in self.batches(self.config.data.train):
+                self.frequencies.count(self.remap, batch.part.sparse_features, batch.rows)
 
     @property
     def has_residents(self) -> bool:
