@@ -61,8 +61,8 @@ def embeddings(one: CCEEmbeddingBagCollection, *, with_rows: bool = True) -> tor
     whole = torch.cat([codebook[j][codes[:, j]] for j in range(C)], dim=1)
     residency = one.remap.residency("t")
     if with_rows and residency.is_open:
-        residents = torch.from_numpy(np.flatnonzero(residency.ages == 0))
-        whole[residents] += rows_of(one)[: len(residents)]
+        residents = np.flatnonzero(residency.ages == 0)
+        whole[residents] += rows_of(one)[residency.slots.of(residents)]
     return whole
 
 
@@ -156,6 +156,77 @@ def test_frequent_ids_come_first() -> None:
     np.testing.assert_array_equal(np.flatnonzero(one.remap.residency("t").ages == 0), np.arange(60))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_first_come_first_served(dtype: str) -> None:
+    """Three lots of IDs come, of which the last finds fewer rows than it would need."""
+    torch.manual_seed(0)
+    residents = ResidentConfig(fraction=0.3, dtype=dtype, learning_rate=0.1, first_come=True)
+    one = collection(residents=residents)
+    torch.nn.init.normal_(one.codewords.embedding_bags["t"].weight)
+    optimizer = RowWiseAdagrad(one.parameters(), lr=0.1)
+    one.admit(seed=1, optimizer=optimizer if dtype == "float32" else None)  # nobody was seen
+    assert one.remap.free_rows("t") == 60
+    stamps = [one.remap.stamp()]
+    counts = np.zeros(N, np.int64)
+    for lot, free in ((np.arange(150, 190), 20), (np.arange(150, 190), 20), (np.arange(0, 100), 0)):
+        counts[lot] += 1 + lot
+        before, had = rows_of(one).clone(), one.remap.residency("t")
+        with_them = np.flatnonzero(had.ages == 0)
+        one.top_up(seed=1, frequencies={"t": counts})
+        assert one.remap.free_rows("t") == free
+        now = one.remap.residency("t").slots
+        np.testing.assert_array_equal(now.of(with_them), had.slots.of(with_them))
+        torch.testing.assert_close(rows_of(one)[: len(with_them)], before[: len(with_them)], atol=0, rtol=0)
+        arrived = rows_of(one)[len(with_them) : now.num_slots]
+        assert len(arrived) == 0 or 0 < float(arrived.abs().max()) <= 0.105
+        stamps.append(one.remap.stamp())
+        features = random_features(KEYS, batch_size=50, max_length=4, seed=free)
+        optimizer.zero_grad()
+        found = one(features)["a"]
+        means = torch.stack([embeddings(one)[bag].sum(0) for bag in features["a"].to_dense()])
+        torch.testing.assert_close(found, means, atol=1e-5, rtol=1e-5)
+        found.square().sum().backward()
+        optimizer.step()
+    assert len({tuple(stamp.tolist()) for stamp in stamps}) == 3  # the second lot brought nobody
+    residency = one.remap.residency("t")
+    np.testing.assert_array_equal(np.flatnonzero(residency.ages == 0), np.r_[80:100, 150:190])
+    with torch.no_grad():
+        before = embeddings(one)
+    one.top_up(seed=1, frequencies={"t": counts})
+    assert one.remap.residency("t") is residency
+    report = one.recluster(seed=1)["t"]
+    assert report.objective == pytest.approx(float(((embeddings(one) - before) ** 2).sum(1).mean()), rel=1e-4)
+
+
+def test_the_optimizer_state_of_arrivals_is_zero_and_that_of_others_stays() -> None:
+    one = collection(residents=ResidentConfig(fraction=0.3, first_come=True))
+    optimizer = RowWiseAdagrad(one.parameters(), lr=0.1)
+    counts = np.where(np.arange(N) < 40, 1, 0)
+    one.admit(seed=1, optimizer=optimizer, frequencies={"t": counts})
+    one(random_features(KEYS, batch_size=50, max_length=4, seed=0)).values().square().sum().backward()
+    optimizer.step()
+    state = optimizer.state[one.residents.embedding_bags["t_residents"].weight]["sum"]
+    before = state.clone()
+    one.top_up(seed=1, frequencies={"t": np.ones(N, np.int64)})
+    assert one.remap.free_rows("t") == 0
+    assert before[:40].any()
+    assert not state[40:].any()
+    torch.testing.assert_close(state, before, atol=0, rtol=0)
+
+
+def test_what_an_id_is_that_never_had_a_row() -> None:
+    """Zero until the first fold; then, in each column, the codeword that is nearest to zero."""
+    one = collection(residents=ResidentConfig(fraction=0.3, first_come=True))
+    one.admit(seed=1, frequencies={"t": np.where(np.arange(N) < 60, 1, 0)})
+    with torch.no_grad():
+        one.residents.embedding_bags["t_residents"].weight.copy_(torch.randn(60, D))
+    assert not embeddings(one)[60:].any()
+    one.recluster(seed=1)
+    codebook = one.codewords.embedding_bags["t"].weight.detach().view(C, 2, K, D // C)[:, 0]
+    nearest = codebook[torch.arange(C), codebook.square().sum(2).argmin(dim=1)].flatten()
+    torch.testing.assert_close(embeddings(one)[60:], nearest.expand(N - 60, D))
+
+
 def test_residents_may_be_left_out() -> None:
     one = learned()
     features = random_features(KEYS, batch_size=12, max_length=1, seed=0)
@@ -234,6 +305,15 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
         one.remap.attach_residency("t", many)
     with pytest.raises(ConfigError, match="'d' is not a table with residents; those are: t"):
         one.remap.residency("d")
+    with pytest.raises(ConfigError, match="no phase of residents is open, whose rows could be given; admit first"):
+        collection().top_up(seed=1, frequencies={})
+    free = collection(residents=ResidentConfig(first_come=True))
+    free.admit(seed=1)
+    with pytest.raises(ConfigError, match=r"frequencies are int64 \[3\]"):
+        free.top_up(seed=1, frequencies={"t": np.ones(3, np.int64)})
+    with pytest.raises(ConfigError, match=r"frequencies of \['d'\], which are not CCE tables"):
+        free.top_up(seed=1, frequencies={"d": np.ones(7, np.int64)})
+    assert free.remap.free_rows("t") == 50
     plain = CCEEmbeddingBagCollection(
         tables=[CCEEmbeddingBagConfig(name="t", num_embeddings=N, embedding_dim=D, num_rows=K, feature_names=["a"])]
     )

@@ -19,6 +19,7 @@ from tests.support.launch import Job, command
 from tests.support.runs import assert_equal_metrics, assert_same_run, stop_after, train, train_on
 from torchrec_cce.clustering.fold import TableFold
 from torchrec_cce.errors import CCEError, ConfigError, MapFileError
+from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.residency_files import read_residencies
@@ -66,6 +67,7 @@ def assert_undisturbed(run_dir: Path, expected: Path) -> None:
     ("dtype", "residents", "changes"),
     [
         ("float32", {}, {}),
+        ("int8", {"count_first": False, "fraction": 0.5}, {}),
         ("float32", {"count_first": False, "fraction": 0.5}, {"optimizer": {"embedding": "adagrad"}}),
         ("int8", {}, {}),
     ],
@@ -81,12 +83,39 @@ def test_two_ranks_compute_what_one_does(
         assert np.array_equal(residency.ages, residencies(tmp_path / "2" / "run")[name].ages)
 
 
+def test_rows_go_to_ids_as_they_come(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to be seen is to have no row; who has one keeps it to the end of the phase, also where a run goes on."""
+    chosen = config(log, residents={"count_first": False, "fraction": 0.2})
+    before: dict[str, Residency] = {}
+    for number, batches in enumerate((1, 2, 1, 3)):
+        stop_after(monkeypatch, batches)
+        assert train(chosen, tmp_path / "run", resume=number > 0).interrupted
+        after, (folder,) = residencies(tmp_path / "run"), runs.checkpoints(tmp_path / "run")[-1].glob("maps/*")
+        for name, residency in after.items():
+            seen = read_folder(folder)[1][name].frequencies > 0
+            has_row = residency.ages == 0
+            assert not (has_row & ~seen).any()
+            assert has_row.sum() == min(seen.sum(), round(0.2 * residency.num_ids))
+            if name in before:
+                had = np.flatnonzero(before[name].ages == 0)
+                np.testing.assert_array_equal(residency.slots.of(had), before[name].slots.of(had))
+        assert number == 0 or any(after[name].slots.num_slots > before[name].slots.num_slots for name in after)
+        before = after
+
+
 # Interruptions
 
 
 @pytest.mark.parametrize(
-    ("dtype", "stops", "in_background"),
-    [("float32", (3, 8), False), ("float32", (8, 12), True), ("int8", (11, 2), False), ("int8", (16,), True)],
+    ("dtype", "stops", "in_background", "count_first"),
+    [
+        ("float32", (3, 8), False, True),
+        ("float32", (8, 12), True, True),
+        ("int8", (11, 2), False, True),
+        ("int8", (16,), True, True),
+        ("float32", (1, 4), True, False),
+        ("int8", (3, 2), False, False),
+    ],
 )
 def test_interrupted_and_resumed(
     log: Path,
@@ -95,12 +124,14 @@ def test_interrupted_and_resumed(
     dtype: str,
     stops: tuple[int, ...],
     in_background: bool,
+    count_first: bool,
 ) -> None:
     """In either phase, after the batch of a clustering, and where the codewords are trained; with a registry."""
 
     def of(name: str) -> RunConfig:
         training = {"batch_size": runs.BATCH_SIZE, "checkpoint_in_background": in_background}
-        return config(log, dtype, registry={"url": str(tmp_path / name)}, training=training)
+        residents = {"count_first": count_first}
+        return config(log, dtype, residents=residents, registry={"url": str(tmp_path / name)}, training=training)
 
     monkeypatch.setattr(loop, "_LOG_EVERY", 2)
     stop_after(monkeypatch, None)
@@ -131,16 +162,27 @@ def train_and_die(chosen: RunConfig, run_dir: Path, moment: str, resume: bool) -
         "folding": (TableFold, "assign"),
         "folded": (loop, "recluster_sharded"),
         "admitted": (run, "admit_sharded"),
+        "topped up": (run, "top_up_sharded"),
         "saving": (checkpoint, "write_residencies"),
     }[moment]
     with mock.patch.object(owner, name, dying(getattr(owner, name))):
         runs.train_and_log_every_batch(chosen, run_dir, resume)
 
 
-@pytest.mark.parametrize(("dtype", "moments"), [("float32", ("folding", "saving")), ("int8", ("admitted", "folded"))])
-def test_killed_where_residents_change(log: Path, tmp_path: Path, dtype: str, moments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "moments", "count_first"),
+    [
+        ("float32", ("folding", "saving"), True),
+        ("int8", ("admitted", "folded"), True),
+        ("float32", ("topped up",), False),
+    ],
+)
+def test_killed_where_residents_change(
+    log: Path, tmp_path: Path, dtype: str, moments: tuple[str, ...], count_first: bool
+) -> None:
     """Each kill comes after a checkpoint, which is gone on from."""
-    chosen = config(log, dtype, training={"batch_size": runs.BATCH_SIZE, "checkpoint_every": 3})
+    training = {"batch_size": runs.BATCH_SIZE, "checkpoint_every": 3 if count_first else 1}
+    chosen = config(log, dtype, residents={"count_first": count_first}, training=training)
     expected = Job(tmp_path / "undisturbed", runs.train_and_log_every_batch, chosen, tmp_path / "expected")
     for number, moment in enumerate(moments):
         job = Job(tmp_path / moment, train_and_die, chosen, tmp_path / "run", moment, number > 0)
@@ -345,6 +387,8 @@ def test_a_plan_has_the_rows_that_torchrec_places(log: Path, tmp_path: Path, dty
     rows = {f"residents.{name}_residents" for name in ("C1", "C2")} if dtype == "float32" else set()
     assert set(tables) == {"codewords.C1", "codewords.C2", "ebc.C3", *rows}
     assert tables["codewords.C1"]["host_bytes"] == 1000 * 4 + 1000 + 16 * 12
+    (table, *_) = config(log, dtype, residents={"count_first": False}).table_configs()
+    assert table.residency_bytes == 1000 + 16 * 12 + 250 * 4  # type: ignore[attr-defined]
 
 
 def test_a_run_in_a_phase_is_published_without_its_rows(interrupted: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class ResidentRows:
     residency: Residency
     """Of an open phase."""
     rows: RowArray
-    """[m, d]: the rows of the residents, in the order of their positions."""
+    """[m, d]: the rows of the residents, by their slots."""
 
 
 class TableFold:
@@ -210,15 +210,15 @@ class TableFold:
         """The residents that train: their codes [m', c], their rows, and how many residents each stands for."""
         most = self._config.points_per_centroid * self.num_rows
         seed = derive_seed(self._seed, "sample")
-        slots, weights = training_sample(self.num_residents, most, frequencies=None, seed=seed)
+        chosen, weights = training_sample(self.num_residents, most, frequencies=None, seed=seed)
         positions, before = [np.empty(0, np.int64)], 0
         for first, ages in self._chunks(0, self.num_ids):
             here = np.flatnonzero(ages == 0)
-            chosen = slice(*np.searchsorted(slots, [before, before + len(here)]))
-            positions.append(first + here[slots[chosen] - before])
+            part = slice(*np.searchsorted(chosen, [before, before + len(here)]))
+            positions.append(first + here[chosen[part] - before])
             before += len(here)
         codes = self._codes(np.concatenate(positions)).astype(np.int64)
-        return codes, self._rows[slots], weights * (self.num_residents / len(slots))
+        return codes, self._rows[self._slots.rows(chosen)], weights * (self.num_residents / len(chosen))
 
     @cached_property
     def _others(self) -> npt.NDArray[np.int64]:
@@ -231,12 +231,13 @@ class TableFold:
         return counts
 
     def _portions(self, start: int, stop: int) -> "Iterator[_Portion]":
-        slot = self._slots.before(start)
+        number = self._slots.before(start)
         for first, ages in self._chunks(start, stop):
             here = np.flatnonzero(ages == 0)
             codes = self._codes(np.arange(first, first + len(ages)))
-            yield _Portion(first=first, codes=codes, residents=here, rows=self._rows[slot : slot + len(here)])
-            slot += len(here)
+            rows = self._rows[self._slots.rows(slice(number, number + len(here)))]
+            yield _Portion(first=first, codes=codes, residents=here, rows=rows)
+            number += len(here)
 
     def _chunks(self, start: int, stop: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         """The ages of the positions `start … stop − 1`, a chunk at a time, with the first position of each."""

@@ -147,8 +147,12 @@ class QuantizedStore:
             table.step *= _STEP * (squares / (np.count_nonzero(numbers.any(axis=1)) * table.width)) ** 0.5
         table.rows.zero_()
         table.state.zero_()
+        self.fill(parts)
+
+    def fill(self, parts: Iterable[tuple[int, Floats]]) -> None:
+        numbers, step = self._table.rows.numpy(), float(self._table.step)
         for first, rows in parts:
-            scaled = np.clip(np.rint(rows / float(table.step)), -LARGEST, LARGEST)
+            scaled = np.clip(np.rint(rows / step), -LARGEST, LARGEST)
             numbers[first : first + len(rows)] = scaled.astype(np.int8)
 
 

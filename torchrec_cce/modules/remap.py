@@ -136,14 +136,21 @@ class Remap(nn.Module):
         self.residency(table)
         config = self._configs[table]
         assert isinstance(config, CCEConfig)
-        known, rows = self.pointer_map(table).num_ids, config.max_residents
+        known = self.pointer_map(table).num_ids
         if residency.num_ids != known:
             raise ConfigError(
                 f"table {table!r}: the ages of {residency.num_ids} IDs are not those of its map's {known}"
             )
-        if residency.is_open and residency.slots.num_slots > rows:
-            raise ConfigError(f"table {table!r}: {residency.slots.num_slots} residents are more than its {rows} rows")
+        residents = residency.slots.num_slots if residency.is_open else 0
+        if residents > config.max_residents:
+            raise ConfigError(f"table {table!r}: {residents} residents are more than its {config.max_residents} rows")
         self._residencies[table] = residency
+
+    def free_rows(self, table: str) -> int:
+        """How many private rows nobody has in the open phase of `table`; 0 without one."""
+        residency, config = self.residency(table), self._configs[table]
+        assert isinstance(config, CCEConfig)
+        return config.max_residents - residency.slots.num_slots if residency.is_open else 0
 
     def resident_tables(self) -> list[str]:
         """The names of the tables that have residents, now or at times."""
@@ -298,13 +305,16 @@ class Remap(nn.Module):
     def stamp(self) -> torch.Tensor:
         """What rows are of, [N] int64: while it stays the same, a raw ID has the same rows.
 
-        The stamps of the maps; and for each table with residents the phase in which IDs have private rows, 0 for none.
+        The stamps of the maps; and for each table with residents the phase in which IDs have private rows, and how
+        many have, 0 for none.
         """
         phases = [
-            residency.phases if residency.is_open and not self.leaves_out_residents else 0
+            (residency.phases, residency.slots.num_slots)
+            if residency.is_open and not self.leaves_out_residents
+            else (0, 0)
             for residency in self._residencies.values()
         ]
-        return torch.cat([self.get_extra_state().flatten(), torch.tensor(phases, dtype=torch.int64)])
+        return torch.cat([self.get_extra_state().flatten(), torch.tensor(phases, dtype=torch.int64).flatten()])
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Raise MapMismatchError unless the attached maps are those that the loaded weights were trained with.

@@ -63,10 +63,13 @@ class ShardedStore:
         return file.everything()
 
     def restart(self, parts: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
-        for first, rows in parts:
-            scatter(self._weight, torch.from_numpy(rows), first)
+        self.fill(parts)
         for name, value in self._states.items():
             scatter(value, torch.zeros(self._sizes[name]))
+
+    def fill(self, parts: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
+        for first, rows in parts:
+            scatter(self._weight, torch.from_numpy(rows), first)
 
     def write(self, rows: TableRows) -> None:
         scatter(self._weight, torch.from_numpy(rows.weights))

@@ -166,7 +166,7 @@ class ResidentsSection:
     """Of int8 rows."""
     count_first: bool = True
     """Whether to read the training split once before the first batch, to count how often each ID occurs: the first rows
-    go to the most frequent ones. If not, they are counted on the way, and the first rows are drawn."""
+    go to the most frequent ones. If not, they are counted on the way, and the first rows go to IDs as they arrive."""
 
     def __post_init__(self) -> None:
         self.config(learning_rate=1.0)
@@ -179,6 +179,7 @@ class ResidentsSection:
             dtype=self.dtype,
             learning_rate=learning_rate,
             weight_decay=self.weight_decay,
+            first_come=not self.count_first,
         )
 
 

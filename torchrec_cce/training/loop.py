@@ -147,6 +147,9 @@ class _Training:
         for number, batch in enumerate(self.run.batches(self.config.data.train), start=1):
             if number <= trained_before:
                 continue
+            self.run.count(batch)
+            if self.schedule.tops_up_before(position.step + 1):
+                self.run.top_up()
             self.loss += self.run.step(batch)
             position.step, position.batch = position.step + 1, number
             self.rows += batch.global_rows
