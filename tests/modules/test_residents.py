@@ -37,6 +37,11 @@ def learned(dtype: str = "float32", **changes: object) -> CCEEmbeddingBagCollect
     one = collection(dtype, **changes)
     torch.nn.init.normal_(one.codewords.embedding_bags["t"].weight)
     one.admit(seed=1)
+    set_rows(one, dtype)
+    return one
+
+
+def set_rows(one: CCEEmbeddingBagCollection, dtype: str) -> None:
     rows = torch.randn(one.cce_configs()[0].max_residents, D)
     if dtype == "int8":
         table = one.quantized_residents.tables["t_residents"]
@@ -44,7 +49,6 @@ def learned(dtype: str = "float32", **changes: object) -> CCEEmbeddingBagCollect
     else:
         with torch.no_grad():
             one.residents.embedding_bags["t_residents"].weight.copy_(rows)
-    return one
 
 
 def rows_of(one: CCEEmbeddingBagCollection) -> torch.Tensor:
@@ -252,11 +256,84 @@ def test_raw_ids_of_a_vocabulary_have_the_rows_of_their_positions() -> None:
     torch.testing.assert_close(found["a"], torch.cat([rows[:3], torch.zeros(1, D)]))  # codewords are zero
 
 
+def test_a_clustered_map_of_other_ids_ends_the_phase_and_knows_their_ages() -> None:
+    one, keys = learned(), np.arange(N)[::-1].copy()
+    ages = one.remap.residency("t").ages
+    other = one.pointer_map("t").with_vocabulary(Vocabulary.build(keys, num_threads=1))
+    pointers = np.zeros((N, C), np.uint8)
+    one.attach_pointer_map("t", other.clustered(pointers, other.next_helper_hash(1)))
+    assert not one.remap.phase_is_open
+    np.testing.assert_array_equal(one.remap.residency("t").ages, ages[::-1])
+
+
 def test_another_map_ends_the_phase() -> None:
     one = learned()
     one.attach_pointer_map("t", one.pointer_map("t"))
     assert not one.remap.phase_is_open
     assert one.remap.residency("t").phases == 1
+
+
+def grown(one: CCEEmbeddingBagCollection, keys: np.ndarray) -> None:
+    vocabulary = Vocabulary.build(keys, num_threads=1)
+    one.attach_pointer_map("t", one.pointer_map("t").with_vocabulary(vocabulary, unseen="hash"))
+
+
+def of_keys(one: CCEEmbeddingBagCollection, keys: np.ndarray) -> torch.Tensor:
+    """[N, D] of raw IDs, as the collection looks them up."""
+    lengths = torch.tensor([1] * len(keys) + [0] * 2 * len(keys))
+    features = KeyedJaggedTensor(keys=["a", "b", "day"], values=torch.from_numpy(keys), lengths=lengths)
+    return one(features)["a"].detach()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("moves", [False, True], ids=["at the end", "anywhere"])
+def test_a_vocabulary_that_grows_keeps_ages_rows_and_the_phase(dtype: str, moves: bool) -> None:
+    """Known IDs may also get other positions, as where they are numbered by their frequency."""
+    keys = np.random.default_rng(0).permutation(10 * N)[:N]
+    few, many = keys[:150], np.random.default_rng(1).permutation(keys) if moves else keys
+    one = collection(dtype)
+    torch.nn.init.normal_(one.codewords.embedding_bags["t"].weight)
+    grown(one, few)
+    for seed in (1, 2):  # a second phase, so that ages differ
+        if seed == 2:
+            one.recluster(seed=1)
+        one.admit(seed=seed)
+        set_rows(one, dtype)
+    before, old_ages = of_keys(one, few), one.remap.residency("t").ages
+    grown(one, many)
+    residency, positions = one.remap.residency("t"), one.pointer_map("t").positions(few)
+    assert residency.is_open
+    assert (residency.num_ids, residency.phases, residency.slots.num_slots) == (N, 2, 60)
+    torch.testing.assert_close(of_keys(one, few), before, atol=0, rtol=0)
+    np.testing.assert_array_equal(residency.ages[positions], old_ages)
+    assert set(old_ages) == {0, 1, 255}
+    assert (np.delete(residency.ages, positions) == 255).all()
+
+    assert one.recluster(seed=1)["t"].generation == 2
+    torch.testing.assert_close(of_keys(one, many), embeddings(one)[one.pointer_map("t").positions(many)])
+    fresh = one.pointer_map("t").positions(keys[150:])
+    one.admit(seed=1, frequencies={"t": np.where(np.isin(np.arange(N), fresh), 100, 0)})
+    assert (one.remap.residency("t").ages[fresh] == 0).all()
+    assert one.remap.residency("t").slots.num_slots == 60  # as the configuration says
+
+
+def test_rows_of_ids_that_a_map_does_not_know_any_more_are_not_given_again() -> None:
+    keys = np.random.default_rng(0).permutation(10 * N)[:N]
+    one = collection(residents=ResidentConfig(fraction=0.3, first_come=True))
+    grown(one, keys)
+    one.admit(seed=1, frequencies={"t": (np.arange(N) < 40).astype(np.int64)})
+    set_rows(one, "float32")
+    residents = keys[one.remap.residency("t").ages == 0]
+    kept = np.setdiff1d(keys, residents[::2])
+    before = of_keys(one, residents[1::2])
+    grown(one, kept)
+    torch.testing.assert_close(of_keys(one, residents[1::2]), before, atol=0, rtol=0)
+    assert one.remap.free_rows("t") == 60 - 40  # 20 of the others are lost until the next phase
+    one.top_up(seed=1, frequencies={"t": np.ones(len(kept), np.int64)})
+    residency = one.remap.residency("t")
+    slots = residency.slots.of(np.flatnonzero(residency.ages == 0))
+    assert sorted(slots) == [*range(1, 40, 2), *range(40, 60)]
+    torch.testing.assert_close(of_keys(one, residents[1::2]), before, atol=0, rtol=0)
 
 
 def test_int8_rows_go_on_from_the_state_dict() -> None:

@@ -64,7 +64,7 @@ def admitted_ages(
     if any(np.any(counted[start : start + _CHUNK] < 0) for start in range(0, len(counted), _CHUNK)):
         raise ConfigError("some frequencies are negative; pass counts ≥ 0")
     if residency.is_open:
-        who, free = ARRIVED, max_residents - residency.slots.num_slots
+        who, free = ARRIVED, max_residents - residency.slots.num_taken
     draw = np.uint64(derive_seed(seed, "admission", residency.phases))
     out = np.empty(ages.shape, ages.dtype) if out is None else out
     starts = range(0, len(ages), _CHUNK)
@@ -112,7 +112,7 @@ def fresh_rows(
         shrinkage: that share, 0 to 1.
         embed: of the codewords alone.
     """
-    slot = before.slots.num_slots if before.is_open else 0
+    slot = before.slots.num_taken if before.is_open else 0
     drawn = ("arrivals", after.phases, slot) if slot else ("rows", after.phases)
     for number, start in enumerate(range(0, after.num_ids, _POSITIONS)):
         part = slice(start, start + _POSITIONS)

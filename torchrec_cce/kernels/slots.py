@@ -70,14 +70,16 @@ def order_of_arrival(
     before: npt.NDArray[np.uint8],
     after: npt.NDArray[np.uint8],
     known: npt.NDArray[np.uint32],
+    first: int,
     out: npt.NDArray[np.uint32],
 ) -> None:
     """The rows of all positions whose age `after: [n]` is 0: those that they had `before: [n]`, and the next ones.
 
     Args:
         known, out: the rows of those of age 0 before, and after, in ascending order of positions; `out` to write to.
+        first: of the next ones.
     """
-    number, old, new = 0, 0, len(known)
+    number, old, new = 0, 0, first
     for position in range(len(after)):
         if before[position] == 0:
             out[number] = known[old]

@@ -39,6 +39,8 @@ class Slots:
         self._order = order
         if order is not None and len(order) != self.num_slots:
             raise ConfigError(f"the order is of {len(order)} residents, there are {self.num_slots}")
+        self.num_taken = self.num_slots if order is None or not len(order) else 1 + int(order.max())
+        """From this row on, nobody has any. Some below it may be those of IDs that another map did not know."""
 
     def rows(self, numbers: slice | Integers) -> slice | npt.NDArray[np.integer]:
         """The rows of some residents, which are numbered in the ascending order of their positions."""
@@ -132,7 +134,7 @@ class Residency:
             ages: [n] uint8, after they arrived; as of `topped_up`.
         """
         known = np.arange(self.slots.num_slots, dtype=np.uint32) if self.order is None else self.order
-        order_of_arrival(self.ages, ages, known, out)
+        order_of_arrival(self.ages, ages, known, self.slots.num_taken, out)
 
     def topped_up(self, ages: npt.NDArray[np.uint8], order: npt.NDArray[np.uint32]) -> "Residency":
         """This phase, once others arrived."""

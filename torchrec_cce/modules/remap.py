@@ -12,10 +12,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, identity
+from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.maps.residency import Residency, Residents
 from torchrec_cce.methods.cce import CCEConfig, CCEScheme
 from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
 from torchrec_cce.methods.table import CompressedConfig, PointerScheme, row_feature_names, scheme_of
+from torchrec_cce.modules.residents import carried_over
 
 _DIGEST_BYTES = 32
 
@@ -94,13 +96,23 @@ class Remap(nn.Module):
             raise ConfigError(f"{table!r} is not a CCE table; those are: {', '.join(self.cce_tables()) or 'none'}")
         return scheme.pointer_map
 
-    def attach_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
+    def attach_pointer_map(self, table: str, pointer_map: PointerMap, residency: Residency | None = None) -> None:
+        """From now on, the IDs of `table` have the pointers of `pointer_map`.
+
+        Args:
+            residency: who has a private row then. None: ages stay with their raw IDs, and a phase ends, unless the map
+                is the one before with another vocabulary (`PointerMap.with_vocabulary`).
+        """
         self.check_pointer_map(table, pointer_map)
+        if residency is None and table in self._residencies:
+            before = self.pointer_map(table)
+            renumbering = Renumbering(old=before, new=pointer_map)
+            residency = carried_over(self._residencies[table], renumbering)
+            if renumbering.changes_nothing or pointer_map.generation != before.generation:
+                residency = residency.closed()
         self._look_up_by(table, pointer_map)
-        if table in self._residencies:
-            before = self._residencies[table]
-            same = before.num_ids == pointer_map.num_ids
-            self._residencies[table] = before.closed() if same else Residency.nobody(pointer_map.num_ids)
+        if residency is not None:
+            self.attach_residency(table, residency)
 
     def _look_up_by(self, table: str, pointer_map: PointerMap) -> None:
         config = self._configs[table]
@@ -141,7 +153,7 @@ class Remap(nn.Module):
             raise ConfigError(
                 f"table {table!r}: the ages of {residency.num_ids} IDs are not those of its map's {known}"
             )
-        residents = residency.slots.num_slots if residency.is_open else 0
+        residents = residency.slots.num_taken if residency.is_open else 0
         if residents > config.max_residents:
             raise ConfigError(f"table {table!r}: {residents} residents are more than its {config.max_residents} rows")
         self._residencies[table] = residency
@@ -150,7 +162,7 @@ class Remap(nn.Module):
         """How many private rows nobody has in the open phase of `table`; 0 without one."""
         residency, config = self.residency(table), self._configs[table]
         assert isinstance(config, CCEConfig)
-        return config.max_residents - residency.slots.num_slots if residency.is_open else 0
+        return config.max_residents - residency.slots.num_taken if residency.is_open else 0
 
     def resident_tables(self) -> list[str]:
         """The names of the tables that have residents, now or at times."""

@@ -3,6 +3,7 @@ from."""
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from torchrec_cce.clustering.admission import admitted_ages, fresh_rows
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.maps.residency import Residency, Slots
 from torchrec_cce.methods.cce import CCEConfig
 
@@ -57,6 +59,26 @@ def residency_of_phase(
         return before
     order = make(num_residents, np.dtype(np.uint32), lambda out: before.extend_order(ages, out))
     return before.topped_up(ages, order)
+
+
+def carried_over(residency: Residency, renumbering: Renumbering, *, make: Make = _in_memory) -> Residency:
+    """A residency by the positions of another map: ages and rows stay with their raw IDs, and a phase goes on. A
+    resident that the other map does not know is none any more.
+
+    Args:
+        make: where the new arrays are.
+    """
+    num_ids = renumbering.new.num_ids
+    if renumbering.changes_nothing:
+        return residency
+    if residency.phases == 0:
+        return Residency.nobody(num_ids)
+    ages = make(num_ids, np.dtype(np.uint8), lambda out: renumbering.ages(residency, out))
+    order = None
+    if residency.is_open:
+        size = Slots(ages).num_slots
+        order = make(size, np.dtype(np.uint32), lambda out: renumbering.order(residency, ages, out))
+    return replace(residency, ages=ages, order=order)
 
 
 def rows_of_phase(
