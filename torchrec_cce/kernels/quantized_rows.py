@@ -108,3 +108,20 @@ def train_rows(
             value = kept * np.float32(rows[slot, dim]) - rate * total[dim] + np.float32(bits) * _DRAW
             rows[slot, dim] = np.int8(min(max(np.floor(value), np.float32(-LARGEST)), np.float32(LARGEST)))
         start = stop
+
+
+@jit
+def round_rows(values: Floats, step: np.float32, first: int, seed: np.uint64, out: npt.NDArray[np.int8]) -> None:
+    """Write the numbers that stand for `values: [N, d]` to `out: [N, d]`, rounded up or down as is drawn.
+
+    Args:
+        step: what 1 stands for.
+        first: the row of a table that comes first in `values`.
+        seed: of the draws.
+    """
+    width = values.shape[1]
+    for i in range(len(values)):
+        for dim in range(width):
+            bits = fmix64(seed ^ np.uint64((first + i) * width + dim)) >> _DRAW_SHIFT
+            value = np.floor(values[i, dim] / step + np.float32(bits) * _DRAW)
+            out[i, dim] = np.int8(min(max(value, np.float32(-LARGEST)), np.float32(LARGEST)))

@@ -324,7 +324,7 @@ class CCECollection(ABC, nn.Module):
         rows = self._residents_store(table).read_rows()
         return ResidentRows(residency=self.remap.residency(table.name), rows=rows)
 
-    def quantized_store(self, config: CCEConfig) -> ResidentStore | None:
+    def quantized_store(self, config: CCEConfig) -> QuantizedStore | None:
         """The rows of a table's residents, if they are int8; if not, they are a stock table, or there are none."""
         if config.residents is None or config.has_stock_residents:
             return None

@@ -1,7 +1,6 @@
 """Rows for IDs in the middle of distributed training: the next phase of residents, and those who arrive in it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +9,7 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.modules.residents import residency_of_phase, rows_of_phase
-from torchrec_cce.sharding.host_file import HostFile
+from torchrec_cce.sharding.host_file import in_a_file
 from torchrec_cce.sharding.recluster import check_names
 from torchrec_cce.sharding.tables import ShardedTable, tables_of
 
@@ -72,15 +71,10 @@ def _give_rows(tables: Sequence[ShardedTable], seed: int, frequencies: Mapping[s
     for collection, config, store, rows in tables:
         assert rows is not None
         before, counted = collection.remap.residency(config.name), frequencies.get(config.name)
-        after = residency_of_phase(config, before, frequencies=counted, seed=seed, make=_in_a_file)
+        after = residency_of_phase(config, before, frequencies=counted, seed=seed, make=in_a_file)
         pointer_map, weights = collection.pointer_map(config.name), store.read().weights
         fresh = rows_of_phase(config, pointer_map, weights, before, after, seed=seed)
         given.append((collection.remap, config.name, rows.fill if before.is_open else rows.restart, fresh, after))
     for remap, name, write, fresh, after in given:
         write(fresh)
         remap.attach_residency(name, after)
-
-
-def _in_a_file(size: int, dtype: np.dtype[Any], fill: Callable[[npt.NDArray[Any]], object]) -> npt.NDArray[Any]:
-    """One of each host."""
-    return HostFile((size, 1), dtype).filled(lambda out: fill(out[:, 0]))[:, 0]

@@ -1,7 +1,7 @@
 """A physical table that lies in shards on several ranks, read and written as a whole."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,10 @@ class ShardedStore:
         for first, rows in parts:
             scatter(self._weight, torch.from_numpy(rows), first)
 
+    def rewrite(self, rows: RowArray) -> None:
+        num_rows = size_of(self._weight)[0]
+        self.fill((first, np.array(rows[first : first + _ROWS])) for first in range(0, num_rows, _ROWS))
+
     def write(self, rows: TableRows) -> None:
         scatter(self._weight, torch.from_numpy(rows.weights))
         for name, value in self._states.items():
@@ -133,13 +137,21 @@ def collections_of(model: DistributedModelParallel) -> dict[str, CCECollection]:
     return found
 
 
+class ResidentRowStore(ResidentStore, Protocol):
+    """A store whose rows may be changed in the middle of a phase."""
+
+    def rewrite(self, rows: RowArray) -> None:
+        """Write all rows, [m, d] float32; the optimizer's state of each stays."""
+        ...
+
+
 class ShardedTable(NamedTuple):
     """A CCE table of a sharded model."""
 
     collection: CCECollection
     config: CCEConfig
     store: ShardedStore
-    residents: ResidentStore | None
+    residents: ResidentRowStore | None
     """Of the rows of its residents, if it may have some."""
 
 
