@@ -121,6 +121,12 @@ class TableReport:
     """The same over the sample that trained, beside what the old pointers can do; None for pointers that were given."""
     seconds: float
 
+    @property
+    def relative_error(self) -> float | None:
+        """The error over the sample as a share of what it would be with one codeword for all: 0 for a perfect fit."""
+        errors = self.sample_errors
+        return None if errors is None or errors.total == 0 else errors.new / errors.total
+
     @classmethod
     def of_clustering(cls, new_map: PointerMap, done: Reclustered) -> "TableReport":
         return cls(

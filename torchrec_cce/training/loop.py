@@ -185,6 +185,7 @@ class _Training:
     def recluster(self) -> None:
         """Cluster the CCE tables, and publish them if there is a registry."""
         run, step = self.run, self.position.step
+        residencies = {table: run.remap.residency(table) for table in run.remap.resident_tables()}
         with self.activity("clustering"):
             reports = recluster_sharded(
                 run.model,
@@ -195,7 +196,11 @@ class _Training:
             )
         for table, report in reports.items():
             self.position.entropies[table] = report.entropies
-            self.log.write("recluster", step, table=table, **asdict(report))
+            before = residencies.get(table)
+            of_fold = {}
+            if before is not None and before.is_open:
+                of_fold = {"residents": before.slots.num_slots, "relative_error": report.relative_error}
+            self.log.write("recluster", step, table=table, **asdict(report), **of_fold)
         if self.config.registry.url is not None:
             with self.activity("publishing"):
                 published = run.versions.publish(reports, run.frequencies)
