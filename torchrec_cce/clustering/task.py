@@ -53,7 +53,8 @@ class ClusteringInputs:
         """
 
         def codes(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-            return old.codes_of_any(new.raw_ids(positions))[:, 0].T
+            found: npt.NDArray[np.int64] = old.codes_of_any(new.raw_ids(positions))[:, 0].T
+            return found
 
         with named_errors(self.table):
             return ResidentAdoption(codes=codes, given=given, **self._of_fold(old, residents))

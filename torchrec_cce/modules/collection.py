@@ -340,7 +340,7 @@ class CCECollection(ABC, nn.Module):
         return ParameterStore(self._parameter(self.weight_name(table)), optimizer, table=table)
 
     def _residents_store(self, config: CCEConfig, optimizer: torch.optim.Optimizer | None = None) -> ResidentStore:
-        stock = self.quantized_store(config)
+        stock: ResidentStore | None = self.quantized_store(config)
         if stock is None:
             weight = self._parameter(self.residents_name(config.name))
             stock = ParameterStore(weight, optimizer, table=config.resident_table)

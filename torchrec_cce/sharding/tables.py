@@ -166,7 +166,7 @@ def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None 
     for path, collection in collections_of(model).items():
         for config in collection.cce_configs():
             name = joined(path, collection.weight_name(config.name))
-            rows = collection.quantized_store(config)
+            rows: ResidentRowStore | None = collection.quantized_store(config)
             if config.residents is not None and rows is None:
                 row_name = joined(path, collection.residents_name(config.name))
                 rows = ShardedStore(weights[row_name], states.get(row_name, {}))
