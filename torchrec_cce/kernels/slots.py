@@ -150,13 +150,14 @@ def _rank_of(
     `count_digits`.
     """
     frequency = np.int64(frequencies[i]) if len(frequencies) else np.int64(0)
+    rank = np.uint64(0)
     if (who != ANYBODY and frequency == 0) or (who == ARRIVED and ages[i] != NEVER):
-        return np.uint64(0)
+        return rank
     waiting = never if ages[i] == NEVER else np.uint64(ages[i])
     score = (np.uint64(frequency) + _ONE) * waiting * waiting
     score = min(score, np.uint64(_HIGHEST_SCORE))
     draw = fmix64(np.uint64(first + i) ^ seed) >> np.uint64(64 - _TIE_BITS)
-    rank: np.uint64 = max((score << np.uint64(_TIE_BITS)) | draw, _ONE)
+    rank = max((score << np.uint64(_TIE_BITS)) | draw, _ONE)
     return rank
 
 
