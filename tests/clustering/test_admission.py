@@ -158,7 +158,7 @@ def test_rows_take_a_share_back_but_those_of_newcomers_are_small_and_random() ->
 def test_rows_of_arrivals_are_their_own_and_those_of_others_are_left() -> None:
     before = Residency.nobody(150_000).next_phase(np.full(150_000, 255, np.uint8))
     drawn = []
-    for seed in (1, 2):
+    for seed in (1, 2, 3):
         frequencies = np.random.default_rng(seed).integers(0, 2, before.num_ids)
         taken = before.slots.num_slots
         ages = admitted_ages(before, taken + 20_000, frequencies=frequencies, seed=seed)

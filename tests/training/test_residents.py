@@ -41,7 +41,7 @@ def config(log: Path, dtype: str = "float32", *, residents: dict[str, Any] | Non
     """Phases from the start and from batch 8 on; from batch 16 on, the codewords are trained."""
     return runs.criteo_config(
         log,
-        embedding={"method": "cce_residents", "max_parameters": runs.MAX_PARAMETERS},
+        embedding={"method": "cce_residents", "max_parameters": runs.MAX_PARAMETERS, **changes.pop("embedding", {})},
         residents={"dtype": dtype, "learning_rate": 0.1, **(residents or {})},
         **changes,
     )
@@ -70,7 +70,12 @@ def assert_undisturbed(run_dir: Path, expected: Path) -> None:
     [
         ("float32", {}, {}),
         ("int8", {"count_first": False, "fraction": 0.5}, {}),
-        ("float32", {"count_first": False, "fraction": 0.5}, {"optimizer": {"embedding": "adagrad"}}),
+        # So few IDs were seen that more codewords than 60 would have ties that a rounding decides.
+        (
+            "float32",
+            {"count_first": False, "fraction": 0.5},
+            {"optimizer": {"embedding": "adagrad"}, "embedding": {"max_parameters": 960}},
+        ),
         ("int8", {}, {}),
     ],
 )

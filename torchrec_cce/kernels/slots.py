@@ -19,6 +19,7 @@ ANYBODY, SEEN, ARRIVED = 0, 1, 2
 _TIE_BITS = 16
 _HIGHEST_SCORE = (1 << (64 - _TIE_BITS)) - 1
 
+_ZERO: np.uint64 = np.uint64(0)
 _ONE = np.uint64(1)
 _WORD = np.uint64(6)
 _IN_WORD = np.uint64(BITS - 1)
@@ -153,7 +154,7 @@ def _rank_of(
     """
     frequency = np.int64(frequencies[i]) if len(frequencies) else np.int64(0)
     if (who != ANYBODY and frequency == 0) or (who == ARRIVED and ages[i] != NEVER):
-        return np.uint64(0)
+        return _ZERO
     waiting = never if ages[i] == NEVER else np.uint64(ages[i])
     score = (np.uint64(frequency) + _ONE) * waiting * waiting
     score = min(score, np.uint64(_HIGHEST_SCORE))
