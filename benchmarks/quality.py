@@ -21,7 +21,6 @@ from torchrec_cce.experiments.plan import parse_plan
 from torchrec_cce.experiments.report import write_report
 from torchrec_cce.experiments.results import RUNS, TrialResult, chosen_results
 from torchrec_cce.experiments.runner import bench
-from torchrec_cce.maps.residency import residency_bytes
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.methods.registry import Method
 from torchrec_cce.training.config import parse_config
@@ -136,6 +135,18 @@ EXPERIMENTS = (
                 },
                 learning_rates=(0.05, 0.1, 0.2),
                 max_bce_gap=0.0009,
+            ),
+            Residents(
+                name="residents, 1/4, first come",
+                caps=(1_024,),
+                sections={
+                    "embedding": {"full_up_to": 2_000, "num_columns": 8},
+                    "recluster": {"ct": 1, "cf": 93, "num_iterations": 10},
+                    "residents": {"fraction": 0.25, "codeword_learning_rate": 0.005, "count_first": False},
+                    "training": {"evaluate_every": None},
+                },
+                learning_rates=(0.05, 0.1),
+                max_bce_gap=0.001,
             ),
         ),
     ),
@@ -304,7 +315,8 @@ def print_residents(experiment: Experiment, groups: Sequence[SeedGroup]) -> None
                 report(f"{name}: test BCE above full tables", gap, target=target, holds=gap <= most, against=against)
             tables = parse_config(dict(group.first.config)).table_configs()
             ids = [table.num_embeddings for table in tables if isinstance(table, CCEEmbeddingBagConfig)]
-            rows = (group.sizes.resident_bytes - sum(map(residency_bytes, ids))) / sum(ids)
+            residency = sum(table.residency_bytes for table in tables if isinstance(table, CCEEmbeddingBagConfig))
+            rows = (group.sizes.resident_bytes - residency) / sum(ids)
             report(
                 f"{name}: bytes an ID of rows and their optimizer while training",
                 rows,

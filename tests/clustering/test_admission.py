@@ -48,6 +48,52 @@ def test_those_who_are_frequent_and_waited_long_are_admitted(
     np.testing.assert_array_equal(ages[others], np.where(before == 255, 255, np.minimum(before + 1, 254)))
 
 
+@given(
+    num_ids=st.integers(1, 300),
+    share=st.floats(0, 1.2),
+    most=st.sampled_from([1, 3, 10**6]),
+    seed=st.integers(0, 2**16),
+)
+def test_where_only_who_was_seen_is_admitted_rows_stay_free(num_ids: int, share: float, most: int, seed: int) -> None:
+    """No frequency known: nobody was seen. Those of age 0 in the phase before are last, but admitted."""
+    residency, max_residents = residency_of(num_ids, phases=3, seed=seed), max(1, int(share * num_ids))
+    frequencies = np.random.default_rng(seed).integers(0, most, num_ids)
+
+    def admitted(counted: np.ndarray | None) -> np.ndarray:
+        ages = admitted_ages(residency, max_residents, frequencies=counted, seed=seed, seen_only=True)
+        return np.flatnonzero(ages == 0)
+
+    found, seen = admitted(frequencies), np.flatnonzero(frequencies)
+    assert np.isin(found, seen).all()
+    assert min(len(seen), max_residents) - 2 <= len(found) <= max_residents
+    scores = scores_of(residency, frequencies)
+    np.testing.assert_array_equal(np.sort(scores[found]), np.sort(scores[seen])[len(seen) - len(found) :])
+    assert len(admitted(None)) == 0
+
+
+@given(
+    num_ids=st.integers(1, 300),
+    free=st.integers(0, 100),
+    most=st.sampled_from([1, 3, 10**6]),
+    seed=st.integers(0, 2**16),
+)
+def test_in_an_open_phase_what_is_free_goes_to_the_most_frequent_who_never_had_a_row(
+    num_ids: int, free: int, most: int, seed: int
+) -> None:
+    phase = residency_of(num_ids, phases=3, seed=seed).next_phase(residency_of(num_ids, phases=0, seed=seed).ages)
+    frequencies = np.random.default_rng(seed).integers(0, most, num_ids)
+    taken = np.count_nonzero(phase.ages == 0)
+
+    ages = admitted_ages(phase, max(1, taken + free), frequencies=frequencies, seed=seed)
+
+    arrived, wanting = np.flatnonzero(ages != phase.ages), np.flatnonzero((phase.ages == 255) & (frequencies > 0))
+    assert (ages[arrived] == 0).all()
+    assert np.isin(arrived, wanting).all()
+    assert min(len(wanting), free) - 2 <= len(arrived) <= max(free, 1 - taken)
+    expected = np.sort(frequencies[wanting])[len(wanting) - len(arrived) :]
+    np.testing.assert_array_equal(np.sort(frequencies[arrived]), expected)
+
+
 def test_of_equals_a_draw_decides_another_one_every_phase() -> None:
     chosen = []
     for phases, seed in ((1, 0), (2, 0), (1, 1)):
@@ -107,3 +153,24 @@ def test_rows_take_a_share_back_but_those_of_newcomers_are_small_and_random() ->
     assert np.abs(rows[is_new]).max() <= 0.1
     assert len(np.unique(rows[is_new], axis=0)) == is_new.sum()
     np.testing.assert_array_equal(np.concatenate([rows for _, rows in fresh()]), rows)
+
+
+def test_rows_of_arrivals_are_their_own_and_those_of_others_are_left() -> None:
+    before = Residency.nobody(150_000).next_phase(np.full(150_000, 255, np.uint8))
+    drawn = []
+    for seed in (1, 2, 3):
+        frequencies = np.random.default_rng(seed).integers(0, 2, before.num_ids)
+        taken = before.slots.num_slots
+        ages = admitted_ages(before, taken + 20_000, frequencies=frequencies, seed=seed)
+        order = np.empty(np.count_nonzero(ages == 0), np.uint32)
+        before.extend_order(ages, order)
+        after = before.topped_up(ages, order)
+        parts = list(fresh_rows(before, after, seed=2, shrinkage=0.25, embed=embed))
+        sizes = [len(rows) for _, rows in parts]
+        assert [first for first, _ in parts] == (taken + np.cumsum([0, *sizes]))[:-1].tolist()
+        assert sum(sizes) == after.slots.num_slots - taken > 19_000
+        drawn += [rows for _, rows in parts]
+        before = after
+    rows = np.concatenate(drawn)
+    assert np.abs(rows).max() <= 0.1
+    assert len(np.unique(rows, axis=0)) == len(rows)

@@ -95,6 +95,19 @@ def test_the_same_bits_in_any_cut(chunk_size: int, num_threads: int, points_per_
     assert (found.objective, found.sample_errors) == (expected.objective, expected.sample_errors)
 
 
+def test_it_does_not_matter_in_which_order_residents_came() -> None:
+    order = np.random.default_rng(1).permutation(len(RESIDENTS)).astype(np.uint32)
+    rows = np.empty_like(ROWS)
+    rows[order], rows[len(RESIDENTS) :] = ROWS[: len(RESIDENTS)], np.nan
+    came = Residency(ages=AGES, phases=3, is_open=True, order=order)
+    for most in (20, 10**6):
+        expected = folded(points_per_centroid=most)
+        found = folded(points_per_centroid=most, residency=came, rows=rows, chunk_size=117)
+        for name in ("weights", "pointers", "cluster_sizes"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        assert found.objective == expected.objective
+
+
 def test_ranges_add_up_to_the_whole() -> None:
     whole, parts = fold(), fold()
     centroids = [column.centroids for column in whole.train(range(C))]

@@ -50,6 +50,34 @@ def test_the_residents_of_bags(lengths: list[int], seed: int) -> None:
     assert found.lengths.dtype == np.int32
 
 
+def arrivals(num_ids: int, seed: int) -> tuple[Residency, dict[int, int]]:
+    """A phase in which positions came in four lots, of which one is empty; and position → row."""
+    rng = np.random.default_rng(seed)
+    ages = rng.choice(np.array([1, 254, 255], np.uint8), num_ids)
+    phase, rows = Residency.nobody(num_ids).next_phase(ages), {}
+    for share in (0.1, 0.0, 0.2, 0.3):
+        ages = ages.copy()
+        ages[rng.random(num_ids) < share] = 0
+        rows |= {int(p): len(rows) + n for n, p in enumerate(p for p in np.flatnonzero(ages == 0) if p not in rows)}
+        order = np.empty(len(rows), np.uint32)
+        phase.extend_order(ages, order)
+        phase = phase.topped_up(ages, order)
+    return phase, rows
+
+
+@given(st.integers(0, 300), st.integers(0, 2**32 - 1))
+def test_who_has_a_row_keeps_it_when_others_arrive(num_ids: int, seed: int) -> None:
+    phase, rows = arrivals(num_ids, seed)
+    positions = np.arange(num_ids)
+    np.testing.assert_array_equal(phase.slots.of(positions), [rows.get(p, -1) for p in range(num_ids)])
+    found = phase.slots.of_bags(positions, np.full(num_ids, 1, np.int64))
+    np.testing.assert_array_equal(found.slots, [rows[p] for p in sorted(rows)])
+    np.testing.assert_array_equal(found.places, sorted(rows))
+    np.testing.assert_array_equal(phase.slots.rows(slice(1, 9)), [rows[p] for p in sorted(rows)][1:9])
+    assert phase.nbytes == residency_bytes(num_ids) + 4 * len(rows)
+    assert phase.closed().order is None
+
+
 def test_before_the_first_phase_nothing_is_held() -> None:
     nobody = Residency.nobody(10**12)
     assert (nobody.num_ids, nobody.phases, nobody.is_open, nobody.ages[12345]) == (10**12, 0, False, 255)
@@ -64,12 +92,18 @@ def test_bytes_of_an_open_phase() -> None:
 def test_ages_of_another_kind_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"ages are int64 \[5\], not uint8 \[n\]"):
         Residency(ages=np.zeros(5, np.int64))
+    with pytest.raises(ConfigError, match=r"the order is int64 \[5\], not uint32 \[m\]"):
+        Residency(ages=np.zeros(5, np.uint8), order=np.arange(5))
+    short = Residency(ages=np.zeros(5, np.uint8), is_open=True, order=np.arange(4, dtype=np.uint32))
+    with pytest.raises(ConfigError, match="the order is of 4 residents, there are 5"):
+        _ = short.slots
 
 
 def written(folder: Path) -> dict[str, Residency]:
     tables = {
         "t": Residency.nobody(100).next_phase(ages_of(100, seed=1)),
         "u": Residency.nobody(70).next_phase(ages_of(70, seed=2)).closed(),
+        "v": arrivals(90, seed=3)[0],
     }
     write_residencies(folder, tables)
     return tables
@@ -82,9 +116,10 @@ def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
     for name, residency in expected.items():
         np.testing.assert_array_equal(found[name].ages, residency.ages)
         assert (found[name].phases, found[name].is_open) == (residency.phases, residency.is_open)
+        np.testing.assert_array_equal(found[name].order, residency.order)
 
 
-@pytest.mark.parametrize("name", ["0000.ages.arrow", "0001.ages.arrow", "residents.json"])
+@pytest.mark.parametrize("name", ["0000.ages.arrow", "0001.ages.arrow", "0002.order.arrow", "residents.json"])
 @pytest.mark.parametrize("damage", ["missing", "cut short", "one bit", "a stranger's"])
 def test_damaged_files_are_named(tmp_path: Path, name: str, damage: str) -> None:
     folder = tmp_path / "residents"

@@ -37,6 +37,11 @@ def learned(dtype: str = "float32", **changes: object) -> CCEEmbeddingBagCollect
     one = collection(dtype, **changes)
     torch.nn.init.normal_(one.codewords.embedding_bags["t"].weight)
     one.admit(seed=1)
+    set_rows(one, dtype)
+    return one
+
+
+def set_rows(one: CCEEmbeddingBagCollection, dtype: str) -> None:
     rows = torch.randn(one.cce_configs()[0].max_residents, D)
     if dtype == "int8":
         table = one.quantized_residents.tables["t_residents"]
@@ -44,7 +49,6 @@ def learned(dtype: str = "float32", **changes: object) -> CCEEmbeddingBagCollect
     else:
         with torch.no_grad():
             one.residents.embedding_bags["t_residents"].weight.copy_(rows)
-    return one
 
 
 def rows_of(one: CCEEmbeddingBagCollection) -> torch.Tensor:
@@ -61,8 +65,8 @@ def embeddings(one: CCEEmbeddingBagCollection, *, with_rows: bool = True) -> tor
     whole = torch.cat([codebook[j][codes[:, j]] for j in range(C)], dim=1)
     residency = one.remap.residency("t")
     if with_rows and residency.is_open:
-        residents = torch.from_numpy(np.flatnonzero(residency.ages == 0))
-        whole[residents] += rows_of(one)[: len(residents)]
+        residents = np.flatnonzero(residency.ages == 0)
+        whole[residents] += rows_of(one)[residency.slots.of(residents)]
     return whole
 
 
@@ -156,6 +160,77 @@ def test_frequent_ids_come_first() -> None:
     np.testing.assert_array_equal(np.flatnonzero(one.remap.residency("t").ages == 0), np.arange(60))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_first_come_first_served(dtype: str) -> None:
+    """Three lots of IDs come, of which the last finds fewer rows than it would need."""
+    torch.manual_seed(0)
+    residents = ResidentConfig(fraction=0.3, dtype=dtype, learning_rate=0.1, first_come=True)
+    one = collection(residents=residents)
+    torch.nn.init.normal_(one.codewords.embedding_bags["t"].weight)
+    optimizer = RowWiseAdagrad(one.parameters(), lr=0.1)
+    one.admit(seed=1, optimizer=optimizer if dtype == "float32" else None)  # nobody was seen
+    assert one.remap.free_rows("t") == 60
+    stamps = [one.remap.stamp()]
+    counts = np.zeros(N, np.int64)
+    for lot, free in ((np.arange(150, 190), 20), (np.arange(150, 190), 20), (np.arange(0, 100), 0)):
+        counts[lot] += 1 + lot
+        before, had = rows_of(one).clone(), one.remap.residency("t")
+        with_them = np.flatnonzero(had.ages == 0)
+        one.top_up(seed=1, frequencies={"t": counts})
+        assert one.remap.free_rows("t") == free
+        now = one.remap.residency("t").slots
+        np.testing.assert_array_equal(now.of(with_them), had.slots.of(with_them))
+        torch.testing.assert_close(rows_of(one)[: len(with_them)], before[: len(with_them)], atol=0, rtol=0)
+        arrived = rows_of(one)[len(with_them) : now.num_slots]
+        assert len(arrived) == 0 or 0 < float(arrived.abs().max()) <= 0.105
+        stamps.append(one.remap.stamp())
+        features = random_features(KEYS, batch_size=50, max_length=4, seed=free)
+        optimizer.zero_grad()
+        found = one(features)["a"]
+        means = torch.stack([embeddings(one)[bag].sum(0) for bag in features["a"].to_dense()])
+        torch.testing.assert_close(found, means, atol=1e-5, rtol=1e-5)
+        found.square().sum().backward()
+        optimizer.step()
+    assert len({tuple(stamp.tolist()) for stamp in stamps}) == 3  # the second lot brought nobody
+    residency = one.remap.residency("t")
+    np.testing.assert_array_equal(np.flatnonzero(residency.ages == 0), np.r_[80:100, 150:190])
+    with torch.no_grad():
+        before = embeddings(one)
+    one.top_up(seed=1, frequencies={"t": counts})
+    assert one.remap.residency("t") is residency
+    report = one.recluster(seed=1)["t"]
+    assert report.objective == pytest.approx(float(((embeddings(one) - before) ** 2).sum(1).mean()), rel=1e-4)
+
+
+def test_the_optimizer_state_of_arrivals_is_zero_and_that_of_others_stays() -> None:
+    one = collection(residents=ResidentConfig(fraction=0.3, first_come=True))
+    optimizer = RowWiseAdagrad(one.parameters(), lr=0.1)
+    counts = np.where(np.arange(N) < 40, 1, 0)
+    one.admit(seed=1, optimizer=optimizer, frequencies={"t": counts})
+    one(random_features(KEYS, batch_size=50, max_length=4, seed=0)).values().square().sum().backward()
+    optimizer.step()
+    state = optimizer.state[one.residents.embedding_bags["t_residents"].weight]["sum"]
+    before = state.clone()
+    one.top_up(seed=1, frequencies={"t": np.ones(N, np.int64)})
+    assert one.remap.free_rows("t") == 0
+    assert before[:40].any()
+    assert not state[40:].any()
+    torch.testing.assert_close(state, before, atol=0, rtol=0)
+
+
+def test_what_an_id_is_that_never_had_a_row() -> None:
+    """Zero until the first fold; then, in each column, the codeword that is nearest to zero."""
+    one = collection(residents=ResidentConfig(fraction=0.3, first_come=True))
+    one.admit(seed=1, frequencies={"t": np.where(np.arange(N) < 60, 1, 0)})
+    with torch.no_grad():
+        one.residents.embedding_bags["t_residents"].weight.copy_(torch.randn(60, D))
+    assert not embeddings(one)[60:].any()
+    one.recluster(seed=1)
+    codebook = one.codewords.embedding_bags["t"].weight.detach().view(C, 2, K, D // C)[:, 0]
+    nearest = codebook[torch.arange(C), codebook.square().sum(2).argmin(dim=1)].flatten()
+    torch.testing.assert_close(embeddings(one)[60:], nearest.expand(N - 60, D))
+
+
 def test_residents_may_be_left_out() -> None:
     one = learned()
     features = random_features(KEYS, batch_size=12, max_length=1, seed=0)
@@ -181,11 +256,84 @@ def test_raw_ids_of_a_vocabulary_have_the_rows_of_their_positions() -> None:
     torch.testing.assert_close(found["a"], torch.cat([rows[:3], torch.zeros(1, D)]))  # codewords are zero
 
 
+def test_a_clustered_map_of_other_ids_ends_the_phase_and_knows_their_ages() -> None:
+    one, keys = learned(), np.arange(N)[::-1].copy()
+    ages = one.remap.residency("t").ages
+    other = one.pointer_map("t").with_vocabulary(Vocabulary.build(keys, num_threads=1))
+    pointers = np.zeros((N, C), np.uint8)
+    one.attach_pointer_map("t", other.clustered(pointers, other.next_helper_hash(1)))
+    assert not one.remap.phase_is_open
+    np.testing.assert_array_equal(one.remap.residency("t").ages, ages[::-1])
+
+
 def test_another_map_ends_the_phase() -> None:
     one = learned()
     one.attach_pointer_map("t", one.pointer_map("t"))
     assert not one.remap.phase_is_open
     assert one.remap.residency("t").phases == 1
+
+
+def grown(one: CCEEmbeddingBagCollection, keys: np.ndarray) -> None:
+    vocabulary = Vocabulary.build(keys, num_threads=1)
+    one.attach_pointer_map("t", one.pointer_map("t").with_vocabulary(vocabulary, unseen="hash"))
+
+
+def of_keys(one: CCEEmbeddingBagCollection, keys: np.ndarray) -> torch.Tensor:
+    """[N, D] of raw IDs, as the collection looks them up."""
+    lengths = torch.tensor([1] * len(keys) + [0] * 2 * len(keys))
+    features = KeyedJaggedTensor(keys=["a", "b", "day"], values=torch.from_numpy(keys), lengths=lengths)
+    return one(features)["a"].detach()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("moves", [False, True], ids=["at the end", "anywhere"])
+def test_a_vocabulary_that_grows_keeps_ages_rows_and_the_phase(dtype: str, moves: bool) -> None:
+    """Known IDs may also get other positions, as where they are numbered by their frequency."""
+    keys = np.random.default_rng(0).permutation(10 * N)[:N]
+    few, many = keys[:150], np.random.default_rng(1).permutation(keys) if moves else keys
+    one = collection(dtype)
+    torch.nn.init.normal_(one.codewords.embedding_bags["t"].weight)
+    grown(one, few)
+    for seed in (1, 2):  # a second phase, so that ages differ
+        if seed == 2:
+            one.recluster(seed=1)
+        one.admit(seed=seed)
+        set_rows(one, dtype)
+    before, old_ages = of_keys(one, few), one.remap.residency("t").ages
+    grown(one, many)
+    residency, positions = one.remap.residency("t"), one.pointer_map("t").positions(few)
+    assert residency.is_open
+    assert (residency.num_ids, residency.phases, residency.slots.num_slots) == (N, 2, 60)
+    torch.testing.assert_close(of_keys(one, few), before, atol=0, rtol=0)
+    np.testing.assert_array_equal(residency.ages[positions], old_ages)
+    assert set(old_ages) == {0, 1, 255}
+    assert (np.delete(residency.ages, positions) == 255).all()
+
+    assert one.recluster(seed=1)["t"].generation == 2
+    torch.testing.assert_close(of_keys(one, many), embeddings(one)[one.pointer_map("t").positions(many)])
+    fresh = one.pointer_map("t").positions(keys[150:])
+    one.admit(seed=1, frequencies={"t": np.where(np.isin(np.arange(N), fresh), 100, 0)})
+    assert (one.remap.residency("t").ages[fresh] == 0).all()
+    assert one.remap.residency("t").slots.num_slots == 60  # as the configuration says
+
+
+def test_rows_of_ids_that_a_map_does_not_know_any_more_are_not_given_again() -> None:
+    keys = np.random.default_rng(0).permutation(10 * N)[:N]
+    one = collection(residents=ResidentConfig(fraction=0.3, first_come=True))
+    grown(one, keys)
+    one.admit(seed=1, frequencies={"t": (np.arange(N) < 40).astype(np.int64)})
+    set_rows(one, "float32")
+    residents = keys[one.remap.residency("t").ages == 0]
+    kept = np.setdiff1d(keys, residents[::2])
+    before = of_keys(one, residents[1::2])
+    grown(one, kept)
+    torch.testing.assert_close(of_keys(one, residents[1::2]), before, atol=0, rtol=0)
+    assert one.remap.free_rows("t") == 60 - 40  # 20 of the others are lost until the next phase
+    one.top_up(seed=1, frequencies={"t": np.ones(len(kept), np.int64)})
+    residency = one.remap.residency("t")
+    slots = residency.slots.of(np.flatnonzero(residency.ages == 0))
+    assert sorted(slots) == [*range(1, 40, 2), *range(40, 60)]
+    torch.testing.assert_close(of_keys(one, residents[1::2]), before, atol=0, rtol=0)
 
 
 def test_int8_rows_go_on_from_the_state_dict() -> None:
@@ -234,6 +382,15 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
         one.remap.attach_residency("t", many)
     with pytest.raises(ConfigError, match="'d' is not a table with residents; those are: t"):
         one.remap.residency("d")
+    with pytest.raises(ConfigError, match="no phase of residents is open, whose rows could be given; admit first"):
+        collection().top_up(seed=1, frequencies={})
+    free = collection(residents=ResidentConfig(first_come=True))
+    free.admit(seed=1)
+    with pytest.raises(ConfigError, match=r"frequencies are int64 \[3\]"):
+        free.top_up(seed=1, frequencies={"t": np.ones(3, np.int64)})
+    with pytest.raises(ConfigError, match=r"frequencies of \['d'\], which are not CCE tables"):
+        free.top_up(seed=1, frequencies={"d": np.ones(7, np.int64)})
+    assert free.remap.free_rows("t") == 50
     plain = CCEEmbeddingBagCollection(
         tables=[CCEEmbeddingBagConfig(name="t", num_embeddings=N, embedding_dim=D, num_rows=K, feature_names=["a"])]
     )

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.support.resident_models import (
     Sharded,
     Tables,
     train,
+    train_with_arrivals,
 )
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CCEEmbeddingCollection, CCEEmbeddingConfig
 from torchrec_cce.errors import CCEError, ConfigError
@@ -121,6 +123,7 @@ def assert_close(found: Tables, expected: Tables) -> None:
     for name, table in expected.items():
         assert found[name].pointer_map.digest == table.pointer_map.digest
         np.testing.assert_array_equal(found[name].residency.ages, table.residency.ages)
+        np.testing.assert_array_equal(found[name].residency.order, table.residency.order)
         assert found[name].residency.is_open == table.residency.is_open
         np.testing.assert_allclose(found[name].codewords, table.codewords, rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(found[name].rows, table.rows, rtol=0, atol=TOLERANCE)
@@ -173,6 +176,49 @@ def test_every_phase_has_trained_its_rows_alone(name: str, ranks: dict[str, list
         for table in TABLES:
             assert (rank.last[table].codewords != rank.changes[-1].after[table].codewords).any()
             assert not rank.last[table].residency.is_open
+
+
+# Arrivals
+
+COMING = [
+    case("row_wise", replace(FLOATS, first_come=True)),
+    case("table_wise", replace(FLOATS, first_come=True), pooling="sum and mean"),
+    case("data_parallel", replace(INTEGERS, first_come=True)),
+]
+
+
+def come_to_ranks(folders: Sequence[str]) -> list[tuple[list[float], list[Tables]]]:
+    os.environ["TORCHREC_CCE_CACHE"] = folders[int(os.environ["RANK"])]
+    with process_group() as ranks:
+        return [
+            train_with_arrivals(Sharded(case, ranks), rank_batches(case, STRETCHES * STEPS, NUM_ROWS))
+            for case in COMING
+        ]
+
+
+def test_ids_come_to_ranks_as_to_one_process(tmp_path: Path) -> None:
+    """Before each of three stretches: the rows of those who were there go on learning."""
+    folders = [str(tmp_path / f"host-{host}") for host in range(2)]
+    ranks = values(on_ranks(tmp_path, 2, come_to_ranks, folders))
+    for number, case in enumerate(COMING):
+        batches = [
+            part_of(batch, rank=0, world_size=1, num_rows=NUM_ROWS) for batch in global_batches(case, STRETCHES * STEPS)
+        ]
+        losses, tables = train_with_arrivals(Alone(case), batches)
+        for name in TABLES:
+            had = [np.flatnonzero(each[name].residency.ages == 0) for each in tables[:STRETCHES]]
+            assert 50 < len(had[0]) < len(had[1]) < len(had[2]) == 160
+            (first, *_, last), slots = tables, [each[name].residency.slots.of(had[0]) for each in tables[:STRETCHES]]
+            assert (slots[0] == slots[1]).all()
+            assert (slots[0] == slots[2]).all()
+            assert (first[name].rows[slots[0]] != tables[2][name].rows[slots[0]]).any(axis=1).sum() > 10
+            assert not last[name].residency.is_open
+        for rank in ranks:
+            found_losses, found = rank[number]
+            np.testing.assert_allclose(found_losses, losses, rtol=TOLERANCE, atol=TOLERANCE)
+            for theirs, ours in zip(found, tables, strict=True):
+                assert_close(theirs, ours)
+    assert not [path for path in tmp_path.rglob("live/*") if path.is_file()]
 
 
 # Errors

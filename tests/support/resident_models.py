@@ -23,7 +23,7 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.modules.quantized_rows import QuantizedTable
 from torchrec_cce.modules.state_names import RESIDENTS
-from torchrec_cce.sharding.admit import admit_sharded
+from torchrec_cce.sharding.admit import admit_sharded, top_up_sharded
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.sharders import CCEEmbeddingBagCollectionSharder
 from torchrec_cce.training.config import OptimizerConfig
@@ -98,6 +98,7 @@ class Alone:
     def __init__(self, case: Case) -> None:
         self.model = Model(case)
         self.collection = self.model.collection
+        self.frequencies = frequencies_of(case)
         kind = table_optimizer(optimizer_config(case))
         rows = [] if self.collection.residents is None else list(self.collection.residents.parameters())
         rest = [p for p in self.collection.parameters() if not any(p is row for row in rows)]
@@ -118,7 +119,10 @@ class Alone:
         return losses
 
     def admit(self) -> None:
-        self.collection.admit(seed=3, optimizer=self.optimizer, frequencies=FREQUENCIES)
+        self.collection.admit(seed=3, optimizer=self.optimizer, frequencies=self.frequencies)
+
+    def top_up(self, frequencies: Mapping[str, Array]) -> None:
+        self.collection.top_up(seed=3, frequencies=frequencies)
 
     def fold(self) -> None:
         self.collection.recluster(seed=3, optimizer=self.optimizer, settings=SETTINGS)
@@ -176,6 +180,7 @@ class Sharded:
     def __init__(self, case: Case, ranks: Ranks) -> None:
         model = Model(case, world_size=ranks.world_size)
         config = optimizer_config(case)
+        self.frequencies = frequencies_of(case)
         self.model: DistributedModelParallel
         self.optimizer: CombinedOptimizer
         self.model, self.optimizer = shard(
@@ -199,7 +204,10 @@ class Sharded:
         return losses
 
     def admit(self) -> None:
-        admit_sharded(self.model, self.optimizer, seed=3, frequencies=FREQUENCIES)
+        admit_sharded(self.model, self.optimizer, seed=3, frequencies=self.frequencies)
+
+    def top_up(self, frequencies: Mapping[str, Array]) -> None:
+        top_up_sharded(self.model, seed=3, frequencies=frequencies)
 
     def fold(self) -> None:
         recluster_sharded(self.model, self.optimizer, seed=3, settings=SETTINGS)
@@ -219,13 +227,22 @@ class Sharded:
             residency = self.collection.remap.residency(name)
             tables[name] = Table(
                 pointer_map=self.collection.pointer_map(name),
-                residency=replace(residency, ages=np.array(residency.ages)),
+                residency=replace(
+                    residency,
+                    ages=np.array(residency.ages),
+                    order=None if residency.order is None else np.array(residency.order),
+                ),
                 codewords=whole(weights[key]).copy(),
                 rows=rows.copy(),
                 states=states_of(states.get(key, {})),
                 states_of_rows=states_of_rows,
             )
         return tables
+
+
+def frequencies_of(case: Case) -> Mapping[str, Array]:
+    """That are known when a phase begins."""
+    return {} if case.residents is not None and case.residents.first_come else FREQUENCIES
 
 
 def optimizer_config(case: Case) -> OptimizerConfig:
@@ -293,3 +310,16 @@ def train(trained: Alone | Sharded, batches: Sequence[Batch]) -> Outcome:
         if start < (STRETCHES - 1) * STEPS:
             change(is_fold=True)
     return Outcome(losses=losses, changes=changes, last=trained.tables())
+
+
+def train_with_arrivals(trained: Alone | Sharded, batches: Sequence[Batch]) -> tuple[list[float], list[Tables]]:
+    """One phase, to which IDs come before each stretch, and a fold. Returns the losses, and the tables after each."""
+    losses, tables = [], []
+    trained.admit()
+    for stretch in range(STRETCHES):
+        counts = np.where(np.arange(400) % 6 <= stretch, np.arange(400) % 7, 0)
+        trained.top_up({"user": counts, "item": counts[::-1]})
+        losses += trained.train(batches[stretch * STEPS : (stretch + 1) * STEPS])
+        tables.append(trained.tables())
+    trained.fold()
+    return losses, [*tables, trained.tables()]

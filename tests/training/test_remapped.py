@@ -184,7 +184,10 @@ def test_no_page_of_a_map_is_read(world: World, tmp_path: Path) -> None:
         ({"registry": {"watch_every": 5}}, r"watch_every=5: remapped data has the pointers of one version"),
         ({"registry": {"start": "newest"}}, r"start='newest' is neither 'current' nor the number of a version"),
         ({"registry": {"url": None}}, r"start='current' needs url, the registry that has the version"),
-        ({"embedding": {"method": "ce_concat"}}, r"start='current' is for method='cce'; it is 'ce_concat'"),
+        (
+            {"embedding": {"method": "ce_concat"}},
+            r"start='current' is for method='cce' or 'cce_residents'; it is 'ce_concat'",
+        ),
         (
             {"registry": {"start": None}, "embedding": {"method": "ce_concat", "use_helper": False}},
             r"use_helper=false is for method='cce'; it is 'ce_concat'",

@@ -17,13 +17,15 @@ import torch
 from tests.support import runs
 from tests.support.launch import Job, command
 from tests.support.runs import assert_equal_metrics, assert_same_run, stop_after, train, train_on
+from torchrec_cce import CCEEmbeddingBagCollection
 from torchrec_cce.clustering.fold import TableFold
 from torchrec_cce.errors import CCEError, ConfigError, MapFileError
-from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
+from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.residency_files import read_residencies
 from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
 from torchrec_cce.training import checkpoint, loop, run
 from torchrec_cce.training.config import RunConfig
@@ -39,7 +41,7 @@ def config(log: Path, dtype: str = "float32", *, residents: dict[str, Any] | Non
     """Phases from the start and from batch 8 on; from batch 16 on, the codewords are trained."""
     return runs.criteo_config(
         log,
-        embedding={"method": "cce_residents", "max_parameters": runs.MAX_PARAMETERS},
+        embedding={"method": "cce_residents", "max_parameters": runs.MAX_PARAMETERS, **changes.pop("embedding", {})},
         residents={"dtype": dtype, "learning_rate": 0.1, **(residents or {})},
         **changes,
     )
@@ -67,7 +69,13 @@ def assert_undisturbed(run_dir: Path, expected: Path) -> None:
     ("dtype", "residents", "changes"),
     [
         ("float32", {}, {}),
-        ("float32", {"count_first": False, "fraction": 0.5}, {"optimizer": {"embedding": "adagrad"}}),
+        ("int8", {"count_first": False, "fraction": 0.5}, {}),
+        # So few IDs were seen that more codewords than 60 would have ties that a rounding decides.
+        (
+            "float32",
+            {"count_first": False, "fraction": 0.5},
+            {"optimizer": {"embedding": "adagrad"}, "embedding": {"max_parameters": 960}},
+        ),
         ("int8", {}, {}),
     ],
 )
@@ -82,12 +90,39 @@ def test_two_ranks_compute_what_one_does(
         assert np.array_equal(residency.ages, residencies(tmp_path / "2" / "run")[name].ages)
 
 
+def test_rows_go_to_ids_as_they_come(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to be seen is to have no row; who has one keeps it to the end of the phase, also where a run goes on."""
+    chosen = config(log, residents={"count_first": False, "fraction": 0.2})
+    before: dict[str, Residency] = {}
+    for number, batches in enumerate((1, 2, 1, 3)):
+        stop_after(monkeypatch, batches)
+        assert train(chosen, tmp_path / "run", resume=number > 0).interrupted
+        after, (folder,) = residencies(tmp_path / "run"), runs.checkpoints(tmp_path / "run")[-1].glob("maps/*")
+        for name, residency in after.items():
+            seen = read_folder(folder)[1][name].frequencies > 0
+            has_row = residency.ages == 0
+            assert not (has_row & ~seen).any()
+            assert has_row.sum() == min(seen.sum(), round(0.2 * residency.num_ids))
+            if name in before:
+                had = np.flatnonzero(before[name].ages == 0)
+                np.testing.assert_array_equal(residency.slots.of(had), before[name].slots.of(had))
+        assert number == 0 or any(after[name].slots.num_slots > before[name].slots.num_slots for name in after)
+        before = after
+
+
 # Interruptions
 
 
 @pytest.mark.parametrize(
-    ("dtype", "stops", "in_background"),
-    [("float32", (3, 8), False), ("float32", (8, 12), True), ("int8", (11, 2), False), ("int8", (16,), True)],
+    ("dtype", "stops", "in_background", "count_first"),
+    [
+        ("float32", (3, 8), False, True),
+        ("float32", (8, 12), True, True),
+        ("int8", (11, 2), False, True),
+        ("int8", (16,), True, True),
+        ("float32", (1, 4), True, False),
+        ("int8", (3, 2), False, False),
+    ],
 )
 def test_interrupted_and_resumed(
     log: Path,
@@ -96,12 +131,14 @@ def test_interrupted_and_resumed(
     dtype: str,
     stops: tuple[int, ...],
     in_background: bool,
+    count_first: bool,
 ) -> None:
     """In either phase, after the batch of a clustering, and where the codewords are trained; with a registry."""
 
     def of(name: str) -> RunConfig:
         training = {"batch_size": runs.BATCH_SIZE, "checkpoint_in_background": in_background}
-        return config(log, dtype, registry={"url": str(tmp_path / name)}, training=training)
+        residents = {"count_first": count_first}
+        return config(log, dtype, residents=residents, registry={"url": str(tmp_path / name)}, training=training)
 
     monkeypatch.setattr(loop, "_LOG_EVERY", 2)
     stop_after(monkeypatch, None)
@@ -132,16 +169,27 @@ def train_and_die(chosen: RunConfig, run_dir: Path, moment: str, resume: bool) -
         "folding": (TableFold, "assign"),
         "folded": (loop, "recluster_sharded"),
         "admitted": (run, "admit_sharded"),
+        "topped up": (run, "top_up_sharded"),
         "saving": (checkpoint, "write_residencies"),
     }[moment]
     with mock.patch.object(owner, name, dying(getattr(owner, name))):
         runs.train_and_log_every_batch(chosen, run_dir, resume)
 
 
-@pytest.mark.parametrize(("dtype", "moments"), [("float32", ("folding", "saving")), ("int8", ("admitted", "folded"))])
-def test_killed_where_residents_change(log: Path, tmp_path: Path, dtype: str, moments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "moments", "count_first"),
+    [
+        ("float32", ("folding", "saving"), True),
+        ("int8", ("admitted", "folded"), True),
+        ("float32", ("topped up",), False),
+    ],
+)
+def test_killed_where_residents_change(
+    log: Path, tmp_path: Path, dtype: str, moments: tuple[str, ...], count_first: bool
+) -> None:
     """Each kill comes after a checkpoint, which is gone on from."""
-    chosen = config(log, dtype, training={"batch_size": runs.BATCH_SIZE, "checkpoint_every": 3})
+    training = {"batch_size": runs.BATCH_SIZE, "checkpoint_every": 3 if count_first else 1}
+    chosen = config(log, dtype, residents={"count_first": count_first}, training=training)
     expected = Job(tmp_path / "undisturbed", runs.train_and_log_every_batch, chosen, tmp_path / "expected")
     for number, moment in enumerate(moments):
         job = Job(tmp_path / moment, train_and_die, chosen, tmp_path / "run", moment, number > 0)
@@ -242,6 +290,9 @@ def test_a_version_is_all_that_the_quality_after_a_clustering_needs(log: Path, t
     done = train(chosen, tmp_path / "run")
     records = runs.metrics(tmp_path / "run")
     assert [(r["step"], r["version"]) for r in records if r["kind"] == "publish"] == [(8, 1), (16, 2)]
+    folds = [r for r in records if r["kind"] == "recluster"]
+    assert [(r["table"], r["residents"]) for r in folds] == [("C1", 250), ("C2", 200)] * 2
+    assert all(0 <= r["relative_error"] == r["sample_errors"]["new"] / r["sample_errors"]["total"] < 1 for r in folds)
     measured = [r for r in records if r["kind"] in ("validation", "test") and r["step"] == done.steps == 16]
     assert measured
     registry = Registry(tmp_path / "registry", cache=tmp_path / "cache")
@@ -274,6 +325,49 @@ def predicted(opened: MapVersion, chosen: RunConfig, split: Any, run_dir: Path) 
         ]
     logits, labels = torch.cat(outputs, dim=1)
     return logits, labels
+
+
+def learned_elsewhere(chosen: RunConfig, *, seed: int, keys: npt.NDArray[np.int64]) -> dict[str, TableSnapshot]:
+    """Tables of a vocabulary that another job has made for the model of a run, by a fold of its own."""
+    torch.manual_seed(seed)
+    collection = CCEEmbeddingBagCollection(tables=chosen.table_configs())
+    for name in ("C1", "C2"):
+        grown = collection.pointer_map(name).with_vocabulary(Vocabulary.build(keys.copy(), num_threads=1))
+        collection.attach_pointer_map(name, grown)
+    collection.admit(seed=seed)
+    for rows in collection.residents.parameters():  # type: ignore[union-attr]
+        torch.nn.init.normal_(rows)
+    return collection.snapshot(collection.recluster(seed=seed))
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_run_moves_to_a_version_of_more_ids_in_the_middle_of_a_phase(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Started from one, and interrupted at the move and after; its own folds come later and know all IDs."""
+    for name, stops in (("expected", [None]), ("run", [3, 2, None])):
+        url = str(tmp_path / f"{name}-registry")
+        chosen = config(
+            log, dtype, registry={"url": url, "start": 1, "watch_every": 1}, residents={"count_first": False}
+        )
+        registry = Registry(url, cache=tmp_path / "cache")
+        for seed, keys in enumerate((np.arange(300), np.arange(700)[::-1])):
+            registry.publish(learned_elsewhere(config(log), seed=seed, keys=keys))
+        for number, step in enumerate(stops):
+            stop_after(monkeypatch, step)
+            train(chosen, tmp_path / name, resume=number > 0)
+            if step == 2:  # after that of the move
+                in_phase = residencies(tmp_path / name)
+    assert_undisturbed(tmp_path / "run", tmp_path / "expected")
+    for residency in in_phase.values():
+        assert (residency.num_ids, residency.phases, residency.is_open) == (700, 1, True)
+        assert residency.slots.num_slots > 100
+    records = runs.metrics(tmp_path / "run")
+    assert {(r["step"], r["version"]) for r in records if r["kind"] == "swap"} == {(3, 2)}
+    assert [r["version"] for r in records if r["kind"] == "publish"] == [3, 4]
+    for table in registry.open().tables.values():
+        assert table.pointer_map.num_ids == 700
 
 
 # Configuration and commands
@@ -309,7 +403,6 @@ url = "registry"
         ("ct = 2", "ct = 0", 13, "recluster.ct: ct=0 must be at least 1 for embedding.method='cce_residents'"),
         ("cf = 10", 'cf = 10\nhelper_init = "residual"', 15, "recluster.helper_init: helper_init='residual' is not"),
         ("cf = 10", 'cf = 10\nhelper = "zero"', 15, "recluster.helper: unknown key; allowed: ct, cf, "),
-        ('url = "registry"', 'url = "r"\nwatch_every = 3', 22, "registry.watch_every: watch_every=3 is not for emb"),
         ('"cce_residents"', '"cce"', 9, "embedding.method: residents are for embedding.method='cce_residents'; it is"),
         ("fraction = 0.25", "fraction = 0.0", 17, "residents.fraction: Input should be greater than 0"),
         ("fraction = 0.25", "fraction = 1.5", 17, "residents.fraction: Input should be less than or equal to 1"),
@@ -346,6 +439,8 @@ def test_a_plan_has_the_rows_that_torchrec_places(log: Path, tmp_path: Path, dty
     rows = {f"residents.{name}_residents" for name in ("C1", "C2")} if dtype == "float32" else set()
     assert set(tables) == {"codewords.C1", "codewords.C2", "ebc.C3", *rows}
     assert tables["codewords.C1"]["host_bytes"] == 1000 * 4 + 1000 + 16 * 12
+    (table, *_) = config(log, dtype, residents={"count_first": False}).table_configs()
+    assert table.residency_bytes == 1000 + 16 * 12 + 250 * 4  # type: ignore[attr-defined]
 
 
 def test_a_run_in_a_phase_is_published_without_its_rows(interrupted: Path, tmp_path: Path) -> None:
@@ -357,11 +452,6 @@ def test_a_run_in_a_phase_is_published_without_its_rows(interrupted: Path, tmp_p
     for table in opened.tables.values():
         assert table.pointer_map.generation == 1
         assert embeddings_of(table).any()
-
-
-def test_the_offline_job_says_that_it_does_not_fold(interrupted: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tables \['C1', 'C2'\] have residents, whose rows only training folds"):
-        CCECheckpoint.at(interrupted).tables(Registry(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,8 +13,16 @@ def test_ct_clusterings_cf_batches_apart_then_rest() -> None:
     assert next(step for step in range(1, 100) if schedule.resting_after(step)) == 30
 
 
+def test_ids_that_arrive_get_rows_less_and_less_often_in_a_phase() -> None:
+    batches = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28]
+    schedule = Schedule(ct=2, cf=31, rest=None)
+    found = [step for step in range(1, 100) if schedule.tops_up_before(step)]
+    assert found == batches + [31 + batch for batch in batches]
+
+
 def test_no_clustering_and_no_end() -> None:
     schedule = Schedule(ct=0, cf=0, rest=None)
+    assert not any(schedule.tops_up_before(step) for step in range(1, 100))
     assert not any(schedule.clusters_after(step) or schedule.ends_after(step) for step in range(1, 100))
     assert schedule.resting_after(0)
 

@@ -7,7 +7,6 @@ import random
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +23,11 @@ from tests.support.runs import assert_same_run, stop_after
 from tests.support.torchrun import torchrun
 from torchrec_cce import CCEEmbeddingBagCollection
 from torchrec_cce.data.criteo import read_criteo
-from torchrec_cce.errors import CCEError
 from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
-from torchrec_cce.sharding import frequencies, watch
+from torchrec_cce.sharding import frequencies
 from torchrec_cce.sharding.watch import Adoption, VersionWatcher
 from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.config import RunConfig
@@ -159,21 +157,6 @@ def test_killed_before_and_after_a_swap(log: Path, tmp_path: Path) -> None:
 
 def position(run_dir: Path) -> Any:
     return checkpoint.read_position(checkpoint.newest(run_dir))
-
-
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done in the background is done at once, so that a run moves at the same step every time."""
-
-    def now(function: Callable[[], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function())
-        except CCEError as error:
-            future.set_exception(error)
-        return future
-
-    monkeypatch.setattr(watch, "_in_background", now)
 
 
 @pytest.mark.usefixtures("at_once")

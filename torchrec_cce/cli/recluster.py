@@ -208,6 +208,9 @@ def _print_forecast(forecast: "Forecast") -> None:
     typer.echo(f"{forecast.checkpoint}, made from version {forecast.parent}; IDs: {ids}")
     without = ", ".join(name for name, used in forecast.use_helper.items() if not used)
     typer.echo(f"without helper: {without or 'none'}")
+    if forecast.residents:
+        folded = ", ".join(f"{name} {number:,}" for name, number in forecast.residents.items())
+        typer.echo(f"residents whose rows are folded: {folded}")
     rows = [(name, f"{stage.tasks:,}", f"{stage.seconds:,.1f}") for name, stage in clustering.stages.items()]
     print_table(("stage", "tasks", "seconds"), rows)
     typer.echo(f"memory: {decimal(clustering.memory_bytes)}")

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.clustering.executor import Clustering, Executor, Extent, Totals
+from torchrec_cce.clustering.resident_adoption import ResidentAdoption
 from torchrec_cce.clustering.table import Centroids, ClusteredTable, NewPointers, TableClustering
 
 
@@ -23,11 +24,12 @@ class Given:
 
 def adopt_tables(executor: Executor, given: Mapping[str, Given]) -> dict[str, ClusteredTable]:
     """Move the tables of `executor` to the clusters that are given: every codebook row becomes the mean, over the IDs
-    that now point at it, of the embeddings they had. The same bits for any executor.
+    that now point at it, of the embeddings they had; in a phase of residents see `ResidentAdoption`. The same bits for
+    any executor.
     """
     done = {}
     for table, clustering in executor.tables.items():
-        assert isinstance(clustering, TableClustering)
+        assert isinstance(clustering, TableClustering | ResidentAdoption)
         clusters = given[table]
         members = Extent(table=table, length=clustering.num_ids, given=executor.share(clusters))
         (sums,) = executor.sum("members", sum_members, [members])
@@ -40,7 +42,7 @@ def adopt_tables(executor: Executor, given: Mapping[str, Given]) -> dict[str, Cl
 
 def sum_members(clustering: Clustering, given: Given, start: int, stop: int, _out: npt.NDArray[Any]) -> Totals:
     """Step: the sums that the means over members are made of."""
-    assert isinstance(clustering, TableClustering)
+    assert isinstance(clustering, TableClustering | ResidentAdoption)
     return clustering.sum_members(given.pointers, start, stop)
 
 
@@ -48,6 +50,6 @@ def adopt_pointers(
     clustering: Clustering, given: tuple[Given, Centroids], start: int, stop: int, _out: npt.NDArray[Any]
 ) -> Totals:
     """Step: the sums that the new tables are made of, for pointers that are given."""
-    assert isinstance(clustering, TableClustering)
+    assert isinstance(clustering, TableClustering | ResidentAdoption)
     clusters, centroids = given
     return clustering.adopt(centroids, clusters.pointers, start, stop)

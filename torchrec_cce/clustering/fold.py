@@ -49,7 +49,7 @@ class ResidentRows:
     residency: Residency
     """Of an open phase."""
     rows: RowArray
-    """[m, d]: the rows of the residents, in the order of their positions."""
+    """[m, d]: the rows of the residents, by their slots."""
 
 
 class TableFold:
@@ -91,12 +91,13 @@ class TableFold:
         self._seed, self._config = seed, config
         self._ages, self._slots, self._rows = residents.residency.ages, residents.residency.slots, residents.rows
         self.num_residents = self._slots.num_slots
-        if self._rows.shape[1:] != (self.num_columns * self.width,) or self._rows.shape[0] < self.num_residents:
+        if self._rows.shape[1:] != (self.num_columns * self.width,) or self._rows.shape[0] < self._slots.num_taken:
             expected = f"[m, {self.num_columns * self.width}] for {self.num_residents} residents"
             raise ConfigError(f"rows are {list(self._rows.shape)}, not {expected}")
         if not residents.residency.is_open:
             raise ConfigError("no phase is open, whose rows could be folded")
-        self._distance_unit = FixedPoint(self.num_ids * self._largest_distance())
+        self._largest_value = self._found_largest_value()
+        self._distance_unit = self._unit_of_distances(2 * self._largest_value)
 
     @property
     def training_cost(self) -> int:
@@ -210,15 +211,15 @@ class TableFold:
         """The residents that train: their codes [m', c], their rows, and how many residents each stands for."""
         most = self._config.points_per_centroid * self.num_rows
         seed = derive_seed(self._seed, "sample")
-        slots, weights = training_sample(self.num_residents, most, frequencies=None, seed=seed)
+        chosen, weights = training_sample(self.num_residents, most, frequencies=None, seed=seed)
         positions, before = [np.empty(0, np.int64)], 0
         for first, ages in self._chunks(0, self.num_ids):
             here = np.flatnonzero(ages == 0)
-            chosen = slice(*np.searchsorted(slots, [before, before + len(here)]))
-            positions.append(first + here[slots[chosen] - before])
+            part = slice(*np.searchsorted(chosen, [before, before + len(here)]))
+            positions.append(first + here[chosen[part] - before])
             before += len(here)
         codes = self._codes(np.concatenate(positions)).astype(np.int64)
-        return codes, self._rows[slots], weights * (self.num_residents / len(slots))
+        return codes, self._rows[self._slots.rows(chosen)], weights * (self.num_residents / len(chosen))
 
     @cached_property
     def _others(self) -> npt.NDArray[np.int64]:
@@ -231,12 +232,13 @@ class TableFold:
         return counts
 
     def _portions(self, start: int, stop: int) -> "Iterator[_Portion]":
-        slot = self._slots.before(start)
+        number = self._slots.before(start)
         for first, ages in self._chunks(start, stop):
             here = np.flatnonzero(ages == 0)
             codes = self._codes(np.arange(first, first + len(ages)))
-            yield _Portion(first=first, codes=codes, residents=here, rows=self._rows[slot : slot + len(here)])
-            slot += len(here)
+            rows = self._rows[self._slots.rows(slice(number, number + len(here)))]
+            yield _Portion(first=first, codes=codes, residents=here, rows=rows)
+            number += len(here)
 
     def _chunks(self, start: int, stop: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         """The ages of the positions `start … stop − 1`, a chunk at a time, with the first position of each."""
@@ -247,17 +249,26 @@ class TableFold:
         """Of a row: what it adds to a column."""
         return slice(column * self.width, (column + 1) * self.width)
 
-    def _largest_distance(self) -> float:
-        """No squared distance in a column is larger: centroids lie among the embeddings. Checks all values, too."""
+    def _embeddings(self, column: int, portion: "_Portion") -> Floats:
+        """[N, w]: what IDs have in a column, with the rows of residents."""
+        embeddings: Floats = self._codebook[column, portion.codes[:, column]]
+        embeddings[portion.residents] += portion.rows[:, self._part(column)]
+        return embeddings
+
+    def _unit_of_distances(self, reach: float) -> FixedPoint:
+        """Of sums of squared distances in a column, between embeddings whose values differ by `reach` at most."""
+        return FixedPoint(self.num_ids * float(self.width * reach**2 * 1.001))
+
+    def _found_largest_value(self) -> float:
+        """No value of an embedding is larger. Checks all values, too. Centroids lie among the embeddings."""
         size = self._config.chunk_size
-        parts = (
-            self._rows[start : min(start + size, self.num_residents)] for start in range(0, self.num_residents, size)
-        )
+        stop = self._slots.num_taken
+        parts = (self._rows[start : min(start + size, stop)] for start in range(0, stop, size))
         rows = float(np.max([np.abs(part).max() for part in parts], initial=0))
-        reach = 2 * (float(np.abs(self._codebook).max()) + rows)
-        if not np.isfinite(reach):
+        largest = float(np.abs(self._codebook).max()) + rows
+        if not np.isfinite(largest):
             raise ClusteringError("the codewords or the rows of residents hold NaN or infinite values; nothing changed")
-        return float(self.width * reach**2 * 1.001)
+        return largest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

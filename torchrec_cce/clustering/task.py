@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from torchrec_cce.clustering.executor import Clustering, Executor, named_errors
 from torchrec_cce.clustering.fold import ResidentRows, TableFold
 from torchrec_cce.clustering.recluster import Pointers, Reclustered, recluster_tables
+from torchrec_cce.clustering.resident_adoption import ResidentAdoption
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import OldCodes, TableClustering
 from torchrec_cce.hashing import UniversalHash
@@ -38,16 +40,35 @@ class ClusteringInputs:
     def fold(self, pointer_map: PointerMap, residents: ResidentRows) -> TableFold:
         """The fold of the residents' rows of a table. Raises what `TableFold` raises, with the table's name."""
         with named_errors(self.table):
-            return TableFold(
-                codebook=self.weights[:, 0],
-                codes=pointer_map.codebook_codes,
-                residents=residents,
-                is_first=pointer_map.stored is None,
-                row_states=self.row_states,
-                pointer_dtype=self.pointer_dtype,
-                seed=self.seed,
-                config=self.settings,
-            )
+            return TableFold(codes=pointer_map.codebook_codes, **self._of_fold(pointer_map, residents))
+
+    def adoption_in_a_phase(
+        self, old: PointerMap, new: PointerMap, residents: ResidentRows, given: Array
+    ) -> ResidentAdoption:
+        """As `adoption`, where residents have rows. Raises what `ResidentAdoption` raises, with the table's name.
+
+        Args:
+            residents: by positions of `new`.
+            given: [c, k, w], the codebook that came with `new`.
+        """
+
+        def codes(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+            found: npt.NDArray[np.int64] = old.codes_of_any(new.raw_ids(positions))[:, 0].T
+            return found
+
+        with named_errors(self.table):
+            return ResidentAdoption(codes=codes, given=given, **self._of_fold(old, residents))
+
+    def _of_fold(self, pointer_map: PointerMap, residents: ResidentRows) -> dict[str, Any]:
+        return {
+            "codebook": self.weights[:, 0],
+            "residents": residents,
+            "is_first": pointer_map.stored is None,
+            "row_states": self.row_states,
+            "pointer_dtype": self.pointer_dtype,
+            "seed": self.seed,
+            "config": self.settings,
+        }
 
     def clustering(self, pointer_map: PointerMap, frequencies: npt.NDArray[np.integer] | None) -> TableClustering:
         """The clustering of the IDs of `pointer_map`. Raises what `TableClustering` raises, with the table's name."""

@@ -1,5 +1,7 @@
 """Rows of int8 numbers that are pooled, and trained by row-wise Adagrad with stochastic rounding."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +16,18 @@ Integers = npt.NDArray[np.int64]
 _DRAW_BITS = 24
 _DRAW = np.float32(2.0**-_DRAW_BITS)
 _DRAW_SHIFT = np.uint64(64 - _DRAW_BITS)
+
+
+class QuantizedArray:
+    """Rows, `[m, d]`, that become float32 where they are asked for. A view: it changes with the rows."""
+
+    def __init__(self, numbers: npt.NDArray[np.int8], step: float) -> None:
+        self._numbers, self._step = numbers, np.float32(step)
+        self.shape = numbers.shape
+
+    def __getitem__(self, rows: Any) -> Floats:
+        part: Floats = self._numbers[rows] * self._step
+        return part
 
 
 @jit
@@ -94,3 +108,20 @@ def train_rows(
             value = kept * np.float32(rows[slot, dim]) - rate * total[dim] + np.float32(bits) * _DRAW
             rows[slot, dim] = np.int8(min(max(np.floor(value), np.float32(-LARGEST)), np.float32(LARGEST)))
         start = stop
+
+
+@jit
+def round_rows(values: Floats, step: np.float32, first: int, seed: np.uint64, out: npt.NDArray[np.int8]) -> None:
+    """Write the numbers that stand for `values: [N, d]` to `out: [N, d]`, rounded up or down as is drawn.
+
+    Args:
+        step: what 1 stands for.
+        first: the row of a table that comes first in `values`.
+        seed: of the draws.
+    """
+    width = values.shape[1]
+    for i in range(len(values)):
+        for dim in range(width):
+            bits = fmix64(seed ^ np.uint64((first + i) * width + dim)) >> _DRAW_SHIFT
+            value = np.floor(values[i, dim] / step + np.float32(bits) * _DRAW)
+            out[i, dim] = np.int8(min(max(value, np.float32(-LARGEST)), np.float32(LARGEST)))

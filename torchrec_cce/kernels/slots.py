@@ -14,9 +14,12 @@ OLDEST = 254
 """The largest age of one that had."""
 DIGIT_BITS = 16
 """Ranks are compared digit by digit, the highest first."""
+ANYBODY, SEEN, ARRIVED = 0, 1, 2
+"""Who may get a row: all positions; those with a frequency above 0; of these, those that never had one."""
 _TIE_BITS = 16
 _HIGHEST_SCORE = (1 << (64 - _TIE_BITS)) - 1
 
+_ZERO: np.uint64 = np.uint64(0)
 _ONE = np.uint64(1)
 _WORD = np.uint64(6)
 _IN_WORD = np.uint64(BITS - 1)
@@ -61,6 +64,32 @@ def fill_bitmap(ages: npt.NDArray[np.uint8], words: npt.NDArray[np.uint64], befo
                 count += 1
         words[at] = word
     return count
+
+
+@jit
+def order_of_arrival(
+    before: npt.NDArray[np.uint8],
+    after: npt.NDArray[np.uint8],
+    known: npt.NDArray[np.uint32],
+    first: int,
+    out: npt.NDArray[np.uint32],
+) -> None:
+    """The rows of all positions whose age `after: [n]` is 0: those that they had `before: [n]`, and the next ones.
+
+    Args:
+        known, out: the rows of those of age 0 before, and after, in ascending order of positions; `out` to write to.
+        first: of the next ones.
+    """
+    number, old, new = 0, 0, first
+    for position in range(len(after)):
+        if before[position] == 0:
+            out[number] = known[old]
+            old += 1
+            number += 1
+        elif after[position] == 0:
+            out[number] = new
+            new += 1
+            number += 1
 
 
 @jit
@@ -116,17 +145,21 @@ def _rank_of(
     first: int,
     never: np.uint64,
     seed: np.uint64,
+    who: int,
 ) -> np.uint64:
     """Where a position stands among those that want a row: 48 bits of `(frequency + 1)·age²`, 16 of a draw.
 
-    It is the position `first + i`; the other arguments are those of `count_digits`.
+    At least 1, or 0 if it may not get one. It is the position `first + i`; the other arguments are those of
+    `count_digits`.
     """
     frequency = np.int64(frequencies[i]) if len(frequencies) else np.int64(0)
+    if (who != ANYBODY and frequency == 0) or (who == ARRIVED and ages[i] != NEVER):
+        return _ZERO
     waiting = never if ages[i] == NEVER else np.uint64(ages[i])
     score = (np.uint64(frequency) + _ONE) * waiting * waiting
     score = min(score, np.uint64(_HIGHEST_SCORE))
     draw = fmix64(np.uint64(first + i) ^ seed) >> np.uint64(64 - _TIE_BITS)
-    rank: np.uint64 = (score << np.uint64(_TIE_BITS)) | draw
+    rank: np.uint64 = max((score << np.uint64(_TIE_BITS)) | draw, _ONE)
     return rank
 
 
@@ -137,6 +170,7 @@ def count_digits(
     first: int,
     never: np.uint64,
     seed: np.uint64,
+    who: int,
     prefix: np.uint64,
     shift: np.uint64,
     counts: npt.NDArray[np.int64],
@@ -147,10 +181,11 @@ def count_digits(
         ages: [m] uint8, of the positions from `first` on.
         frequencies: [m] at least 0, or [0] where they are not known.
         never: the age that counts for a position that never had a row.
+        who: may get a row.
         counts: [2^16], added to.
     """
     for i in range(len(ages)):
-        rank = _rank_of(i, ages, frequencies, first, never, seed)
+        rank = _rank_of(i, ages, frequencies, first, never, seed, who)
         above = rank >> shift
         if above >> np.uint64(DIGIT_BITS) == prefix:
             counts[above & np.uint64((1 << DIGIT_BITS) - 1)] += 1
@@ -163,17 +198,19 @@ def admit_above(
     first: int,
     never: np.uint64,
     seed: np.uint64,
+    who: int,
     threshold: np.uint64,
     out: npt.NDArray[np.uint8],
 ) -> None:
-    """The ages of some positions after an admission: 0 for ranks of `threshold` and above, all others a phase older.
+    """The ages of some positions after an admission: 0 for ranks of `threshold` and above, all others a phase older,
+    unless the admission is one of those who arrived in a phase.
 
     Arguments as of `count_digits`; `out: [m]` may be `ages`.
     """
     for i in range(len(ages)):
-        if _rank_of(i, ages, frequencies, first, never, seed) >= threshold:
+        if _rank_of(i, ages, frequencies, first, never, seed, who) >= threshold:
             out[i] = 0
-        elif ages[i] == NEVER:
-            out[i] = NEVER
+        elif ages[i] == NEVER or who == ARRIVED:
+            out[i] = ages[i]
         else:
             out[i] = min(np.int64(ages[i]) + 1, OLDEST)

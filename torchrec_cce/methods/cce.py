@@ -98,12 +98,19 @@ class CCEConfig(CompositionalConfig):
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes while there are residents: rows, a float of row-wise Adagrad for each, ages and slots of all IDs."""
+        """Bytes while there are residents: rows, a float of row-wise Adagrad for each, and see `residency_bytes`."""
         if self.residents is None:
             return 0
         value_bytes = 4 if self.has_stock_residents else 1
         rows = self.max_residents * (value_bytes * self.embedding_dim + 4)
-        return int(rows + residency_bytes(self.num_embeddings))
+        return int(rows + self.residency_bytes)
+
+    @property
+    def residency_bytes(self) -> int:
+        """Bytes in host memory while there are residents: ages and slots of all IDs, and in which order they came."""
+        if self.residents is None:
+            return 0
+        return residency_bytes(self.num_embeddings, self.max_residents if self.residents.first_come else 0)
 
     def resident_feature_names(self) -> list[str]:
         """The features of that table: `f#table#residents`."""

@@ -28,6 +28,9 @@ class ResidentConfig:
     """`"int8"`: of that Adagrad."""
     weight_decay: float = 0.0
     """`"int8"`: what a row loses, as a share of itself and of the learning rate, whenever it is trained."""
+    first_come: bool = False
+    """Whether only IDs that were seen get a row. `admit` then leaves rows free, all of them if no frequencies are
+    known, which `top_up` gives to IDs as they arrive. The order in which they came takes 4 bytes a row."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:

@@ -1,7 +1,7 @@
 """What pooled and unpooled collections have in common: tables with their maps, published, restored and reclustered."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTa
 from torchrec_cce.modules.quantized_rows import QuantizedStore, QuantizedTable
 from torchrec_cce.modules.recluster import ParameterStore, ResidentStore, TableReport, TableRows, recluster_rows
 from torchrec_cce.modules.remap import Remap
-from torchrec_cce.modules.residents import ages_of_phase, rows_of_phase
+from torchrec_cce.modules.residents import residency_of_phase, rows_of_phase
 from torchrec_cce.modules.state_names import quantized_rows, residents_weight
 
 
@@ -242,7 +242,8 @@ class CCECollection(ABC, nn.Module):
     ) -> None:
         """Begin a phase of every table with residents: give the IDs that are frequent and have waited a private row.
 
-        Until the next `recluster`, the codewords of these tables are frozen.
+        Until the next `recluster`, the codewords of these tables are frozen. Where a table is `first_come`, IDs that
+        were not seen get no row; see `top_up`.
 
         Args:
             seed: every phase derives its own from it, so that the same may be passed each time.
@@ -254,18 +255,42 @@ class CCECollection(ABC, nn.Module):
                 `admitted_ages` raises.
         """
         self.check_no_phase_is_open()
+        self._give_rows(self.configs_with_residents(), seed, self._checked(frequencies), optimizer)
+
+    def top_up(self, *, seed: int, frequencies: Mapping[str, npt.NDArray[np.integer]]) -> None:
+        """Give the free rows of the open phase to the most frequent IDs that were seen and never had one.
+
+        Who has a row keeps it, with all that it has learned.
+
+        Args:
+            seed: as of `admit`.
+            frequencies: table → [num_ids] counts so far, one a position of its map. Other tables stay as they are.
+
+        Raises:
+            ConfigError: no table has residents, or no phase is open; what `admit` raises of frequencies.
+        """
+        self.check_a_phase_is_open()
         frequencies = self._checked(frequencies)
-        begun = []
-        for config in self.configs_with_residents():
+        tables = [table for table in self.configs_with_residents() if table.name in frequencies]
+        self._give_rows([table for table in tables if self.remap.free_rows(table.name)], seed, frequencies)
+
+    def _give_rows(
+        self,
+        tables: Sequence[CCEConfig],
+        seed: int,
+        frequencies: Mapping[str, npt.NDArray[np.integer]],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        given = []
+        for config in tables:
             rows = self._residents_store(config, optimizer)
             before = self.remap.residency(config.name)
-            ages = ages_of_phase(config, before, frequencies=frequencies.get(config.name), seed=seed)
-            after = before.next_phase(ages)
+            after = residency_of_phase(config, before, frequencies=frequencies.get(config.name), seed=seed)
             weights = self._store(config.name).read().weights
             fresh = rows_of_phase(config, self.pointer_map(config.name), weights, before, after, seed=seed)
-            begun.append((config.name, rows, fresh, after))
-        for name, rows, fresh, after in begun:
-            rows.restart(fresh)
+            given.append((config.name, rows.fill if before.is_open else rows.restart, fresh, after))
+        for name, write, fresh, after in given:
+            write(fresh)
             self.remap.attach_residency(name, after)
 
     def _checked(
@@ -287,6 +312,11 @@ class CCECollection(ABC, nn.Module):
         if self.remap.phase_is_open:
             raise ConfigError("a phase of residents is open; recluster first, which folds their rows")
 
+    def check_a_phase_is_open(self) -> None:
+        """Raise ConfigError unless tables have residents now."""
+        if not self.remap.phase_is_open:
+            raise ConfigError("no phase of residents is open, whose rows could be given; admit first")
+
     def _resident_rows(self, table: CCEConfig) -> ResidentRows | None:
         """What is to be folded, if a phase of `table` is open."""
         if table.residents is None or not self.remap.residency(table.name).is_open:
@@ -294,7 +324,7 @@ class CCECollection(ABC, nn.Module):
         rows = self._residents_store(table).read_rows()
         return ResidentRows(residency=self.remap.residency(table.name), rows=rows)
 
-    def quantized_store(self, config: CCEConfig) -> ResidentStore | None:
+    def quantized_store(self, config: CCEConfig) -> QuantizedStore | None:
         """The rows of a table's residents, if they are int8; if not, they are a stock table, or there are none."""
         if config.residents is None or config.has_stock_residents:
             return None
@@ -310,7 +340,7 @@ class CCECollection(ABC, nn.Module):
         return ParameterStore(self._parameter(self.weight_name(table)), optimizer, table=table)
 
     def _residents_store(self, config: CCEConfig, optimizer: torch.optim.Optimizer | None = None) -> ResidentStore:
-        stock = self.quantized_store(config)
+        stock: ResidentStore | None = self.quantized_store(config)
         if stock is None:
             weight = self._parameter(self.residents_name(config.name))
             stock = ParameterStore(weight, optimizer, table=config.resident_table)

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from torchrec_cce.clustering.fold import RowArray
 from torchrec_cce.hashing import derive_seed
-from torchrec_cce.kernels.quantized_rows import LARGEST, pool_rows, train_rows
+from torchrec_cce.kernels.quantized_rows import LARGEST, QuantizedArray, pool_rows, round_rows, train_rows
 from torchrec_cce.methods.cce import CCEConfig
 
 Floats = npt.NDArray[np.float32]
@@ -22,6 +23,8 @@ _STEP = 0.04
 """The same, as a share of the root mean square of the rows of the phase before: 127 of them are five of those."""
 _EPSILON = 1e-8
 """FBGEMM's."""
+_ROWS = 1 << 16
+"""Of a table, at a time."""
 
 
 class QuantizedRows(nn.Module):
@@ -79,7 +82,7 @@ class QuantizedTable(nn.Module):
         assert config.residents is not None
         self.width = config.embedding_dim
         self.learning_rate, self.weight_decay = config.residents.learning_rate, config.residents.weight_decay
-        self._seed = derive_seed(config.seed, config.resident_table)
+        self.seed = derive_seed(config.seed, config.resident_table)
         device = torch.device("meta" if is_meta else "cpu")
         shape = (config.max_residents, config.embedding_dim)
         self.register_buffer("rows", torch.zeros(shape, dtype=torch.int8, device=device))
@@ -103,7 +106,7 @@ class QuantizedTable(nn.Module):
         self, slots: npt.NDArray[np.int64], bags: npt.NDArray[np.int64], weights: Floats, gradients: Floats
     ) -> None:
         """One update by the gradients of the sums of bags; arguments as of `train_rows`."""
-        seed = derive_seed(self._seed, int(self.updates))
+        seed = derive_seed(self.seed, int(self.updates))
         self.updates += 1
         train_rows(
             self.rows.numpy(),
@@ -136,7 +139,7 @@ class QuantizedStore:
         assert isinstance(table, QuantizedTable)
         self._table = table
 
-    def read_rows(self) -> "QuantizedArray":
+    def read_rows(self) -> QuantizedArray:
         return QuantizedArray(self._table.rows.numpy(), float(self._table.step))
 
     def restart(self, parts: Iterable[tuple[int, Floats]]) -> None:
@@ -147,21 +150,23 @@ class QuantizedStore:
             table.step *= _STEP * (squares / (np.count_nonzero(numbers.any(axis=1)) * table.width)) ** 0.5
         table.rows.zero_()
         table.state.zero_()
+        self.fill(parts)
+
+    def fill(self, parts: Iterable[tuple[int, Floats]]) -> None:
+        numbers, step = self._table.rows.numpy(), float(self._table.step)
         for first, rows in parts:
-            scaled = np.clip(np.rint(rows / float(table.step)), -LARGEST, LARGEST)
+            scaled = np.clip(np.rint(rows / step), -LARGEST, LARGEST)
             numbers[first : first + len(rows)] = scaled.astype(np.int8)
 
-
-class QuantizedArray:
-    """Rows, `[m, d]`, that become float32 where they are asked for. A view: it changes with the rows."""
-
-    def __init__(self, numbers: npt.NDArray[np.int8], step: float) -> None:
-        self._numbers, self._step = numbers, np.float32(step)
-        self.shape = numbers.shape
-
-    def __getitem__(self, rows: Any) -> Floats:
-        part: Floats = self._numbers[rows] * self._step
-        return part
+    def rewrite(self, rows: RowArray) -> None:
+        """The step stays, unless a value would not fit. Means stay what they are: what is less than a step is drawn."""
+        table, parts = self._table, range(0, len(self._table.rows), _ROWS)
+        largest = max(float(np.abs(rows[start : start + _ROWS]).max()) for start in parts)
+        table.step.clamp_(min=largest / LARGEST)
+        step, seed = np.float32(table.step.item()), derive_seed(table.seed, "rewritten", int(table.updates))
+        for start in parts:
+            out = table.rows.numpy()[start : start + _ROWS]
+            round_rows(rows[start : start + _ROWS], step, start, np.uint64(seed), out)
 
 
 class _Bags(NamedTuple):

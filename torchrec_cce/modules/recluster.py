@@ -46,6 +46,10 @@ class ResidentStore(Protocol):
         """Write rows, a part at a time with its first row, and set every row's state to zero."""
         ...
 
+    def fill(self, parts: Iterable[tuple[int, Array]]) -> None:
+        """Write rows that nobody has had since `restart`, whose state is still zero, as that does."""
+        ...
+
 
 class ParameterStore:
     """A table that is one `nn.Parameter`, with the state that `optimizer` keeps for it."""
@@ -85,11 +89,14 @@ class ParameterStore:
         return to_array(self._parameter)
 
     def restart(self, parts: Iterable[tuple[int, Array]]) -> None:
+        self.fill(parts)
+        for value in self._states.values():
+            value.zero_()
+
+    def fill(self, parts: Iterable[tuple[int, Array]]) -> None:
         with torch.no_grad():
             for first, rows in parts:
                 self._parameter[first : first + len(rows)] = torch.from_numpy(rows)
-            for value in self._states.values():
-                value.zero_()
 
 
 def to_array(tensor: torch.Tensor) -> Array:
@@ -113,6 +120,12 @@ class TableReport:
     sample_errors: SampleErrors | None
     """The same over the sample that trained, beside what the old pointers can do; None for pointers that were given."""
     seconds: float
+
+    @property
+    def relative_error(self) -> float | None:
+        """The error over the sample as a share of what it would be with one codeword for all: 0 for a perfect fit."""
+        errors = self.sample_errors
+        return None if errors is None or errors.total == 0 else errors.new / errors.total
 
     @classmethod
     def of_clustering(cls, new_map: PointerMap, done: Reclustered) -> "TableReport":

@@ -12,10 +12,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, identity
+from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.maps.residency import Residency, Residents
 from torchrec_cce.methods.cce import CCEConfig, CCEScheme
 from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
 from torchrec_cce.methods.table import CompressedConfig, PointerScheme, row_feature_names, scheme_of
+from torchrec_cce.modules.residents import carried_over
 
 _DIGEST_BYTES = 32
 
@@ -96,13 +98,23 @@ class Remap(nn.Module):
             raise ConfigError(f"{table!r} is not a CCE table; those are: {', '.join(self.cce_tables()) or 'none'}")
         return scheme.pointer_map
 
-    def attach_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
+    def attach_pointer_map(self, table: str, pointer_map: PointerMap, residency: Residency | None = None) -> None:
+        """From now on, the IDs of `table` have the pointers of `pointer_map`.
+
+        Args:
+            residency: who has a private row then. None: ages stay with their raw IDs, and a phase ends, unless the map
+                is the one before with another vocabulary (`PointerMap.with_vocabulary`).
+        """
         self.check_pointer_map(table, pointer_map)
+        if residency is None and table in self._residencies:
+            before = self.pointer_map(table)
+            renumbering = Renumbering(old=before, new=pointer_map)
+            residency = carried_over(self._residencies[table], renumbering)
+            if renumbering.changes_nothing or pointer_map.generation != before.generation:
+                residency = residency.closed()
         self._look_up_by(table, pointer_map)
-        if table in self._residencies:
-            before = self._residencies[table]
-            same = before.num_ids == pointer_map.num_ids
-            self._residencies[table] = before.closed() if same else Residency.nobody(pointer_map.num_ids)
+        if residency is not None:
+            self.attach_residency(table, residency)
 
     def _look_up_by(self, table: str, pointer_map: PointerMap) -> None:
         config = self._configs[table]
@@ -138,14 +150,21 @@ class Remap(nn.Module):
         self.residency(table)
         config = self._configs[table]
         assert isinstance(config, CCEConfig)
-        known, rows = self.pointer_map(table).num_ids, config.max_residents
+        known = self.pointer_map(table).num_ids
         if residency.num_ids != known:
             raise ConfigError(
                 f"table {table!r}: the ages of {residency.num_ids} IDs are not those of its map's {known}"
             )
-        if residency.is_open and residency.slots.num_slots > rows:
-            raise ConfigError(f"table {table!r}: {residency.slots.num_slots} residents are more than its {rows} rows")
+        residents = residency.slots.num_taken if residency.is_open else 0
+        if residents > config.max_residents:
+            raise ConfigError(f"table {table!r}: {residents} residents are more than its {config.max_residents} rows")
         self._residencies[table] = residency
+
+    def free_rows(self, table: str) -> int:
+        """How many private rows nobody has in the open phase of `table`; 0 without one."""
+        residency, config = self.residency(table), self._configs[table]
+        assert isinstance(config, CCEConfig)
+        return config.max_residents - residency.slots.num_taken if residency.is_open else 0
 
     def resident_tables(self) -> list[str]:
         """The names of the tables that have residents, now or at times."""
@@ -306,13 +325,16 @@ class Remap(nn.Module):
     def stamp(self) -> torch.Tensor:
         """What rows are of, [N] int64: while it stays the same, a raw ID has the same rows.
 
-        The stamps of the maps; and for each table with residents the phase in which IDs have private rows, 0 for none.
+        The stamps of the maps; and for each table with residents the phase in which IDs have private rows, and how
+        many have, 0 for none.
         """
         phases = [
-            residency.phases if residency.is_open and not self.leaves_out_residents else 0
+            (residency.phases, residency.slots.num_slots)
+            if residency.is_open and not self.leaves_out_residents
+            else (0, 0)
             for residency in self._residencies.values()
         ]
-        return torch.cat([self.get_extra_state().flatten(), torch.tensor(phases, dtype=torch.int64)])
+        return torch.cat([self.get_extra_state().flatten(), torch.tensor(phases, dtype=torch.int64).flatten()])
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Raise MapMismatchError unless the attached maps are those that the loaded weights were trained with.

@@ -1,7 +1,11 @@
-"""The next phase of a table's residents, wherever the table lives: who is admitted, and what their rows start from."""
+"""Rows for a table's IDs, wherever the table lives: who gets one at the start of a phase or in it, and what it starts
+from."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,31 +13,72 @@ import numpy.typing as npt
 from torchrec_cce.clustering.admission import admitted_ages, fresh_rows
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
-from torchrec_cce.maps.residency import Residency
+from torchrec_cce.maps.renumbering import Renumbering
+from torchrec_cce.maps.residency import Residency, Slots
 from torchrec_cce.methods.cce import CCEConfig
 
+Make = Callable[[int, np.dtype[Any], Callable[[npt.NDArray[Any]], object]], npt.NDArray[Any]]
+"""An array of so many numbers, once a function has filled it in."""
 
-def ages_of_phase(
+
+def _in_memory(size: int, dtype: np.dtype[Any], fill: Callable[[npt.NDArray[Any]], object]) -> npt.NDArray[Any]:
+    out = np.empty(size, dtype)
+    fill(out)
+    return out
+
+
+def residency_of_phase(
     config: CCEConfig,
     before: Residency,
     *,
     frequencies: npt.NDArray[np.integer] | None,
     seed: int,
-    out: npt.NDArray[np.uint8] | None = None,
-) -> npt.NDArray[np.uint8]:
-    """The ages once the phase after `before` has begun, chosen by all cores; see `admitted_ages`.
+    make: Make = _in_memory,
+) -> Residency:
+    """The phase after `before`; or the same once others arrived, if it is open. All cores choose; see `admitted_ages`.
 
     Args:
         seed: of all tables, as that of `rows_of_phase`.
+        make: where the new arrays are.
     """
-    return admitted_ages(
+    assert config.residents is not None
+    choose = partial(
+        admitted_ages,
         before,
         config.max_residents,
         frequencies=frequencies,
         seed=derive_seed(seed, config.name),
+        seen_only=config.residents.first_come,
         num_threads=os.cpu_count() or 1,
-        out=out,
     )
+    ages = make(before.num_ids, np.dtype(np.uint8), lambda out: choose(out=out))
+    if not before.is_open:
+        return before.next_phase(ages)
+    num_residents = Slots(ages).num_slots
+    if num_residents == before.slots.num_slots:
+        return before
+    order = make(num_residents, np.dtype(np.uint32), lambda out: before.extend_order(ages, out))
+    return before.topped_up(ages, order)
+
+
+def carried_over(residency: Residency, renumbering: Renumbering, *, make: Make = _in_memory) -> Residency:
+    """A residency by the positions of another map: ages and rows stay with their raw IDs, and a phase goes on. A
+    resident that the other map does not know is none any more.
+
+    Args:
+        make: where the new arrays are.
+    """
+    num_ids = renumbering.new.num_ids
+    if renumbering.changes_nothing:
+        return residency
+    if residency.phases == 0:
+        return Residency.nobody(num_ids)
+    ages = make(num_ids, np.dtype(np.uint8), lambda out: renumbering.ages(residency, out))
+    order = None
+    if residency.is_open:
+        size = Slots(ages).num_slots
+        order = make(size, np.dtype(np.uint32), lambda out: renumbering.order(residency, ages, out))
+    return replace(residency, ages=ages, order=order)
 
 
 def rows_of_phase(
@@ -45,7 +90,7 @@ def rows_of_phase(
     *,
     seed: int,
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """The rows of the phase `after`, which follows `before`; see `fresh_rows`.
+    """The rows of the phase `after`, which follows `before`, or of those who arrived between the two; see `fresh_rows`.
 
     Args:
         weights: [2·c·k, d/c], the codewords.

@@ -1,4 +1,7 @@
-from .admit import admit_sharded as admit_sharded
+from .admit import (
+    admit_sharded as admit_sharded,
+    top_up_sharded as top_up_sharded,
+)
 from .agreement import (
     on_all_ranks as on_all_ranks,
     on_first_rank as on_first_rank,

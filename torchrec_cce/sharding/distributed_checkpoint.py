@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
@@ -17,12 +19,14 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from torchrec_cce.errors import ConfigError, DataFileError
+from torchrec_cce.files.cache import reserve
 from torchrec_cce.modules.state_names import optimizer_state, split_weight
 from torchrec_cce.sharding.agreement import from_each_rank
 from torchrec_cce.sharding.tables import scatter, size_of
 
 METADATA = ".metadata"
 """What `torch.distributed.checkpoint` calls its index."""
+_PIECE_BYTES = 1 << 22
 _FUSED, _REPLICATED = "momentum1", "sum"
 """What FBGEMM's fused kernels and PyTorch's and TorchRec's Adagrads call one and the same accumulator."""
 
@@ -73,6 +77,49 @@ class DistributedCheckpoint:
         if whole:
             self.fill(whole)
         return whole
+
+    def copy_rows(self, key: str, path: Path) -> npt.NDArray[Any]:
+        """Write a matrix to the new file `path`, and map it for reading. Nothing of its size is held in memory.
+
+        Returns:
+            `[m, d]`: int8 as it is; other types as float32.
+
+        Raises:
+            DataFileError: a file is damaged.
+            OSError: there is no room for the matrix, and for the largest of its stored parts meanwhile.
+        """
+        entry = self.tensors[key]
+        kind = np.dtype(np.int8 if entry.properties.dtype == torch.int8 else np.float32)
+        with path.open("xb") as file:
+            reserve(file, entry.size.numel() * kind.itemsize)
+        whole = np.memmap(path, kind, "r+", shape=tuple(entry.size))
+        for index, stored in self.metadata.storage_data.items():
+            if index.fqn == key:
+                part = self._mapped(self.folder / stored.relative_path, stored.offset, stored.length, path)
+                first = index.offset or torch.Size([0] * part.dim())
+                region = tuple(slice(start, start + size) for start, size in zip(first, part.shape, strict=True))
+                whole[region] = part.numpy()
+        whole.flags.writeable = False
+        return whole
+
+    def _mapped(self, file: Path, offset: int, length: int, beside: Path) -> torch.Tensor:
+        """A tensor that lies among others in `file`, memory-mapped from a copy that has no name any more."""
+        copy = beside.with_name(beside.name + ".part")
+        try:
+            with file.open("rb") as source, copy.open("xb") as target:
+                source.seek(offset)
+                while length and (piece := source.read(min(length, _PIECE_BYTES))):
+                    length -= target.write(piece)
+            with ZipFile(copy) as archive:
+                damaged = archive.testzip()
+            if length or damaged is not None:
+                raise DataFileError(f"{file}: cut short or damaged; copy the checkpoint again")
+            part: torch.Tensor = torch.load(copy, map_location="cpu", weights_only=True, mmap=True)
+            return part
+        except (FileNotFoundError, BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            raise DataFileError(f"{file}: missing or damaged ({error}); copy the checkpoint again") from error
+        finally:
+            copy.unlink(missing_ok=True)
 
     def fill(self, state: dict[str, Any]) -> None:
         """Read into the tensors of `state`, which may be nested. Raises DataFileError if a file is damaged."""

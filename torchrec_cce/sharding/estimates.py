@@ -20,7 +20,6 @@ from torchrec.distributed.planner.types import (
 )
 from torchrec.distributed.types import ModuleSharder, ShardingType
 
-from torchrec_cce.maps.residency import residency_bytes
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.state_names import joined, split_weight
 
@@ -117,9 +116,7 @@ def map_bytes(module: nn.Module) -> dict[str, int]:
             pointers = table.num_embeddings * table.num_columns * table.pointer_dtype.itemsize
             stock, _ = split_weight(collection.weight_name(table.name))
             size = pointers + (0 if vocabulary is None else vocabulary.nbytes)
-            if table.residents is not None:
-                size += residency_bytes(table.num_embeddings)
-            sizes[joined(joined(path, stock), table.name)] = size
+            sizes[joined(joined(path, stock), table.name)] = size + table.residency_bytes
     return sizes
 
 

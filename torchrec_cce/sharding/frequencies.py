@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.host_file import HostFile, share_keys
@@ -93,13 +94,14 @@ class ShardedFrequencies:
         Args:
             old, new: of each table, the same on every rank.
         """
-        if all(_numbering_of(old[name]) == _numbering_of(new[name]) for name in self._spans):
+        renumberings = {name: Renumbering(old=old[name], new=new[name]) for name in self._spans}
+        if all(each.changes_nothing for each in renumberings.values()):
             return self
         totals = self.totals()
         share_keys(new[name] for name in self._spans)
 
         def counted(name: str, positions: slice) -> Integers:
-            before = old[name].positions(new[name].raw_ids(np.arange(positions.start, positions.stop)))
+            before = renumberings[name].before(np.arange(positions.start, positions.stop))
             return np.where(before >= 0, totals[name][before], 0)
 
         there = ShardedFrequencies({name: new[name].num_ids for name in self._spans}, most_kept=self._most_kept)
@@ -147,9 +149,3 @@ def _all_to_all(parts: list[Integers]) -> Integers:
     pairs = torch.empty((int(received.sum()), 2), dtype=torch.int64)
     dist.all_to_all_single(pairs, torch.from_numpy(np.concatenate(parts)), received.tolist(), sent.tolist())
     return pairs.numpy()
-
-
-def _numbering_of(pointer_map: PointerMap) -> tuple[int, str | None]:
-    """What decides which position a raw ID has."""
-    vocabulary = pointer_map.vocabulary
-    return pointer_map.num_ids, None if vocabulary is None else vocabulary.digest

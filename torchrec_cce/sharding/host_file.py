@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,11 @@ class HostFile(Generic[Number]):
             return np.empty(shape, self._dtype)
         offset = start * self._shape[1] * self._dtype.itemsize
         return np.memmap(self._file, self._dtype, mode, offset, shape)  # type: ignore[call-overload,no-any-return]
+
+
+def in_a_file(size: int, dtype: np.dtype[Any], fill: Callable[[npt.NDArray[Any]], object]) -> npt.NDArray[Any]:
+    """`[size]`, once one rank of each host has filled it in. Every rank calls it; what `fill` raises, all raise."""
+    return HostFile((size, 1), dtype).filled(lambda out: fill(out[:, 0]))[:, 0]
 
 
 def share_keys(maps: Iterable[PointerMap]) -> None:

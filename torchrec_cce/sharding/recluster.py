@@ -12,16 +12,22 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from torchrec_cce.clustering.adopt import Given, adopt_tables
+from torchrec_cce.clustering.executor import Clustering
 from torchrec_cce.clustering.fold import ResidentRows
+from torchrec_cce.clustering.resident_adoption import ResidentAdoption
 from torchrec_cce.clustering.settings import ReclusterConfig
+from torchrec_cce.clustering.table import ClusteredTable
 from torchrec_cce.clustering.task import TableTask, recluster_maps
 from torchrec_cce.errors import ConfigError, MapMismatchError
+from torchrec_cce.maps.renumbering import Renumbering
+from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.recluster import TableReport, physical_rows, table_task
+from torchrec_cce.modules.residents import carried_over
 from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks
 from torchrec_cce.sharding.executor import RankExecutor
-from torchrec_cce.sharding.host_file import share_keys
+from torchrec_cce.sharding.host_file import HostFile, in_a_file, share_keys
 from torchrec_cce.sharding.tables import ShardedTable, check_on_all_ranks, tables_of
 
 
@@ -75,6 +81,9 @@ def adopt_sharded(
     that the old map did not know enters with the embedding that the old map's `unseen` gave it; where that was an
     error, with hashed codewords, as by `PointerMap.with_vocabulary`.
 
+    Residents keep their rows, the optimizer's state of these, and their embeddings: a row becomes what it is beyond the
+    new codewords, and the phase goes on. Int8 rows are rounded anew. The ages of IDs stay with their raw IDs.
+
     Every rank calls it between two steps, with no batch in flight, and takes an equal share of the IDs; the bits do not
     depend on how many ranks there are. If it fails on any rank, it does on all, and nothing has changed.
 
@@ -98,18 +107,30 @@ def adopt_sharded(
     # Nothing is drawn: any seed does.
     tasks = _tasks(found, seed=0, frequencies=frequencies or {}, settings=settings or ReclusterConfig())
     share_keys(tables[task.table].pointer_map for task in tasks)
-    executor = RankExecutor(
-        lambda: {
-            task.table: task.inputs.adoption(task.pointer_map, tables[task.table].pointer_map, task.frequencies)
-            for task in tasks
-        }
-    )
-    done = adopt_tables(executor, {config.name: _given(config, tables[config.name]) for _, config, *_ in found})
+    given = {config.name: _given(config, tables[config.name]) for _, config, *_ in found}
+    residencies = {table.config.name: _carried_over(table, tables) for table in found if table.residents is not None}
+
+    def adoption(task: TableTask) -> Clustering:
+        new_map = tables[task.table].pointer_map
+        if task.residents is None:
+            return task.inputs.adoption(task.pointer_map, new_map, task.frequencies)
+        residents = replace(task.residents, residency=residencies[task.table])
+        return task.inputs.adoption_in_a_phase(task.pointer_map, new_map, residents, given[task.table].codebook)
+
+    executor = RankExecutor(lambda: {task.table: adoption(task) for task in tasks})
+    done = adopt_tables(executor, given)
+    rows = {
+        task.table: _rows_left(executor.tables[task.table], task.residents, done[task.table], given[task.table])
+        for task in tasks
+        if task.residents is not None
+    }
     reports = {}
-    for collection, config, store, _ in found:
+    for collection, config, store, residents in found:
         new_map, table = tables[config.name].pointer_map, done[config.name]
         store.write(physical_rows(table))
-        collection.attach_pointer_map(config.name, new_map)
+        collection.remap.attach_pointer_map(config.name, new_map, residencies.get(config.name))
+        if residents is not None and config.name in rows:
+            residents.rewrite(rows[config.name])
         reports[config.name] = TableReport(
             generation=new_map.generation,
             entropies=tables[config.name].entropies,
@@ -163,6 +184,23 @@ def _resident_rows(table: ShardedTable) -> ResidentRows | None:
         return None
     residency = table.collection.remap.residency(table.config.name)
     return ResidentRows(residency=residency, rows=table.residents.read_rows()) if residency.is_open else None
+
+
+def _carried_over(table: ShardedTable, tables: Mapping[str, TableSnapshot]) -> Residency:
+    """The residency of a table by the positions of the map that it adopts."""
+    name, collection = table.config.name, table.collection
+    renumbering = Renumbering(old=collection.pointer_map(name), new=tables[name].pointer_map)
+    return carried_over(collection.remap.residency(name), renumbering, make=in_a_file)
+
+
+def _rows_left(
+    clustering: Clustering, residents: ResidentRows, done: ClusteredTable, given: Given
+) -> npt.NDArray[np.float32]:
+    """What the rows of residents are after an adoption: one file of each host."""
+    assert isinstance(clustering, ResidentAdoption)
+    num_rows, width = residents.rows.shape
+    file = HostFile((num_rows, width), np.dtype(np.float32))
+    return file.filled(lambda out: clustering.rows_left(done.weights[:, 0], given.pointers, out))
 
 
 def _given(config: CCEConfig, table: TableSnapshot) -> Given:

@@ -1,7 +1,7 @@
 """A physical table that lies in shards on several ranks, read and written as a whole."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -63,10 +63,17 @@ class ShardedStore:
         return file.everything()
 
     def restart(self, parts: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
-        for first, rows in parts:
-            scatter(self._weight, torch.from_numpy(rows), first)
+        self.fill(parts)
         for name, value in self._states.items():
             scatter(value, torch.zeros(self._sizes[name]))
+
+    def fill(self, parts: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
+        for first, rows in parts:
+            scatter(self._weight, torch.from_numpy(rows), first)
+
+    def rewrite(self, rows: RowArray) -> None:
+        num_rows = size_of(self._weight)[0]
+        self.fill((first, np.array(rows[first : first + _ROWS])) for first in range(0, num_rows, _ROWS))
 
     def write(self, rows: TableRows) -> None:
         scatter(self._weight, torch.from_numpy(rows.weights))
@@ -130,13 +137,21 @@ def collections_of(model: DistributedModelParallel) -> dict[str, CCECollection]:
     return found
 
 
+class ResidentRowStore(ResidentStore, Protocol):
+    """A store whose rows may be changed in the middle of a phase."""
+
+    def rewrite(self, rows: RowArray) -> None:
+        """Write all rows, [m, d] float32; the optimizer's state of each stays."""
+        ...
+
+
 class ShardedTable(NamedTuple):
     """A CCE table of a sharded model."""
 
     collection: CCECollection
     config: CCEConfig
     store: ShardedStore
-    residents: ResidentStore | None
+    residents: ResidentRowStore | None
     """Of the rows of its residents, if it may have some."""
 
 
@@ -151,7 +166,7 @@ def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None 
     for path, collection in collections_of(model).items():
         for config in collection.cce_configs():
             name = joined(path, collection.weight_name(config.name))
-            rows = collection.quantized_store(config)
+            rows: ResidentRowStore | None = collection.quantized_store(config)
             if config.residents is not None and rows is None:
                 row_name = joined(path, collection.residents_name(config.name))
                 rows = ShardedStore(weights[row_name], states.get(row_name, {}))

@@ -167,7 +167,7 @@ class ResidentsSection:
     """Of int8 rows."""
     count_first: bool = True
     """Whether to read the training split once before the first batch, to count how often each ID occurs: the first rows
-    go to the most frequent ones. If not, they are counted on the way, and the first rows are drawn."""
+    go to the most frequent ones. If not, they are counted on the way, and the first rows go to IDs as they arrive."""
 
     def __post_init__(self) -> None:
         self.config(learning_rate=1.0)
@@ -180,6 +180,7 @@ class ResidentsSection:
             dtype=self.dtype,
             learning_rate=learning_rate,
             weight_decay=self.weight_decay,
+            first_come=not self.count_first,
         )
 
 
@@ -264,8 +265,9 @@ class RunConfig:
             raise ValueError("epochs=0 is for a run that starts from another one, by derive or by registry.start")
         if self.derive is not None and self.registry.start is not None:
             raise ValueError("derive and registry.start are two models to start from; give one of them")
-        if self.registry.start is not None and self.embedding.method != "cce":
-            raise ValueError(f"start={self.registry.start!r} is for method='cce'; it is {self.embedding.method!r}")
+        if self.registry.start is not None and self.embedding.method not in ("cce", "cce_residents"):
+            start, method = self.registry.start, self.embedding.method
+            raise ValueError(f"start={start!r} is for method='cce' or 'cce_residents'; it is {method!r}")
         if self.recluster.helper_init == "residual" and not self.embedding.use_helper:
             raise ValueError("helper_init='residual' needs embedding.use_helper=true")
         if self.data.format == "remapped":
@@ -309,8 +311,6 @@ class RunConfig:
             raise ValueError(f"ct={self.recluster.ct} must be at least 1 for {named}: a clustering folds the rows")
         if self.recluster.helper_init == "residual":
             raise ValueError(f"helper_init='residual' is not for {named}, which has no helper")
-        if self.registry.watch_every is not None:
-            raise ValueError(f"watch_every={self.registry.watch_every} is not for {named}; leave it out")
 
     def _check_bits(self) -> None:
         """Rows of few bits are read, and not trained."""

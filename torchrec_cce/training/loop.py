@@ -113,6 +113,7 @@ class _Training:
     def to_the_end(self) -> RunResult:
         position, training = self.position, self.config.training
         interrupted = False
+        self.begin_phase()
         while position.epoch < training.epochs and not self.schedule.ends_after(position.step):
             interrupted = self.train_epoch()
             if interrupted or self.schedule.ends_after(position.step):
@@ -151,6 +152,9 @@ class _Training:
         for number, batch in enumerate(self.run.batches(self.config.data.train), start=1):
             if number <= trained_before:
                 continue
+            self.run.count(batch)
+            if self.schedule.tops_up_before(position.step + 1):
+                self.run.top_up()
             self.loss += self.run.step(batch)
             position.step, position.batch = position.step + 1, number
             self.rows += batch.global_rows
@@ -186,6 +190,7 @@ class _Training:
     def recluster(self) -> None:
         """Cluster the CCE tables, and publish them if there is a registry."""
         run, step = self.run, self.position.step
+        residencies = {table: run.remap.residency(table) for table in run.remap.resident_tables()}
         with self.activity("clustering"):
             reports = recluster_sharded(
                 run.model,
@@ -196,14 +201,24 @@ class _Training:
             )
         for table, report in reports.items():
             self.position.entropies[table] = report.entropies
-            self.log.write("recluster", step, table=table, **asdict(report))
+            before = residencies.get(table)
+            of_fold = {}
+            if before is not None and before.is_open:
+                of_fold = {"residents": before.slots.num_slots, "relative_error": report.relative_error}
+            self.log.write("recluster", step, table=table, **asdict(report), **of_fold)
         if self.config.registry.url is not None:
             with self.activity("publishing"):
                 published = run.versions.publish(reports, run.frequencies)
             self.log.write("publish", step, **published)
             if "error" in published and run.ranks.is_first:
                 _log.warning("not published after batch %d: %s", step, published["error"])
-        if run.has_residents and not self.schedule.resting_after(step):
+        self.begin_phase()
+
+    def begin_phase(self) -> None:
+        """Begin the next phase of residents, if it is due: at the start, after a clustering, and where the job
+        `recluster` has made the checkpoint."""
+        run = self.run
+        if run.has_residents and not run.remap.phase_is_open and not self.schedule.resting_after(self.position.step):
             with self.activity("clustering"):
                 run.admit()
 

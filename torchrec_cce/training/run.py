@@ -15,7 +15,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.maps.registry import MapVersion, Registry
-from torchrec_cce.sharding.admit import admit_sharded
+from torchrec_cce.sharding.admit import admit_sharded, top_up_sharded
 from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks, on_first_rank
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
@@ -68,11 +68,9 @@ class Run:
             self.position.entropies = start_from(self.model, derived_model(self.config))
         if self.counts:
             self.frequencies = ShardedFrequencies({name: m.num_ids for name, m in self.versions.maps().items()})
-        if self.has_residents:
-            if not self.counts_on_the_way:
-                for batch in self.batches(self.config.data.train):
-                    self.frequencies.count(self.remap, batch.part.sparse_features, batch.rows)
-            self.admit()
+        if self.has_residents and not self.counts_on_the_way:
+            for batch in self.batches(self.config.data.train):
+                self.frequencies.count(self.remap, batch.part.sparse_features, batch.rows)
 
     @property
     def has_residents(self) -> bool:
@@ -93,6 +91,16 @@ class Run:
     def admit(self) -> None:
         """Begin a phase of the residents."""
         admit_sharded(self.model, self.optimizer, seed=self.config.seed, frequencies=self.frequencies.totals())
+
+    def count(self, batch: RankBatch) -> None:
+        """Count the IDs of a batch that is trained on next."""
+        if self.counts_on_the_way:
+            self.frequencies.count(self.remap, batch.part.sparse_features, batch.rows)
+
+    def top_up(self) -> None:
+        """Give free rows of the open phase to IDs that were counted since it began."""
+        if self.counts_on_the_way and any(self.remap.free_rows(table) for table in self.remap.resident_tables()):
+            top_up_sharded(self.model, seed=self.config.seed, frequencies=self.frequencies.totals())
 
     def resume(self) -> None:
         """Go on from the newest checkpoint."""
@@ -115,8 +123,6 @@ class Run:
         """One step on the mean loss of the global batch. Returns this rank's sum of losses and its rows, `[2]`."""
         self.model.train()
         self.optimizer.zero_grad()
-        if self.counts_on_the_way:
-            self.frequencies.count(self.remap, batch.part.sparse_features, batch.rows)
         part = batch.part.to(self.ranks.device)
         logits, labels = self.model(part)[: batch.rows], part.labels[: batch.rows]
         loss = binary_cross_entropy_with_logits(logits, labels, reduction="sum")

@@ -17,6 +17,15 @@ class Schedule:
         """Whether a clustering follows batch `step`, counted from 1."""
         return self.ct > 0 and step % self.cf == 0 and step // self.cf <= self.ct
 
+    def tops_up_before(self, step: int) -> bool:
+        """Whether the free rows of a phase go to IDs that were seen, those of batch `step` among them, before it is
+        trained on: at the first batches of a phase, and then four times while their number doubles."""
+        if step > self.ct * self.cf:
+            return False
+        batch = (step - 1) % self.cf + 1
+        low_bits = max(0, batch.bit_length() - 3)
+        return batch >> low_bits << low_bits == batch
+
     def resting_after(self, step: int) -> bool:
         """Whether all clusterings are over."""
         return step >= self.ct * self.cf

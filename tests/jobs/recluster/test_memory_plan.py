@@ -10,11 +10,13 @@ import pytest
 
 from torchrec_cce.clustering.column import PAIR
 from torchrec_cce.clustering.entropy import pointer_entropies
+from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.clustering.task import TableTask
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.jobs.recluster.memory_plan import _Size, memory_plan
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.residency import Residency
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.modules.recluster import TableRows, table_task
 
@@ -57,6 +59,15 @@ def make_task(
     )
 
 
+def make_fold(*, num_ids: int, num_columns: int, num_rows: int, width: int, share: float) -> TableTask:
+    """As `make_task`, of a table of whose IDs a share has rows."""
+    rng = np.random.default_rng(0)
+    task = make_task(num_ids=num_ids, num_columns=num_columns, num_rows=num_rows, width=width)
+    ages = np.where(rng.random(num_ids) < share, 0, 1).astype(np.uint8)
+    rows = rng.normal(size=(np.count_nonzero(ages == 0), num_columns * width)).astype(np.float32)
+    return replace(task, residents=ResidentRows(residency=Residency(ages=ages, phases=1, is_open=True), rows=rows))
+
+
 def peak_of(function: Callable[[], Any]) -> tuple[int, Any]:
     """Bytes that numpy and Python allocate at most while `function` runs, and what it returns."""
     function()  # compiles
@@ -74,13 +85,15 @@ def peak_of(function: Callable[[], Any]) -> tuple[int, Any]:
         make_task(num_ids=200_000, num_columns=4, num_rows=2048, width=4, frequencies=True, helper_init="residual"),
         make_task(num_ids=100_000, num_columns=2, num_rows=512, width=16, state_width=16),
         make_task(num_ids=100_000, num_columns=8, num_rows=1024, width=2, state_width=2, helper_init="residual"),
+        make_fold(num_ids=200_000, num_columns=8, num_rows=256, width=4, share=0.25),
+        make_fold(num_ids=50_000, num_columns=4, num_rows=64, width=8, share=1.0),
     ],
-    ids=["pairs", "residual", "wide", "narrow"],
+    ids=["pairs", "residual", "wide", "narrow", "fold", "fold of few IDs"],
 )
 def test_bounds_hold_and_are_not_far_off(task: TableTask) -> None:
     most, chunk_size = 1 << 15, 1 << 14
     size, clustering = _Size(task), task.clustering
-    train, (column,) = peak_of(lambda: task.inputs.clustering(task.pointer_map, task.frequencies).train([0]))
+    train, (column,) = peak_of(lambda: replace(task).clustering.train([0]))
     centroids = [column.centroids] * clustering.num_columns
     pairs_peak, pairs = 0, None
     if clustering.num_pairs:

@@ -20,6 +20,7 @@ from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
 from torchrec_cce.jobs.recluster.cluster import Clustered
 from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
+from torchrec_cce.maps.residency_files import write_residencies
 from torchrec_cce.modules.remap import MapStamp
 from torchrec_cce.modules.state_names import stamps_of
 from torchrec_cce.sharding.distributed_checkpoint import METADATA
@@ -68,7 +69,8 @@ def copy_checkpoint(found: CCECheckpoint, source: Path, target: Path) -> CCEChec
 
 
 def replace_tables(copy: CCECheckpoint, tables: Sequence[NewTable], *, version: int) -> CCECheckpoint:
-    """Replace maps, weights and optimizer states in `copy`, a checkpoint that nobody else reads yet.
+    """Replace maps, weights and optimizer states in `copy`, a checkpoint that nobody else reads yet. The phases of
+    residents end in it; their rows stay, and mean nothing any more.
 
     Args:
         tables: all CCE tables.
@@ -92,6 +94,11 @@ def replace_tables(copy: CCECheckpoint, tables: Sequence[NewTable], *, version: 
                 if new.table.collection == path
             }
             write_folder(folder, maps, provenance=Provenance.of_this_code())
+    for path in {new.table.collection for new in tables if new.table.residents is not None}:
+        folder = checkpoint.residents_folder(copy.folder, path)
+        residencies = copy.residencies(path)  # mapped: they are there still
+        shutil.rmtree(folder)
+        write_residencies(folder, {name: residency.closed() for name, residency in residencies.items()})
     _note_in_position(copy, tables, version)
     # The states of the new helpers are zero and no longer tell whether they are used, so that it is said here.
     of_tables = {new.table.name: new.table.config.use_helper for new in tables}

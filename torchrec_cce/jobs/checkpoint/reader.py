@@ -12,10 +12,13 @@ from torchrec import PoolingType
 
 from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.jobs.recluster.cluster import TableSource
-from torchrec_cce.jobs.recluster.work import BundleMap, Frequencies, RegistryMap, StoredTable
+from torchrec_cce.jobs.recluster.work import BundleMap, Frequencies, RegistryMap, StoredResidents, StoredTable
 from torchrec_cce.maps.registry import Registry
+from torchrec_cce.maps.residency import Residency
+from torchrec_cce.maps.residency_files import read_residencies
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingBagConfig, CCEEmbeddingConfig
+from torchrec_cce.methods.residents import ResidentConfig
 from torchrec_cce.modules.recluster import TableRows, to_array
 from torchrec_cce.modules.remap import MapStamp
 from torchrec_cce.modules.state_names import (
@@ -24,6 +27,8 @@ from torchrec_cce.modules.state_names import (
     joined,
     optimizer_state,
     pooled_weight,
+    quantized_rows,
+    residents_weight,
     sequence_weight,
     stamped_collection,
 )
@@ -77,6 +82,19 @@ _POOLING = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class CheckpointResidents:
+    """The residents of a table in a checkpoint, and the keys of the tensors of their rows."""
+
+    residency: Residency
+    folder: Path
+    """That has the residency."""
+    rows: str
+    """`[m, d]`, float32 or int8."""
+    step: str | None
+    """What 1 stands for where rows are int8."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class CheckpointTable:
     """A CCE table in a checkpoint: its opened map and the keys of its tensors."""
 
@@ -90,6 +108,13 @@ class CheckpointTable:
     """The key of its weights."""
     states: Mapping[str, str]
     """Entry of the optimizer's state that has one value or vector a row → the key of that tensor."""
+    residents: CheckpointResidents | None = None
+    """None for a table that never has any."""
+
+    @property
+    def open_residents(self) -> CheckpointResidents | None:
+        """Those that have rows, which a clustering folds; None where no phase is open."""
+        return self.residents if self.residents is not None and self.residents.residency.is_open else None
 
     @property
     def name(self) -> str:
@@ -144,6 +169,16 @@ class CCECheckpoint(DistributedCheckpoint):
             raise ConfigError(f"{self.folder}: there is no CCE table in this checkpoint, and so nothing to cluster")
         return {path: each for path, each in stamps.items() if each}
 
+    def residencies(self, path: str) -> dict[str, Residency]:
+        """Table → its residency, of the collection at this path. Raises MapFileError if there is none, or damaged."""
+        if path not in self._residencies:
+            self._residencies[path] = read_residencies(checkpoint.residents_folder(self.folder, path))
+        return self._residencies[path]
+
+    @cached_property
+    def _residencies(self) -> dict[str, dict[str, Residency]]:
+        return {}
+
     @property
     def has_maps(self) -> bool:
         """Whether the maps lie beside the weights."""
@@ -181,12 +216,36 @@ class CCECheckpoint(DistributedCheckpoint):
             states={name: to_array(tensors[key]) for name, key in table.states.items()},
         )
 
-    def source(self, table: CheckpointTable, frequencies: Frequencies = None) -> TableSource:
-        """The table to cluster. Raises as `read_rows`."""
-        return TableSource(
-            config=table.config,
-            rows=self.read_rows(table),
-            stored=StoredTable(maps=table.maps, map_digest=table.snapshot.pointer_map.digest, frequencies=frequencies),
+    def source(self, table: CheckpointTable, folder: Path, frequencies: Frequencies = None) -> TableSource:
+        """The table to cluster, or whose residents' rows are to be folded. Raises as `read_rows`.
+
+        Args:
+            folder: where the rows of residents go, which every worker sees under this path.
+
+        Raises:
+            OSError: there is no room in `folder`.
+        """
+        stored = StoredTable(
+            maps=table.maps,
+            map_digest=table.snapshot.pointer_map.digest,
+            frequencies=frequencies,
+            residents=self._unpacked(table, folder),
+        )
+        return TableSource(config=table.config, rows=self.read_rows(table), stored=stored)
+
+    def _unpacked(self, table: CheckpointTable, folder: Path) -> StoredResidents | None:
+        """The residents of an open phase, with their rows in a file of their own."""
+        found = table.open_residents
+        if found is None:
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{len(list(folder.iterdir())):04d}.rows"
+        num_rows, width = self.copy_rows(found.rows, path).shape
+        return StoredResidents(
+            folder=found.folder,
+            rows=path,
+            shape=(num_rows, width),
+            step=None if found.step is None else float(self.read([found.step])[found.step]),
         )
 
     def _bundles(self, path: str) -> tuple[BundleMap, Mapping[str, TableSnapshot]]:
@@ -208,12 +267,6 @@ class CCECheckpoint(DistributedCheckpoint):
         self, path: str, stamps: Sequence[MapStamp], maps: Mapping[str, TableSnapshot]
     ) -> Iterator[tuple[str, TableSnapshot]]:
         """The tables of a collection in its order, found by the digests that are stamped on its weights."""
-        folded = [name for name in maps if in_checkpoint(joined(path, codewords_weight(name))) in self.tensors]
-        if folded:
-            raise ConfigError(
-                f"{self.folder}: tables {sorted(folded)} have residents, whose rows only training folds into codewords "
-                "and pointers; publish the run's last fold (torchrec-cce maps publish), or let it train on"
-            )
         mine = {name: table for name, table in maps.items() if self._weight_name(path, name, table) is not None}
         by_digest = {table.pointer_map.digest: name for name, table in mine.items()}
         lost = [stamp for stamp in stamps if stamp.digest not in by_digest]
@@ -253,25 +306,48 @@ class CCECheckpoint(DistributedCheckpoint):
             for tensor in self.read(list(states.values())).values():
                 yield to_array(tensor).reshape(num_columns, 2, num_rows, *tensor.shape[1:])[:, 1]
 
-        pooled = weight == joined(path, pooled_weight(name))
-        use_helper = self.helper_use.of(name, helper_states)
+        has_residents = weight == joined(path, codewords_weight(name))
+        if has_residents and self.helper_use.of_tables.get(name):
+            raise ConfigError(f"table {name!r}: it has residents and no helper; leave the table out of `use_helper`")
+        config = _config(
+            name,
+            snapshot,
+            pooled=has_residents or weight == joined(path, pooled_weight(name)),
+            use_helper=not has_residents and self.helper_use.of(name, helper_states),
+            residents=ResidentConfig() if has_residents else None,
+        )
         return CheckpointTable(
-            config=_config(name, snapshot, pooled=pooled, use_helper=use_helper),
+            config=config,
             collection=path,
             maps=maps,
             snapshot=snapshot,
             weight=in_checkpoint(weight),
             states=states,
+            residents=self._residents(config, path) if has_residents else None,
+        )
+
+    def _residents(self, config: CCEConfig, path: str) -> CheckpointResidents:
+        folder = checkpoint.residents_folder(self.folder, path)
+        stock = in_checkpoint(joined(path, residents_weight(config.resident_table)))
+        quantized = in_checkpoint(joined(path, quantized_rows(config.resident_table)))
+        is_stock = stock in self.tensors
+        return CheckpointResidents(
+            residency=self.residencies(path)[config.name],
+            folder=folder,
+            rows=stock if is_stock else f"{quantized}.rows",
+            step=None if is_stock else f"{quantized}.step",
         )
 
     def _weight_name(self, path: str, table: str, snapshot: TableSnapshot) -> str | None:
         """What the model calls a table's weights in a pooled or an unpooled collection; None if there are neither."""
         width = snapshot.embedding_dim // snapshot.pointer_map.num_columns
-        names = (joined(path, pooled_weight(table)), joined(path, sequence_weight(table, width)))
-        return next((name for name in names if in_checkpoint(name) in self.tensors), None)
+        names = (pooled_weight(table), codewords_weight(table), sequence_weight(table, width))
+        return next((name for each in names if in_checkpoint(name := joined(path, each)) in self.tensors), None)
 
 
-def _config(name: str, snapshot: TableSnapshot, *, pooled: bool, use_helper: bool) -> CCEConfig:
+def _config(
+    name: str, snapshot: TableSnapshot, *, pooled: bool, use_helper: bool, residents: ResidentConfig | None
+) -> CCEConfig:
     """What a clustering needs to know of a table's configuration."""
     fields: dict[str, Any] = {
         "name": name,
@@ -281,6 +357,7 @@ def _config(name: str, snapshot: TableSnapshot, *, pooled: bool, use_helper: boo
         "num_rows": snapshot.pointer_map.num_rows,
         "num_columns": snapshot.pointer_map.num_columns,
         "use_helper": use_helper,
+        "residents": residents,
     }
     return (
         CCEEmbeddingBagConfig(**fields, pooling=_POOLING[snapshot.pooling]) if pooled else CCEEmbeddingConfig(**fields)

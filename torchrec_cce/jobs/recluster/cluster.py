@@ -52,7 +52,7 @@ class TableSource:
     rows: TableRows
     """The physical table and its optimizer's states, in this process's memory; workers get them from it."""
     stored: StoredTable
-    """Where every worker finds the table's map and frequencies."""
+    """Where every worker finds the table's map and frequencies, and the rows of its residents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,8 @@ class Clustered:
     cluster_sizes: npt.NDArray[np.int64]
     """[c, k]: how many IDs each codebook row has."""
     times: Mapping[str, StageTime]
-    """Of `"sampling"`, `"k-means"`, `"pairs"` (only with more IDs than embeddings), `"assignment"` and `"digest"`."""
+    """Of `"sampling"`, `"k-means"`, `"pairs"` (only with more IDs than embeddings, and in a fold), `"assignment"` and
+    `"digest"`."""
 
 
 def cluster(
@@ -91,7 +92,8 @@ def cluster(
     work_dir: Path,
     progress: Progress | None = None,
 ) -> dict[str, Clustered]:
-    """Cluster tables: the bits of `recluster_rows`, whatever the engine, the workers and the memory.
+    """Cluster tables, or fold the rows of their residents: the bits of `recluster_rows`, whatever the engine, the
+    workers and the memory.
 
     The columns of all tables are trained in parallel, then the possible embeddings of each table that has more IDs than
     those are assigned in parallel, then the IDs in ranges. Nothing is written but files without a name in `work_dir`,
@@ -147,7 +149,13 @@ def table_tasks(sources: Sequence[TableSource], seed: int, settings: ReclusterCo
     for source in sources:
         pointer_map, frequencies = source.stored.find(source.config.name, opened[source.stored.maps])
         task = table_task(
-            source.config, pointer_map, source.rows, seed=seed, frequencies=frequencies, settings=settings
+            source.config,
+            pointer_map,
+            source.rows,
+            seed=seed,
+            frequencies=frequencies,
+            settings=settings,
+            residents=source.stored.open_residents(source.config.name),
         )
         _ = task.clustering
         tasks.append(task)

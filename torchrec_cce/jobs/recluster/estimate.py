@@ -10,6 +10,7 @@ import numpy as np
 from torchrec_cce.clustering.column import PAIR
 from torchrec_cce.clustering.entropy import MAX_JOINT_IDS, pointer_entropies
 from torchrec_cce.clustering.executor import Stage
+from torchrec_cce.clustering.fold import TableFold
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.task import TableTask
 from torchrec_cce.jobs.recluster.cluster import TableSource, table_tasks
@@ -90,7 +91,7 @@ class _Costs:
         self.pairs = 0.0
         pairs = None
         if self.num_pairs:
-            found = np.empty(min(_FEW, clustering.num_rows**2), PAIR)
+            found = np.empty(min(_FEW, clustering.num_rows**2, self.num_pairs), PAIR)
             self.pairs = _seconds_of_all(
                 lambda size: clustering.nearest_pairs(centroids, 0, size, found), len(found), self.num_pairs, chosen
             )
@@ -119,7 +120,10 @@ def _column_seconds(table: TableTask) -> float:
         return lambda: part.clustering.train([0])
 
     def num_points(points_per_centroid: int) -> int:
-        return min(clustering.num_ids, clustering.num_rows**2, points_per_centroid * clustering.num_rows)
+        most = min(clustering.num_ids, clustering.num_rows**2)  # of different embeddings
+        if isinstance(clustering, TableFold):
+            most = clustering.num_residents
+        return min(most, points_per_centroid * clustering.num_rows)
 
     some = min(settings.points_per_centroid, 1 + _FEW // clustering.num_rows)
     more = min(settings.points_per_centroid, 4 * some)

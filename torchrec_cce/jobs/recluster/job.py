@@ -141,7 +141,8 @@ class _ReclusterRun:
     def cluster(
         self, copy: CCECheckpoint, tables: Sequence[CheckpointTable], frequencies: Mapping[str, Frequencies]
     ) -> dict[str, Clustered]:
-        sources = [copy.source(table, frequencies.get(table.name)) for table in tables]
+        folder = self.scratch / "rows"
+        sources = [copy.source(table, folder, frequencies.get(table.name)) for table in tables]
         with self.step("clustering"), engine_of(self.job.engine, num_workers=self.job.num_workers) as engine:
             done = cluster(
                 sources,

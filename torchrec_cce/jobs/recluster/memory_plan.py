@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrec_cce.clustering.entropy import MAX_JOINT_IDS
+from torchrec_cce.clustering.fold import TableFold
 from torchrec_cce.clustering.task import TableTask
 from torchrec_cce.errors import ConfigError
 
@@ -85,7 +86,9 @@ class _Size:
         self._pointer_bytes: int = self.columns * clustering.pointer_dtype.itemsize
         self._states = sum(int(state[0, 0, 0].size) for state in table.inputs.row_states.values())
         self._rows = clustering.num_rows
-        self._sampled = min(self.ids, table.inputs.settings.points_per_centroid * self._rows)
+        self._is_fold = isinstance(clustering, TableFold)
+        candidates = clustering.num_residents if isinstance(clustering, TableFold) else self.ids
+        self._sampled = min(candidates, table.inputs.settings.points_per_centroid * self._rows)
         self._has_frequencies = table.frequencies is not None
         self._has_vocabulary = table.pointer_map.vocabulary is not None
 
@@ -116,6 +119,11 @@ class _Size:
         train = self._sampled * 64 + distinct * (32 * self._width + 72) + 64 * self._rows * self._width
         pairs = min(_PAIRS_AT_A_TIME, self._pairs) * (64 + 16 * self._width)
         frequencies = 32 * min(_FREQUENCIES_AT_A_TIME, self.ids) * self._has_frequencies
+        if self._is_fold:  # each resident is a point of its own, and its row is there
+            dim = self.columns * self._width
+            sample = self._sampled * (8 * self.columns + 4 * dim + 48)
+            chunk = min(chunk_size, self.ids) * (24 * self.columns + 12 * self._width + 4 * dim + 64)
+            train = (self._sampled + self._rows) * (40 * self._width + 136) + 64 * self._rows * self._width
         return sample + frequencies + max(chunk, train, pairs) + self._assigners + self.result(most)
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from rich.filesize import decimal
 
 from torchrec_cce.clustering.settings import HelperInit, ReclusterConfig
 from torchrec_cce.errors import ConfigError, MapMismatchError, PublishConflictError, RegistryError
+from torchrec_cce.files.cache import live_folder
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
 from torchrec_cce.jobs.recluster.estimate import Estimate, estimate
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
@@ -114,8 +116,15 @@ class ReclusterInput:
 
     @cached_property
     def tables(self) -> list[CheckpointTable]:
-        """See `CCECheckpoint.tables`."""
-        return self.checkpoint.tables(self.registry)
+        """See `CCECheckpoint.tables`. Raises ConfigError if there is nothing to learn."""
+        tables = self.checkpoint.tables(self.registry)
+        if all(table.residents is not None and table.open_residents is None for table in tables):
+            raise ConfigError(
+                f"{self.source}: no phase of residents is open, so that there are no rows to fold, and without rows "
+                "and helper a clustering finds again what there is; resume the run, which begins the next phase if one "
+                "is to come, or publish its codewords as they are (`torchrec-cce maps publish`)"
+            )
+        return tables
 
     @cached_property
     def disk_need(self) -> DiskNeed:
@@ -127,9 +136,11 @@ class ReclusterInput:
         states = sum(self.checkpoint.bytes_of(list(table.states.values())) for table in self.tables)
         counted = self.job.frequencies or any(table.snapshot.frequencies is not None for table in self.tables)
         frequencies = sum(8 * m.num_ids for _, m in maps) if counted else 0
+        folded = [found.rows for table in self.tables if (found := table.open_residents) is not None]
+        rows = 2 * self.checkpoint.bytes_of(folded)  # a part of them is there twice meanwhile
         return DiskNeed(
             output=self.checkpoint.num_bytes + pointers + weights + states,
-            scratch=pointers + frequencies,
+            scratch=pointers + frequencies + rows,
             registry=pointers + vocabularies + weights + frequencies,
         )
 
@@ -214,6 +225,8 @@ class Forecast:
     """Table → positions of its map."""
     use_helper: dict[str, bool]
     """Table → whether its helper is used."""
+    residents: dict[str, int]
+    """Table with an open phase → IDs whose rows are folded."""
     clustering: Estimate
     """Computed without the frequencies of IDs."""
     disk: DiskNeed
@@ -228,7 +241,7 @@ _FORECAST = TypeAdapter(Forecast)
 
 
 def foresee(job: ReclusterJob) -> Forecast:
-    """Check everything that can be checked, and measure a little of the work. Nothing is written.
+    """Check everything that can be checked, and measure a little of the work. Nothing stays that was written.
 
     Raises:
         The errors of `recluster` that come before it begins to write.
@@ -236,6 +249,14 @@ def foresee(job: ReclusterJob) -> Forecast:
     given = ReclusterInput(job)
     parent = given.parent()
     given.check_room()
+    live_folder().mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=live_folder()) as folder:
+        clustering = estimate(
+            [given.checkpoint.source(table, Path(folder)) for table in given.tables],
+            given.settings,
+            num_workers=job.num_workers or os.cpu_count() or 1,
+            memory_bytes=job.memory_bytes,
+        )
     return Forecast(
         checkpoint=given.source,
         output=str(given.job.output),
@@ -243,12 +264,12 @@ def foresee(job: ReclusterJob) -> Forecast:
         parent=parent.version,
         num_ids={table.name: table.snapshot.pointer_map.num_ids for table in given.tables},
         use_helper={table.name: table.config.use_helper for table in given.tables},
-        clustering=estimate(
-            [given.checkpoint.source(table) for table in given.tables],
-            given.settings,
-            num_workers=job.num_workers or os.cpu_count() or 1,
-            memory_bytes=job.memory_bytes,
-        ),
+        residents={
+            table.name: found.residency.slots.num_slots
+            for table in given.tables
+            if (found := table.open_residents) is not None
+        },
+        clustering=clustering,
         disk=given.disk_need,
         thresholds=job.thresholds,
     )

@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.clustering.executor import Clustering, ColumnStep, RangeStep, Totals, named_errors
-from torchrec_cce.clustering.task import ClusteringInputs
+from torchrec_cce.clustering.fold import ResidentRows
+from torchrec_cce.clustering.task import ClusteringInputs, TableTask
 from torchrec_cce.errors import ConfigError, MapMismatchError
+from torchrec_cce.kernels.quantized_rows import QuantizedArray
 from torchrec_cce.maps.bundle import read_tables
 from torchrec_cce.maps.manifest import MANIFEST, Manifest
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.registry import Registry
+from torchrec_cce.maps.residency_files import read_residencies
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.workers.engine import Shared
 
@@ -58,6 +61,28 @@ class RegistryMap:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoredResidents:
+    """Where any process finds what the residents of a table have learned. Picklable and small."""
+
+    folder: Path
+    """That `write_residencies` made, as checkpoints have it. Its digests are not checked again."""
+    rows: Path
+    """A file of the numbers of all rows, row after row."""
+    shape: tuple[int, int]
+    """[m, d]."""
+    step: float | None
+    """What 1 stands for where the numbers are int8; None where they are float32."""
+
+    def open(self, table: str) -> ResidentRows:
+        """Ages and rows, memory-mapped. Raises MapFileError or OSError if files are missing."""
+        numbers = np.memmap(self.rows, np.float32 if self.step is None else np.int8, "r", shape=self.shape)
+        return ResidentRows(
+            residency=read_residencies(self.folder, verify=False)[table],
+            rows=numbers if self.step is None else QuantizedArray(numbers, self.step),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoredTable:
     """Where any process finds what is as large as the IDs of a table. Picklable and small."""
 
@@ -65,6 +90,12 @@ class StoredTable:
     map_digest: str
     """Of the map that the table was trained with."""
     frequencies: Frequencies = None
+    residents: StoredResidents | None = None
+    """Where a phase is open: their rows are folded."""
+
+    def open_residents(self, table: str) -> ResidentRows | None:
+        """See `StoredResidents.open`."""
+        return None if self.residents is None else self.residents.open(table)
 
     def find(
         self, table: str, opened: Mapping[str, TableSnapshot]
@@ -197,7 +228,13 @@ def _open(table: SharedTable) -> Clustering:
     pointer_map, frequencies = table.stored.find(table.name, _maps(table.job, table.stored.maps))
     if table.keys is not None and pointer_map.vocabulary is not None:
         pointer_map.vocabulary.reading_keys(table.keys.get())
-    return table.inputs.get().clustering(pointer_map, frequencies)
+    opened = TableTask(
+        inputs=table.inputs.get(),
+        pointer_map=pointer_map,
+        frequencies=frequencies,
+        residents=table.stored.open_residents(table.name),
+    )
+    return opened.clustering
 
 
 @lru_cache(maxsize=1)  # a table of pairs that is mapped anew costs its page faults anew
