@@ -210,7 +210,7 @@ def test_paths_cannot_leave_the_folder(copy: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(3, "format 3 was written by a later torchrec_cce"), (1, "format 1 is older than 2, .*; train or publish anew")],
+    [(4, "format 4 was written by a later torchrec_cce"), (1, "format 1 is older than 2, .*; train or publish anew")],
 )
 def test_a_format_that_is_not_read_says_what_to_do(copy: Path, number: int, message: str) -> None:
     content = unseal((copy / MANIFEST).read_bytes(), "")
