@@ -19,9 +19,12 @@ _AHEAD = 64
 @jit
 def code_at(pointers: npt.NDArray[np.unsignedinteger], row: np.uint64, column: int, nibbles: bool) -> np.int64:
     """A code among `pointers: [n, c]`; with `nibbles`, `[n, ⌈c/2⌉]` uint8, two codes each, as `PointerFormat` says."""
+    code: np.int64
     if nibbles:
-        return np.int64((pointers[row, column >> 1] >> ((column & 1) << 2)) & 15)
-    return np.int64(pointers[row, column])
+        code = np.int64((pointers[row, column >> 1] >> ((column & 1) << 2)) & 15)
+    else:
+        code = np.int64(pointers[row, column])
+    return code
 
 
 @jit

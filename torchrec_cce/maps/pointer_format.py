@@ -108,7 +108,7 @@ class PointerFormat:
     def encode(self, codes: npt.NDArray[np.integer]) -> npt.NDArray[np.unsignedinteger]:
         """`codes: [N, c]`, all of which the format holds, as they are stored: [N, width]."""
         if not self.nibbles:
-            return codes.astype(self.dtype, copy=False)  # type: ignore[arg-type]
+            return codes.astype(self.dtype, copy=False)
         stored = codes[:, 0::2].astype(self.dtype)
         stored[:, : self.num_columns // 2] |= codes[:, 1::2].astype(self.dtype) << 4
         return stored
