@@ -187,6 +187,11 @@ def test_the_format_has_not_changed(tmp_path: Path, name: str, made: Callable[[]
             parent=2,
             churn={"t_user": 0.5} if name == "format-2" else {},
         )
+    for path in (GOLDEN / name).glob("*.arrow"):
+        schemas = [pa.ipc.open_file(folder / path.name).schema for folder in (tmp_path, GOLDEN / name)]
+        assert schemas[0].equals(schemas[1])
+        said = [{key: value for key, value in one.metadata.items() if key != b"padding"} for one in schemas]
+        assert said[0] == said[1]
     contents = [unseal((folder / MANIFEST).read_bytes(), "") for folder in (tmp_path, GOLDEN / name)]
     for content in contents:
         for table in content["tables"].values():
