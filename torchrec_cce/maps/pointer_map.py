@@ -64,8 +64,7 @@ class PointerMap:
     helper_hash: UniversalHash
     """Helper pointers: never stored, drawn afresh at every clustering."""
     stored: pa.FixedSizeListArray | None = None
-    """[n] lists of `c` uint8, uint16 or uint32, or of `⌈c/2⌉` uint8 that are two codes each: the learned codebook
-    pointers, or None before the first clustering. See `PointerFormat`."""
+    """[n] lists, as a `PointerFormat` has them: the learned codebook pointers, or None before the first clustering."""
     generation: int = 0
     """Clusterings so far."""
     vocabulary: Vocabulary | None = None
@@ -135,9 +134,7 @@ class PointerMap:
         return term_hash(fresh, 1, num_columns=self.num_columns, num_rows=self.num_rows)
 
     def clustered(self, pointers: npt.NDArray[np.unsignedinteger], helper_hash: UniversalHash) -> "PointerMap":
-        """The next generation: `pointers: [n, c]` uint8/16/32, or [n, ⌈c/2⌉] uint8 of two codes each, as
-        `PointerFormat` encodes them; and the helper hash that goes with them.
-        """
+        """The next generation: `pointers: [n, c]` uint8/16/32, or as a `PointerFormat` has them; their helper hash."""
         stored, generation = list_array(pointers), self.generation + 1
         new = replace(self, helper_hash=helper_hash, stored=stored, generation=generation, version=None)
         if pointers.size and int(new.learned_codes.max()) >= self.num_rows:
@@ -159,8 +156,7 @@ class PointerMap:
 
     @property
     def pointers(self) -> pa.FixedSizeListArray:
-        """[n] lists of `c` codebook pointers. At each call, those of 4 bits are copied (to uint8), and before the first
-        clustering they are computed (uint32)."""
+        """[n] lists of `c` codebook pointers. Those of 4 bits (to uint8) and of no clustering (uint32) are computed."""
         if self.stored is not None:
             return list_array(self.learned_codes[:])
         return list_array(self.codebook_codes(np.arange(self.num_ids)).astype(np.uint32))
@@ -168,8 +164,7 @@ class PointerMap:
     @cached_property
     def pointer_format(self) -> PointerFormat:
         """How the stored pointers are stored. Only for a clustered map."""
-        assert self.stored is not None
-        found = PointerFormat.of_type(self.stored.type, num_columns=self.num_columns)
+        found = None if self.stored is None else PointerFormat.of_type(self.stored.type, num_columns=self.num_columns)
         assert found is not None
         return found
 
@@ -185,8 +180,7 @@ class PointerMap:
 
     @cached_property
     def stored_view(self) -> npt.NDArray[np.unsignedinteger]:
-        """[n, c] numpy view of the stored pointers, without a copy; of those of 4 bits [n, ⌈c/2⌉], two in a byte. Only
-        for a clustered map."""
+        """[n, c] numpy view of the stored pointers; [n, ⌈c/2⌉] if two are in a byte. Only for a clustered map."""
         assert self.stored is not None
         values, width = numbers(self.stored.values), self.stored.type.list_size
         start = self.stored.offset * width
@@ -250,10 +244,9 @@ class PointerMap:
                 row `2j·k + x` in the codebook, and `(2j + 1)·k + x` in the helper.
         """
         both = out.shape[2] == 2
-        codebook, helper, k = self.codebook_hash, self.helper_hash, self.num_rows
+        codebook, helper, k, nibbles = self.codebook_hash, self.helper_hash, self.num_rows, self.min_pointer_bits == 4
         # Where a raw ID is its position, and any other is an error, one pass does it all, the check included.
         if not self.takes_any_id and self.stored is not None:
-            nibbles = self.pointer_format.nibbles
             bad = clustered_rows(ids, self.stored_view, helper.multipliers, helper.offsets, k, out, nibbles)
             return Resolved(ids, ids, bad=bad)
         if not self.takes_any_id and both:
@@ -267,7 +260,6 @@ class PointerMap:
         else:
             stored = np.empty((0, self.num_columns), np.uint8) if self.stored is None else self.stored_view
             functions = codebook.multipliers, codebook.offsets, helper.multipliers, helper.offsets
-            nibbles = self.stored is not None and self.pointer_format.nibbles
             partly_clustered_rows(found.ids, found.positions, stored, *functions, k, out, nibbles)
         return found
 
@@ -287,8 +279,8 @@ class PointerMap:
             words = hashed_words(found.ids, self.codebook_hash, form.bits)
         else:
             packed, outside = self._gathered(found.positions)
-            same = form == self.pointer_format
-            words = as_uint64s(packed, form.item) if same else pack(form.encode(self._codes_in(packed)))
+            is_stored = form == self.pointer_format
+            words = as_uint64s(packed, form.item) if is_stored else pack(form.encode(self._codes_in(packed)))
             if found.unseen is None:
                 found = found._replace(bad=outside)
             elif self.unseen == "hash":
@@ -317,8 +309,7 @@ class PointerMap:
         """Codebook codes at valid `positions: [N] int64`, as `[N, c]` of any integer type."""
         if self.stored is None:
             return self.codebook_hash.numpy(self.raw_ids(positions))
-        packed, _ = self._gathered(positions)
-        return self._codes_in(packed)
+        return self._codes_in(self._gathered(positions)[0])
 
     def _stored_or_hashed(self, ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[N, c] codebook codes of `ids: [N]`: those at their positions, hashed where there is none (-1)."""
