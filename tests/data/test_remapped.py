@@ -26,6 +26,7 @@ from torchrec_cce.data.remapped import RemappedLog, read_remapped, remapped_file
 from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, METADATA_KEY
 from torchrec_cce.data.rows import Rows, concat, to_batch
 from torchrec_cce.errors import CCEError, ConfigError, DataFileError, InvalidIDError, MapMismatchError
+from torchrec_cce.maps.pointer_format import MinPointerBits
 
 NUM_IDS, NUM_ROWS = 50, 23
 COLUMNS = {"user": "user_id", "tag": "tags"}
@@ -38,11 +39,17 @@ def prepared(**arguments: Any) -> CCEEmbeddingBagCollection:
 
 
 def collection(
-    *, use_helper: bool = True, num_columns: int = 4, num_rows: int = 10, clusterings: int = 1
+    *,
+    use_helper: bool = True,
+    num_columns: int = 4,
+    num_rows: int = 10,
+    clusterings: int = 1,
+    min_pointer_bits: MinPointerBits = 8,
 ) -> CCEEmbeddingBagCollection:
     """CCE tables of two features, one of them on two tables; a hashed and a full table."""
     torch.manual_seed(0)
-    cce: dict[str, Any] = {"embedding_dim": 16, "num_rows": num_rows, "use_helper": use_helper}
+    cce: dict[str, Any] = {"embedding_dim": 32, "num_rows": num_rows, "use_helper": use_helper}
+    cce |= {"min_pointer_bits": min_pointer_bits}
     found = CCEEmbeddingBagCollection(
         tables=[
             CCEEmbeddingBagConfig(
@@ -60,7 +67,7 @@ def collection(
             start = found.pointer_map(table.name)
             pointers = np.random.default_rng(1).integers(0, num_rows, (NUM_IDS, table.num_columns))
             found.attach_pointer_map(
-                table.name, start.clustered(pointers.astype(table.pointer_dtype), start.next_helper_hash(5))
+                table.name, start.clustered(table.pointer_format.encode(pointers), start.next_helper_hash(5))
             )
         return found
     for seed in range(clusterings):
@@ -119,8 +126,9 @@ def assert_is_the_remap(found: Rows, model: CCEEmbeddingBagCollection, raw: pa.T
     layout=st.sampled_from(LAYOUTS),
     helper=st.sampled_from(HELPER_POLICIES),
     suffix=st.sampled_from([".parquet", ".arrow"]),
-    num_columns=st.sampled_from([1, 2, 4, 8, 16]),
-    num_rows=st.sampled_from([1, 10, 256, 257, 70_000]),
+    num_columns=st.sampled_from([1, 2, 4, 8, 16, 32]),
+    num_rows=st.sampled_from([1, 10, 16, 256, 257, 70_000]),
+    min_pointer_bits=st.sampled_from([4, 8]),
     clusterings=st.integers(0, 1),
     chunk_rows=st.sampled_from([1, 7, 1000]),
     skip_rows=st.integers(0, 2 * NUM_ROWS),
@@ -134,13 +142,20 @@ def test_every_layout_equals_the_remap(
     suffix: str,
     num_columns: int,
     num_rows: int,
+    min_pointer_bits: MinPointerBits,
     clusterings: int,
     chunk_rows: int,
     skip_rows: int,
     max_rows: int,
     seed: int,
 ) -> None:
-    model = prepared(use_helper=helper != "drop", num_columns=num_columns, num_rows=num_rows, clusterings=clusterings)
+    model = prepared(
+        use_helper=helper != "drop",
+        num_columns=num_columns,
+        num_rows=num_rows,
+        min_pointer_bits=min_pointer_bits,
+        clusterings=clusterings,
+    )
     raw = raw_log(seed)
     files = [
         write_remapped(
@@ -279,23 +294,43 @@ def test_missing_features_and_columns(tmp_path: Path) -> None:
     refused(tmp_path, model, DataFileError, r"1\.parquet: cannot be read as Arrow IPC")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_damaged_pointers_are_refused_before_they_are_looked_up(tmp_path: Path, layout: Any) -> None:
-    model, raw = collection(num_rows=10), raw_log()
+@pytest.mark.parametrize(
+    ("layout", "min_pointer_bits", "pointers_of_row", "code"),
+    [
+        ("words", 8, 0x0101FF01, 255),
+        ("lists", 8, [1, 255, 1, 1], 255),
+        ("words", 4, 0x11C1, 12),
+        ("lists", 4, [1, 255, 1, 1], 255),
+    ],
+)
+def test_damaged_pointers_are_refused_before_they_are_looked_up(
+    tmp_path: Path, layout: Any, min_pointer_bits: MinPointerBits, pointers_of_row: Any, code: int
+) -> None:
+    model, raw = collection(num_rows=10, min_pointer_bits=min_pointer_bits), raw_log()
     path = write_remapped(tmp_path / "1.parquet", raw, model, layout=layout, columns=COLUMNS)
     table = pq.read_table(path)
     pointers = table.column("user.pointers").to_pylist()
     row = next(i for i, each in enumerate(pointers) if i > 5 and each is not None)
-    pointers[row] = 0x0101FF01 if layout == "words" else [1, 255, 1, 1]
+    pointers[row] = pointers_of_row
     kind = table.schema.field("user.pointers").type
     at = table.schema.get_field_index("user.pointers")
     pq.write_table(table.set_column(at, "user.pointers", pa.array(pointers, kind)), path)
     for chunk_rows in (4, 100):
-        with pytest.raises(
-            DataFileError,
-            match=rf"column 'user\.pointers', row {row} \(the first is 0\) points at row 255 of column 1, which has 10",
-        ):
+        where = rf"column 'user\.pointers', row {row} \(the first is 0\)"
+        with pytest.raises(DataFileError, match=f"{where} points at row {code} of column 1, which has 10"):
             read(path, model, chunk_rows=chunk_rows)
+
+
+def test_words_of_another_width_than_the_maps(tmp_path: Path) -> None:
+    """Nobody writes them; they would be misread."""
+    model = collection(min_pointer_bits=4)
+    path = write_remapped(tmp_path / "1.parquet", raw_log(), model, columns=COLUMNS)
+    table = pq.read_table(path)
+    document = table.schema.metadata[METADATA_KEY].replace(b"uint4", b"uint8")
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: document}), path)
+    refused(
+        tmp_path, model, DataFileError, r"'user' has pointers of 8 bits, those of the map of table 't_user' have 4 in"
+    )
 
 
 def test_columns_of_a_feature_with_different_bags(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The remapped data format: packing against plain arithmetic, and what a schema must say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from torchrec_cce.data.remapped_format import (
     RemappedFeature,
     RemappedFormat,
     codes_of,
+    format_of,
     pack,
     pointer_arrays,
     remapped_feature,
@@ -90,6 +92,32 @@ def test_names_of_columns() -> None:
     assert shared.pointer_dtype == "uint8"
 
 
+def test_words_of_4_bits_are_of_a_format_of_their_own() -> None:
+    """So that an older reader, which knows format 1 alone, says so; all else is still of format 1."""
+
+    def of(layout: Layout, num_columns: int = 20, num_rows: int = 16) -> RemappedFeature:
+        sizes = {"map_digest": "a" * 64, "num_columns": num_columns, "num_rows": num_rows}
+        return remapped_feature(
+            "user", table="t", column="c", layout=layout, helper="store", min_pointer_bits=4, **sizes
+        )
+
+    assert of("words").pointer_dtype == "uint4"
+    assert of("words").pointers == ("user.pointers.0", "user.pointers.1")
+    for plain in (of("lists"), of("words", num_columns=1), of("words", num_rows=17)):
+        assert plain.pointer_dtype == "uint8"
+        assert remapped(plain).format == format_of({"user": plain}) == 1
+    assert of("lists").item_type("lists") == pa.list_(pa.field("element", pa.uint8()), 20)
+    assert format_of({"user": feature(), "other": of("words")}) == 2
+    good = json.loads(replace(remapped(feature()), format=2, features={"user": of("words")}).to_json())
+    assert RemappedFormat.from_json(json.dumps(good).encode(), "f").features["user"] == of("words")
+    for wrong, message in (
+        ({"format": 1}, "format=1 has no pointers of 4"),
+        ({"layout": "lists"}, "layout='lists' ha"),
+    ):
+        with pytest.raises(DataFileError, match=message):
+            RemappedFormat.from_json(json.dumps(good | wrong).encode(), "f")
+
+
 def test_the_document_is_read_back() -> None:
     one = remapped(feature(5))
     assert RemappedFormat.from_json(one.to_json(), "f") == one
@@ -107,7 +135,7 @@ def test_other_documents_are_refused() -> None:
         return str(error.value)
 
     assert message(b"{").startswith("f.parquet: its metadata 'torchrec_cce.remapped' is not JSON")
-    assert "format 2; this torchrec_cce reads formats up to 1" in message(json.dumps(good | {"format": 2}).encode())
+    assert "format 3; this torchrec_cce reads formats up to 2" in message(json.dumps(good | {"format": 3}).encode())
     assert "version: Input should be a valid integer" in message(json.dumps(good | {"version": "7"}).encode())
     assert "layout: " in message(json.dumps(good | {"layout": "bits"}).encode())
     assert "more: Unexpected keyword" in message(json.dumps(good | {"more": 1}).encode())

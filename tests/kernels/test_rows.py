@@ -88,6 +88,34 @@ def test_partly_clustered_rows_equal_the_reference(sizes: tuple[int, int, int, i
     np.testing.assert_array_equal(out, reference_partly_clustered_rows(ids, positions, pointers, codebook, helper))
 
 
+@given(sizes=sizes, num_terms=st.integers(1, 2), seed=st.integers(0, 2**32))
+def test_two_codes_in_a_byte_give_the_rows_of_two_bytes(
+    sizes: tuple[int, int, int, int], num_terms: int, seed: int
+) -> None:
+    """By all three loops that read codes; some IDs are not in the map."""
+    map_size, count, num_columns, num_rows = sizes
+    num_rows = min(num_rows, 16)
+    rng = np.random.default_rng(seed)
+    pointers = rng.integers(0, num_rows, (map_size, num_columns)).astype(np.uint8)
+    padded = np.pad(pointers, ((0, 0), (0, num_columns % 2)))
+    halves = padded[:, 0::2] | padded[:, 1::2] << 4
+    codebook, helper = (UniversalHash.from_seed(seed + i, num_columns=num_columns, num_rows=num_rows) for i in (0, 1))
+    ids, positions = rng.integers(-1, map_size + 1, count), rng.integers(-1, map_size, count)
+    found, expected = (np.full((num_columns, count, num_terms), -7) for _ in range(2))
+    hashes = (helper.multipliers, helper.offsets)
+    bad = clustered_rows(ids, halves, *hashes, num_rows, found, True)
+    assert bad == clustered_rows(ids, pointers, *hashes, num_rows, expected)
+    np.testing.assert_array_equal(found, expected)
+    both = (codebook.multipliers, codebook.offsets, *hashes)
+    partly_clustered_rows(ids, positions, halves, *both, num_rows, found, True)
+    partly_clustered_rows(ids, positions, pointers, *both, num_rows, expected)
+    np.testing.assert_array_equal(found, expected)
+    given_codes = halves[positions], pointers[positions]
+    coded_rows(given_codes[0], num_rows, num_terms - 1, found, True)
+    coded_rows(given_codes[1], num_rows, num_terms - 1, expected)
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("bad_id", [-1, 100, 2**63 - 1, -(2**63)])
 @pytest.mark.parametrize("position", [0, 17, 39])
 def test_first_id_outside_is_reported_and_nothing_is_read_for_it(bad_id: int, position: int) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,9 +24,11 @@ from torchrec_cce.maps import bundle
 from torchrec_cce.maps.arrow_file import ALIGNMENT, numbers, read_array, write_array
 from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import MANIFEST, FileEntry, Manifest, Provenance
+from torchrec_cce.maps.pointer_format import PointerFormat
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.sealed import seal, unseal
 from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.maps.vocabulary import Vocabulary
 
 GOLDEN = Path(__file__).parent / "golden"
 PROVENANCE = Provenance(code_version="0.1.0", checkpoint="runs/first", config_digest="0" * 64)
@@ -130,20 +133,66 @@ def test_golden_version_of_format_2() -> None:
     assert known.positions(ids).tolist() == [1, 3, 5, -1]
 
 
-def test_the_format_has_not_changed(tmp_path: Path) -> None:
+def tables_of_4_bits() -> dict[str, TableSnapshot]:
+    """An odd number of columns, and 16; codes that fill their 4 bits, and that do not; one with a vocabulary."""
+    tables = {}
+    for name, num_columns, num_rows, keys in (("t_odd", 5, 11, None), ("t/16", 16, 16, np.arange(70) ** 9)):
+        vocabulary = None if keys is None else Vocabulary.build(keys)
+        start = PointerMap.hashed(
+            num_ids=70, num_columns=num_columns, num_rows=num_rows, seed=7, vocabulary=vocabulary, unseen="hash"
+        )
+        rng = np.random.default_rng(num_columns)
+        pointers = PointerFormat(num_columns=num_columns, bits=4).encode(rng.integers(0, num_rows, (70, num_columns)))
+        tables[name] = TableSnapshot(
+            pointer_map=start.clustered(pointers, start.next_helper_hash(1)),
+            num_embeddings=70,
+            embedding_dim=2 * num_columns,
+            feature_names=(name,),
+            pooling="sum",
+            weights=rng.random((2 * num_columns * num_rows, 2), np.float32),
+        )
+    return tables
+
+
+def test_golden_version_of_format_3() -> None:
+    """The first that had pointers of 4 bits; the codes also by Python's arithmetic on the bytes of the file."""
+    manifest, back = read_folder(GOLDEN / "format-3")
+    assert (manifest.format, manifest.version, manifest.parent) == (3, 3, 2)
+    for name, table in tables_of_4_bits().items():
+        assert manifest.tables[name].pointer_dtype == "uint4"
+        assert_same(back[name], table)
+        entry = manifest.tables[name].pointers
+        assert entry is not None
+        with pa.ipc.open_file(GOLDEN / "format-3" / entry.name) as file:
+            assert file.schema.metadata[b"pointer_bits"] == b"4"
+            rows = file.get_batch(0).column("pointers").to_pylist()
+        c = table.pointer_map.num_columns
+        codes = [[row[j // 2] // 16 ** (j % 2) % 16 for j in range(c)] for row in rows]
+        assert codes == table.pointer_map.pointers.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("name", "made"), [("format-2", golden_tables), ("format-3", tables_of_4_bits)], ids=["format 2", "format 3"]
+)
+def test_the_format_has_not_changed(tmp_path: Path, name: str, made: Callable[[], dict[str, TableSnapshot]]) -> None:
     """What is written now is the golden manifest. Only the files' own bytes may follow the version of pyarrow."""
     with mock.patch.object(
         bundle, "datetime", mock.Mock(now=lambda _: datetime(2026, 11, 25, 12, 0, tzinfo=timezone.utc))
     ):
         bundle.write_bundle(
             lambda name: (tmp_path / name).open("wb"),
-            golden_tables(),
+            made(),
             provenance=PROVENANCE,
             version=3,
             parent=2,
-            churn={"t_user": 0.5},
+            churn={"t_user": 0.5} if name == "format-2" else {},
         )
-    contents = [unseal((folder / MANIFEST).read_bytes(), "") for folder in (tmp_path, GOLDEN / "format-2")]
+    for path in (GOLDEN / name).glob("*.arrow"):
+        schemas = [pa.ipc.open_file(folder / path.name).schema for folder in (tmp_path, GOLDEN / name)]
+        assert schemas[0].equals(schemas[1])
+        said = [{key: value for key, value in one.metadata.items() if key != b"padding"} for one in schemas]
+        assert said[0] == said[1]
+    contents = [unseal((folder / MANIFEST).read_bytes(), "") for folder in (tmp_path, GOLDEN / name)]
     for content in contents:
         for table in content["tables"].values():
             for entry in (
@@ -210,13 +259,25 @@ def test_paths_cannot_leave_the_folder(copy: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(3, "format 3 was written by a later torchrec_cce"), (1, "format 1 is older than 2, .*; train or publish anew")],
+    [(4, "format 4 was written by a later torchrec_cce"), (1, "format 1 is older than 2, .*; train or publish anew")],
 )
 def test_a_format_that_is_not_read_says_what_to_do(copy: Path, number: int, message: str) -> None:
     content = unseal((copy / MANIFEST).read_bytes(), "")
     resealed(copy, {**content, "format": number, "something": "else"})
     with pytest.raises(MapFileError, match=message):
         read_folder(copy)
+
+
+def test_a_manifest_of_format_2_has_no_pointers_of_4_bits(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "format-3", tmp_path / "copy")
+    content = unseal((tmp_path / "copy" / MANIFEST).read_bytes(), "")
+    resealed(tmp_path / "copy", {**content, "format": 2})
+    with pytest.raises(MapFileError, match="format=2 has no pointers of 4 bits; they came with format 3"):
+        read_folder(tmp_path / "copy")
+    content["tables"]["t_odd"]["pointer_dtype"] = "uint8"
+    resealed(tmp_path / "copy", content)
+    with pytest.raises(MapFileError, match=r"of fixed_size_list<item: uint8>\[3\] with 0 nulls, not 70 of .*\[5\]"):
+        read_folder(tmp_path / "copy")
 
 
 def test_two_entries_cannot_share_a_file(copy: Path) -> None:

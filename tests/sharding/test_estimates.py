@@ -32,6 +32,15 @@ def test_a_map_is_its_pointers_also_before_there_are_any(num_rows: int, itemsize
     assert map_bytes(model(num_rows=num_rows)) == {"sparse.ebc.t": 1000 * 4 * itemsize}
 
 
+@pytest.mark.parametrize(("num_columns", "num_bytes"), [(4, 2), (1, 1), (16, 8)])
+def test_pointers_of_4_bits_are_half_of_that(num_columns: int, num_bytes: int) -> None:
+    table = CCEEmbeddingBagConfig(
+        name="t", num_embeddings=1000, embedding_dim=16, num_rows=16, num_columns=num_columns, min_pointer_bits=4
+    )
+    one = nn.ModuleDict({"sparse": CCEEmbeddingBagCollection([table], device=META)})
+    assert map_bytes(one) == {"sparse.ebc.t": 1000 * num_bytes}
+
+
 def test_a_vocabulary_counts_as_what_it_takes() -> None:
     one = model()
     collection = one["sparse"]

@@ -60,6 +60,7 @@ CASES = {
     "by rows, a variable batch": case("row_wise", form="variable, even"),
     "replicated, means": case("data_parallel", pooling="mean"),
     "replicated, by SGD": case("data_parallel", optimizer="sgd"),
+    "pointers of 4 bits": case("row_wise", min_pointer_bits=4),
     "int8, by rows, sums and means": case("row_wise", INTEGERS, pooling="sum and mean"),
     "int8, replicated, weighted": case("data_parallel", INTEGERS, pooling="weighted"),
     "int8, on a rank, a variable batch": case("table_wise", INTEGERS, form="variable"),

@@ -23,6 +23,7 @@ from torchrec_cce import (
     SketchEmbeddingBagConfig,
     TensorTrainEmbeddingBagConfig,
 )
+from torchrec_cce.maps.pointer_format import MinPointerBits
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 from torchrec_cce.methods.residents import ResidentConfig
 
@@ -51,10 +52,12 @@ class Case:
     """Whether the model also has a table of every kind that is computed, which are always replicated."""
     residents: ResidentConfig | None = None
     """Of the tables `user` and `item`, in place of the helper."""
+    min_pointer_bits: MinPointerBits = 8
 
     def tables(self) -> list[EmbeddingBagConfig]:
         shared: dict[str, Any] = {"embedding_dim": DIM}
         clustered = {"num_embeddings": 400, "use_helper": self.use_helper, **shared}
+        clustered["min_pointer_bits"] = self.min_pointer_bits
         may_have = {"residents": self.residents, **clustered}
         every = [
             CCEEmbeddingBagConfig(name="user", feature_names=["user", "friend"], num_rows=13, **may_have),

@@ -6,10 +6,18 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from torchrec_cce.data.remapped_format import HelperPolicy, Layout, RemappedFeature, RemappedFormat, remapped_feature
+from torchrec_cce.data.remapped_format import (
+    HelperPolicy,
+    Layout,
+    RemappedFeature,
+    RemappedFormat,
+    format_of,
+    remapped_feature,
+)
 from torchrec_cce.hashing import UniversalHash
 from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.arrow_file import list_array
+from torchrec_cce.maps.pointer_format import PointerFormat
 from torchrec_cce.maps.pointer_map import PointerMap, Unseen
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
@@ -27,11 +35,13 @@ def make_map(
     keys: bool = False,
     unseen: Unseen = "error",
     wide: bool = False,
+    nibbles: bool = False,
 ) -> PointerMap:
     """A map of IDs `0..num_ids - 1`, or with `keys` of as many 64-bit numbers, small ones among them.
 
     Args:
         wide: pointers are stored as uint32, whatever `num_rows` needs.
+        nibbles: pointers are stored in 4 bits, if `num_rows` and `num_columns` allow it.
     """
     rng = np.random.default_rng(seed)
     vocabulary = None
@@ -39,12 +49,14 @@ def make_map(
         found = np.unique(np.concatenate([np.arange(num_ids // 2), rng.integers(-(2**63), 2**63, num_ids)]))
         vocabulary = Vocabulary.build(rng.permutation(found)[:num_ids])
     pointers = rng.integers(0, num_rows, (num_ids, num_columns))
-    dtype = np.uint32 if wide else np.min_scalar_type(num_rows - 1)
+    form = PointerFormat.that_holds(num_rows, num_columns=num_columns, min_bits=4 if nibbles else 8)
+    if wide:
+        form = PointerFormat(num_columns=num_columns, bits=32)
     return PointerMap(
         num_ids=num_ids,
         codebook_hash=UniversalHash.from_seed(seed + 1, num_columns=num_columns, num_rows=num_rows),
         helper_hash=UniversalHash.from_seed(seed + 2, num_columns=num_columns, num_rows=num_rows),
-        stored=list_array(pointers.astype(dtype)) if clustered else None,
+        stored=list_array(form.encode(pointers)) if clustered else None,
         generation=int(clustered),
         vocabulary=vocabulary,
         unseen=unseen,
@@ -69,13 +81,21 @@ def make_feature(
         num_rows=pointer_map.num_rows,
         layout=layout,
         helper=helper,
+        min_pointer_bits=pointer_map.min_pointer_bits,
     )
 
 
 def make_remapper(maps: dict[str, PointerMap], *, layout: Layout = "words", helper: HelperPolicy = "store") -> Remapper:
     """Column → its map."""
     features = {c: make_feature(pointer_map, layout=layout, helper=helper, column=c) for c, pointer_map in maps.items()}
-    remapped = RemappedFormat(version=1, manifest_sha256="b" * 64, layout=layout, helper=helper, features=features)
+    remapped = RemappedFormat(
+        format=format_of(features),
+        version=1,
+        manifest_sha256="b" * 64,
+        layout=layout,
+        helper=helper,
+        features=features,
+    )
     return Remapper(format=remapped, maps={f"t_{column}": pointer_map for column, pointer_map in maps.items()})
 
 
@@ -102,7 +122,7 @@ def plain_codes(pointer_map: PointerMap, raw: int) -> tuple[list[int], list[int]
     key = np.array([raw], np.int64)
     codebook = pointer_map.codebook_hash.numpy(key)[0].tolist()
     if pointer_map.stored is not None and raw in ids:
-        codebook = pointer_map.stored[ids.index(raw)].as_py()
+        codebook = pointer_map.pointers[ids.index(raw)].as_py()
     return codebook, pointer_map.helper_hash.numpy(key)[0].tolist()
 
 
@@ -110,13 +130,14 @@ def plain_columns(
     values: list[Any], pointer_map: PointerMap, feature: RemappedFeature, layout: Layout
 ) -> list[list[Any]]:
     """The new columns of raw `values` (IDs, lists of them, None) as Python values, pointers before helpers."""
-    bits = 8 * feature.dtype.itemsize
+    bits = int(feature.pointer_dtype.removeprefix("uint"))
 
     def item(raw: int, part: int, word: int) -> Any:
         codes = plain_codes(pointer_map, raw)[part]
         if layout == "lists":
             return codes
-        return sum(code << (bits * j) for j, code in enumerate(codes)) >> (64 * word) & (2**64 - 1)
+        unsigned = sum(code << (bits * j) for j, code in enumerate(codes)) >> (64 * word) & (2**64 - 1)
+        return (unsigned + 2**63) % 2**64 - 2**63  # in a column of int64
 
     def cell(value: Any, part: int, word: int) -> Any:
         if isinstance(value, list):
@@ -131,12 +152,13 @@ def plain_columns(
 def maps(draw: st.DrawFn) -> PointerMap:
     return make_map(
         draw(st.integers(0, 9)),
-        num_columns=draw(st.sampled_from([1, 2, 3, 4, 5, 6, 8, 16])),
-        num_rows=draw(st.sampled_from([1, 7, 256, 257, 65536, 65537])),
+        num_columns=draw(st.sampled_from([1, 2, 3, 4, 5, 6, 8, 16, 17])),
+        num_rows=draw(st.sampled_from([1, 7, 16, 256, 257, 65536, 65537])),
         clustered=draw(st.booleans()),
         keys=draw(st.booleans()),
         unseen=draw(st.sampled_from(["error", "hash", "first_row"])),
         wide=draw(st.booleans()),
+        nibbles=draw(st.booleans()),
     )
 
 

@@ -16,6 +16,7 @@ from torchrec_cce.data.remapped_format import (
     HelperPolicy,
     Layout,
     RemappedFormat,
+    format_of,
     pointer_arrays,
     remapped_feature,
 )
@@ -65,6 +66,7 @@ def write_remapped(
             layout=layout,
             helper=helper,
             shared=shared,
+            min_pointer_bits=pointer_map.min_pointer_bits,
         )
         features[f"{feature}@{table.name}" if shared else feature] = remapped
         array = raw.column(column).combine_chunks()
@@ -73,13 +75,22 @@ def write_remapped(
         CCEScheme(pointer_map=pointer_map).rows_into(ids, rows)
         codes = (rows % table.num_rows).astype(remapped.dtype)
         for names, term in ((remapped.pointers, 0), (remapped.helpers, 1)):
-            items = pointer_arrays(np.ascontiguousarray(codes[:, :, term].T), layout) if names else []
+            of_ids = np.ascontiguousarray(codes[:, :, term].T)
+            if remapped.pointer_dtype == "uint4":
+                items = words_of_4_bits(of_ids, len(names))
+            else:
+                items = pointer_arrays(of_ids, layout) if names else []
             for name, each in zip(names, items, strict=True):
                 new = new.append_column(name, like(array, each))
     if helper != "keep-raw":
         new = new.drop_columns(list({feature.column for feature in features.values()}))
     document = RemappedFormat(
-        version=version, manifest_sha256=SHA, layout=layout, helper=helper, features=features
+        format=format_of(features),
+        version=version,
+        manifest_sha256=SHA,
+        layout=layout,
+        helper=helper,
+        features=features,
     ).to_json()
     new = new.replace_schema_metadata({**(raw.schema.metadata or {}), METADATA_KEY: document})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +100,13 @@ def write_remapped(
     else:
         pq.write_table(new, path, row_group_size=row_group_size)
     return path
+
+
+def words_of_4_bits(codes: np.ndarray, num_words: int) -> list[pa.Array]:
+    """`codes: [N, c]`, 16 a word, by Python's integers."""
+    whole = [sum(code << (4 * column) for column, code in enumerate(row)) for row in codes.tolist()]
+    words = [np.array([each >> (64 * word) & (2**64 - 1) for each in whole], np.uint64) for word in range(num_words)]
+    return [pa.array(word.view(np.int64)) for word in words]
 
 
 def like(raw: pa.Array, items: pa.Array) -> pa.Array:

@@ -7,7 +7,7 @@ import pytest
 
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.training.config import parse_config
+from torchrec_cce.training.config import config_digest, parse_config
 from torchrec_cce.training.config_file import read_config, read_run_config
 from torchrec_cce.training.data_config import SplitConfig
 
@@ -88,6 +88,18 @@ def test_round_trip_through_json(tmp_path: Path) -> None:
     assert again.as_dict() == config.as_dict()
 
 
+def test_pointers_of_4_bits_are_in_the_digest_only_where_they_are_asked_for(tmp_path: Path) -> None:
+    """So that those of older runs stay what they were."""
+    (tmp_path / "run.toml").write_text(GOOD)
+    usual = read_config(tmp_path / "run.toml")
+    assert "min_pointer_bits" not in usual.as_dict()["embedding"]
+    text, _ = with_line("num_columns = 4", "num_columns = 4\nmin_pointer_bits = 4")
+    (tmp_path / "run.toml").write_text(text)
+    small = read_config(tmp_path / "run.toml")
+    assert parse_config(small.as_dict()) == small
+    assert config_digest(small) != config_digest(usual)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key", "what"),
     [
@@ -149,6 +161,7 @@ def test_round_trip_through_json(tmp_path: Path) -> None:
         ("cf = 10", 'backend = "torch"', "recluster.backend", "Input should be 'numba', 'faiss' or 'sklearn'; found"),
         ("cf = 10", "cf = 0", "recluster.cf", "cf=0 must be at least 1 where ct is 2"),
         ("cf = 10", "points_per_centroid = 0\ncf = 1", "recluster.points_per_centroid", "points_per_centroid=0"),
+        ("num_columns = 4", "min_pointer_bits = 6", "embedding.min_pointer_bits", "Input should be 4 or 8; found 6"),
         # What does not fit together
         ("max_parameters = 800", "max_parameters = 31", "embedding.max_parameters", "table 'user': max_parameters=31"),
         ("num_columns = 4", "num_columns = 3", "embedding.num_columns", "table 'user': num_columns=3 does not divide"),

@@ -269,6 +269,27 @@ def error_of(run_dir: Path) -> CCEError:
     return resumed.value
 
 
+def test_pointers_of_4_bits_change_their_bytes_and_nothing_else(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run is interrupted in its second phase, after a fold."""
+
+    def of(bits: int) -> RunConfig:
+        embedding = {"max_parameters": 16 * 16, "full_up_to": 50, "min_pointer_bits": bits}
+        return runs.changed(config(log).as_dict(), {"embedding": embedding})
+
+    plain = train(of(8), tmp_path / "plain")
+    small = train(of(4), tmp_path / "small")
+    assert (small.sizes.pointer_bytes, plain.sizes.pointer_bytes) == (1800 * 2, 1800 * 4)
+    assert small.sizes.total_bytes == plain.sizes.total_bytes - 1800 * 2
+    assert runs.metrics(tmp_path / "small") == runs.metrics(tmp_path / "plain")
+    stop_after(monkeypatch, 11)
+    assert train(of(4), tmp_path / "stopped").interrupted
+    stop_after(monkeypatch, None)
+    train(of(4), tmp_path / "stopped", resume=True)
+    assert_undisturbed(tmp_path / "stopped", tmp_path / "small")
+
+
 # Versions
 
 

@@ -12,6 +12,7 @@ from scipy.stats import poisson
 
 from torchrec_cce.clustering.settings import MIN_H1, MIN_H2_GAIN, MIN_LEARNED
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.maps.pointer_format import Codes
 
 MAX_EXACT_COLUMNS = 4
 """Up to this many columns, every subset of them is counted; beyond, H3 and up follow a greedy chain."""
@@ -21,7 +22,7 @@ _MAX_COUNTED_CELLS = 2**22
 _MAX_KEY = 2**63
 
 
-def pointer_entropies(pointers: npt.NDArray[np.unsignedinteger], num_rows: int) -> tuple[float, ...]:
+def pointer_entropies(pointers: Codes, num_rows: int) -> tuple[float, ...]:
     """H1 … Hc of `pointers: [n, c]` (any unsigned dtype, values below `num_rows`), in nats.
 
     H_m is the smallest, over the subsets of m columns, of the entropy of their joint histogram over the IDs. Near
@@ -35,12 +36,12 @@ def pointer_entropies(pointers: npt.NDArray[np.unsignedinteger], num_rows: int) 
     Raises:
         ConfigError: pointers of another shape or dtype, none at all, or a pointer that is not below `num_rows`.
     """
-    if pointers.ndim != 2 or pointers.size == 0 or not np.issubdtype(pointers.dtype, np.unsignedinteger):
+    if len(pointers.shape) != 2 or 0 in pointers.shape or not np.issubdtype(pointers.dtype, np.unsignedinteger):
         raise ConfigError(f"pointers are {pointers.dtype} {list(pointers.shape)}, not unsigned [n, c] with n, c ≥ 1")
     if pointers.max() >= num_rows:
         raise ConfigError(f"pointer {pointers.max()} is not below num_rows={num_rows}")
     num_ids, num_columns = pointers.shape
-    single = min(_column_entropy(pointers[:, column], num_rows) for column in range(num_columns))
+    single = min(_column_entropy(pointers, column, num_rows) for column in range(num_columns))
     sampled = pointers if num_ids <= MAX_JOINT_IDS else pointers[np.arange(MAX_JOINT_IDS) * num_ids // MAX_JOINT_IDS]
     columns = [_Cells.of(sampled[:, column].astype(np.int64), num_rows) for column in range(num_columns)]
     subsets = _all_subsets if num_columns <= MAX_EXACT_COLUMNS else _greedy_subsets
@@ -129,11 +130,12 @@ def _greedy_subsets(columns: list[_Cells]) -> Iterator[float]:
         yield chain.entropy
 
 
-def _column_entropy(pointers: npt.NDArray[np.unsignedinteger], num_rows: int) -> float:
+def _column_entropy(pointers: Codes, column: int, num_rows: int) -> float:
     """The entropy of one column over all IDs, a few at a time: `np.bincount` needs an int64 copy."""
     counts = np.zeros(num_rows, np.int64)
-    for start in range(0, len(pointers), MAX_JOINT_IDS):
-        counts += np.bincount(pointers[start : start + MAX_JOINT_IDS].astype(np.int64), minlength=num_rows)
+    for start in range(0, pointers.shape[0], MAX_JOINT_IDS):
+        codes = pointers[start : start + MAX_JOINT_IDS, column]
+        counts += np.bincount(codes.astype(np.int64), minlength=num_rows)
     return _entropy(counts)
 
 

@@ -17,6 +17,7 @@ from torchrec_cce.clustering.column import PAIR, SampleErrors, TrainedColumn, su
 from torchrec_cce.clustering.entropy import pointer_entropies
 from torchrec_cce.clustering.executor import Clustering, Executor, Extent, Totals
 from torchrec_cce.clustering.table import Centroids, ClusteredTable
+from torchrec_cce.maps.pointer_format import PointerFormat
 
 Pointers = npt.NDArray[np.unsignedinteger]
 
@@ -26,7 +27,7 @@ class Reclustered(ClusteredTable):
     """A table after its clustering."""
 
     pointers: Pointers
-    """[n, c], the new codebook code of every ID in every column."""
+    """[n, c], the new codebook code of every ID in every column; [n, ⌈c/2⌉] if two are in a byte."""
     sample_errors: SampleErrors
     """Of all columns together."""
     entropies: tuple[float, ...]
@@ -44,10 +45,15 @@ class Learned:
     centroids: Centroids
     pairs: npt.NDArray[np.void] | None
     """[num_pairs] PAIR, where embeddings were assigned first."""
+    pointer_format: PointerFormat
+    """Of what is filled."""
 
 
 def recluster_tables(
-    executor: Executor, digest_of: Callable[[str, Pointers], str] = lambda _table, _pointers: ""
+    executor: Executor,
+    digest_of: Callable[[str, Pointers], str] = lambda _table, _pointers: "",
+    *,
+    formats: Mapping[str, PointerFormat] | None = None,
 ) -> dict[str, Reclustered]:
     """Cluster the tables of `executor`, in its order.
 
@@ -56,7 +62,12 @@ def recluster_tables(
 
     Args:
         digest_of: table and its new pointers → a digest, taken where the pointers are.
+        formats: table → how its new pointers are stored; if not given, each as a number of its table's `pointer_dtype`.
     """
+    formats = formats or {
+        name: PointerFormat(num_columns=clustering.num_columns, bits=8 * clustering.pointer_dtype.itemsize)
+        for name, clustering in executor.tables.items()
+    }
     started = time.perf_counter()
     trained = executor.each("k-means", train_columns)
     centroids = {table: [column.centroids for column in columns] for table, columns in trained.items()}
@@ -64,11 +75,11 @@ def recluster_tables(
     totals: dict[str, Totals] = {}
     names = list(executor.tables)
     for together in [names] if executor.fills_all_tables_at_once else [[name] for name in names]:
-        for table, (filled, sums) in _assign(executor, together, centroids).items():
+        for table, (filled, sums) in _assign(executor, together, centroids, formats).items():
             pointers[table], totals[table] = filled, sums
 
     def examine(table: str) -> tuple[str, tuple[float, ...]]:
-        entropies = pointer_entropies(pointers[table], executor.tables[table].num_rows)
+        entropies = pointer_entropies(formats[table].codes(pointers[table]), executor.tables[table].num_rows)
         return digest_of(table, pointers[table]), entropies
 
     facts = executor.per_table("digest", examine)
@@ -87,11 +98,14 @@ def recluster_tables(
 
 
 def _assign(
-    executor: Executor, names: Sequence[str], centroids: Mapping[str, Centroids]
+    executor: Executor,
+    names: Sequence[str],
+    centroids: Mapping[str, Centroids],
+    formats: Mapping[str, PointerFormat],
 ) -> dict[str, tuple[Pointers, Totals]]:
     """Table → its new pointers, and the sums over its IDs."""
     learned = {
-        name: executor.share(Learned(centroids=centroids[name], pairs=pairs))
+        name: executor.share(Learned(centroids=centroids[name], pairs=pairs, pointer_format=formats[name]))
         for name, pairs in _nearest_of_all_embeddings(executor, names, centroids).items()
     }
     # What takes an ID longest comes first, so that no worker waits for it in the end.
@@ -101,7 +115,7 @@ def _assign(
             table=name,
             length=executor.tables[name].num_ids,
             given=learned[name],
-            item=np.dtype((executor.tables[name].pointer_dtype, (executor.tables[name].num_columns,))),
+            item=formats[name].item,
         )
         for name in order
     ]
@@ -139,6 +153,10 @@ def find_pairs(clustering: Clustering, centroids: Centroids, start: int, stop: i
     return np.empty(0, np.int64)
 
 
-def assign_ids(clustering: Clustering, learned: Learned, start: int, stop: int, out: npt.NDArray[Any]) -> Totals:
+def assign_ids(clustering: Clustering, learned: Learned, start: int, _stop: int, out: npt.NDArray[Any]) -> Totals:
     """Step: the new pointers of some IDs, and the sums that the new tables are made of."""
-    return clustering.assign(learned.centroids, start, stop, out, learned.pairs)
+    totals = [
+        clustering.assign(learned.centroids, start + first, start + first + len(codes), codes, learned.pairs)
+        for first, codes in learned.pointer_format.parts_to_fill(out)
+    ]
+    return np.sum(totals, axis=0, dtype=np.int64)  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ from torchrec_cce.clustering.resident_adoption import ResidentAdoption
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import OldCodes, TableClustering
 from torchrec_cce.hashing import UniversalHash
+from torchrec_cce.maps.pointer_format import PointerFormat
 from torchrec_cce.maps.pointer_map import PointerMap
 
 Array = npt.NDArray[np.float32]
@@ -32,7 +33,8 @@ class ClusteringInputs:
     """[c, 2, k, w] float32; the helper is zero where it is not used."""
     row_states: Mapping[str, Array]
     """Each [c, 2, k, …] float32."""
-    pointer_dtype: np.dtype[np.unsignedinteger]
+    pointer_format: PointerFormat
+    """Of the new map's pointers."""
     seed: int
     """Of this table and this generation alone."""
     settings: ReclusterConfig
@@ -65,7 +67,7 @@ class ClusteringInputs:
             "residents": residents,
             "is_first": pointer_map.stored is None,
             "row_states": self.row_states,
-            "pointer_dtype": self.pointer_dtype,
+            "pointer_dtype": self.pointer_format.dtype,
             "seed": self.seed,
             "config": self.settings,
         }
@@ -99,7 +101,7 @@ class ClusteringInputs:
                 new_helper_codes=lambda positions: helper_hash.numpy(ids_of.raw_ids(positions)).T,
                 row_states=self.row_states,
                 frequencies=frequencies,
-                pointer_dtype=self.pointer_dtype,
+                pointer_dtype=self.pointer_format.dtype,
                 seed=self.seed,
                 config=self.settings,
             )
@@ -146,5 +148,9 @@ def recluster_maps(tasks: Sequence[TableTask], executor: Executor) -> dict[str, 
             made[table] = by_name[table].pointer_map.clustered(pointers, by_name[table].helper_hash)
         return made[table]
 
-    done = recluster_tables(executor, lambda table, pointers: new_map(table, pointers).digest)
+    done = recluster_tables(
+        executor,
+        lambda table, pointers: new_map(table, pointers).digest,
+        formats={task.table: task.inputs.pointer_format for task in tasks},
+    )
     return {name: (new_map(name, table.pointers).vouched(table.digest), table) for name, table in done.items()}

@@ -1,6 +1,7 @@
 """Reads remapped data: index pointers in place of raw IDs, as batches that need no map."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from torchrec_cce.data.rows import Column, Rows, bound, log_transform
 from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError
 from torchrec_cce.kernels.packed import num_words, pack
 from torchrec_cce.kernels.rows import coded_rows, helper_rows
+from torchrec_cce.maps.pointer_format import PointerFormat
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.remap import Remap
 
@@ -127,7 +129,7 @@ class RemappedLog:
             remapped = formats[part.path]
             ids = {name: part.column(column, to_column) for name, column in self._raw.items()}
             for feature in self._features(remapped, part.path):
-                ids.update(_packed(part, remapped, feature))
+                ids.update(_packed(part, remapped, feature, self._remap.pointer_map(feature.table).word_format))
             rows = Rows(labels=part.labels(self._label), dense=part.dense(self._dense), ids=ids)
             if self._log:
                 log_transform(rows.dense)
@@ -159,20 +161,21 @@ class RemappedLog:
     ) -> tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.int64]]:
         """Lengths and rows [c, N, t] of one feature of a CCE table."""
         first = packed.ids[_word_key(table, feature, "pointers", 0)]
+        form = self._remap.pointer_map(table).word_format
         rows = np.empty((config.num_columns, len(first.values), config.num_codewords), np.int64)
 
         def codes(kind: str) -> npt.NDArray[np.unsignedinteger]:
-            numbers = range(num_words(config.num_columns, config.pointer_dtype))
+            numbers = range(num_words(config.num_columns, form.bits))
             words = [packed.ids[_word_key(table, feature, kind, number)] for number in numbers]
-            return _as_codes(words, config.pointer_dtype)
+            return _as_stored(words, form)
 
-        coded_rows(codes("pointers"), config.num_rows, 0, rows)
+        coded_rows(codes("pointers"), config.num_rows, 0, rows, form.nibbles)
         raw = packed.ids.get(_raw_key(table, feature))
         if raw is not None:
             hashes = self._remap.pointer_map(table).helper_hash
             helper_rows(raw.values, hashes.multipliers, hashes.offsets, config.num_rows, rows)
         elif config.use_helper:
-            coded_rows(codes("helpers"), config.num_rows, 1, rows)
+            coded_rows(codes("helpers"), config.num_rows, 1, rows, form.nibbles)
         return first.lengths, rows
 
     def _checker(self) -> Callable[[Path, pa.Schema], RemappedFormat]:
@@ -220,6 +223,11 @@ class RemappedLog:
                 f"{remapped.manifest_sha256[:12]}, map digest {found.map_digest[:12]}); the map of table {table!r} is "
                 f"{pointer_map.identity}. Start from version {remapped.version}, or remap the raw data with the other"
             )
+        if remapped.layout == "words" and found.pointer_format != pointer_map.word_format:
+            raise DataFileError(
+                f"{path}: feature {feature!r} has pointers of {found.pointer_format.bits} bits, those of the map of "
+                f"table {table!r} have {pointer_map.word_format.bits} in words; the file is damaged, remap it again"
+            )
         if (remapped.helper != "drop") != config.use_helper:
             wanted = "needs use_helper=false" if remapped.helper == "drop" else "needs use_helper=true"
             raise ConfigError(
@@ -256,27 +264,27 @@ def _raw_key(table: str, feature: str) -> str:
     return f"{feature}#{table}.raw"
 
 
-def _as_codes(words: Sequence[Column], dtype: np.dtype[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
-    """[N, ≥ c] of `dtype`: the codes in words, which are little-endian as the machine is. One word is not copied."""
+def _as_stored(words: Sequence[Column], form: PointerFormat) -> npt.NDArray[np.unsignedinteger]:
+    """[N, ≥ width]: the codes in words, which are little-endian as the machine is. One word is not copied."""
     values = [word.values for word in words]
     whole = values[0][:, None] if len(values) == 1 else np.stack(values, axis=1)
-    return whole.view(dtype)
+    return whole.view(form.dtype)
 
 
-def _packed(part: Part, remapped: RemappedFormat, feature: RemappedFeature) -> dict[str, Column]:
+def _packed(part: Part, remapped: RemappedFormat, feature: RemappedFeature, form: PointerFormat) -> dict[str, Column]:
     """The words of a feature's pointers and of its helper, or its raw IDs."""
     table, name = feature.table, feature.feature
     columns: dict[str, Column] = {}
-    checked: list[tuple[str, list[Column]]] = []
+    unchecked: list[tuple[str, list[Column]]] = []
     for kind, names in (("pointers", feature.pointers), ("helpers", feature.helpers)):
         if not names:
             continue
         if remapped.layout == "words":
             words = [part.column(column, to_column) for column in names]
+            unchecked.append((names[0], words))
         else:
-            words = part.column(names[0], _packed_lists)
+            words = part.column(names[0], partial(_packed_lists, feature=feature, form=form))
         columns.update({_word_key(table, name, kind, number): word for number, word in enumerate(words)})
-        checked.append((names[0], words))
     if remapped.helper == "keep-raw":
         columns[_raw_key(table, name)] = part.column(feature.column, to_column)
     first = columns[_word_key(table, name, "pointers", 0)]
@@ -286,14 +294,14 @@ def _packed(part: Part, remapped: RemappedFormat, feature: RemappedFeature) -> d
                 f"{part.path}: the columns of feature {name!r} differ in the lengths of their bags, in rows "
                 f"{part.row} to {part.row + part.batch.num_rows - 1}; the file is damaged, remap it again"
             )
-    for column_name, words in checked:
+    for column_name, words in unchecked:
         with part.at(column_name):
-            _check_codes(words, feature)
+            _check_codes(form.decode(_as_stored(words, form)[:, : form.width]), words[0], feature)
     return columns
 
 
-def _packed_lists(array: pa.Array) -> list[Column]:
-    """The words of a column of lists of `c` pointers, or of lists of such lists."""
+def _packed_lists(array: pa.Array, feature: RemappedFeature, form: PointerFormat) -> list[Column]:
+    """The words, of codes in `form`, of a column of lists of `c` pointers, or of lists of such lists."""
     lengths: npt.NDArray[np.int32] | None = None
     if is_id_list(array.type):
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int32)
@@ -305,17 +313,18 @@ def _packed_lists(array: pa.Array) -> list[Column]:
     if array.null_count or codes.null_count:
         raise BadCell(0, "and rows after it hold nulls among pointers; the file is damaged, remap it again")
     matrix = codes.to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
-    return [Column(values=word.view(np.int64), lengths=lengths) for word in pack(matrix)]
+    words = [Column(values=word.view(np.int64), lengths=lengths) for word in pack(form.encode(matrix))]
+    _check_codes(matrix, words[0], feature)
+    return words
 
 
-def _check_codes(words: Sequence[Column], feature: RemappedFeature) -> None:
-    """Raise BadCell where a code is none of the table's: the lookup would read past its rows."""
-    codes = _as_codes(words, feature.dtype)[:, : feature.num_columns]
+def _check_codes(codes: npt.NDArray[np.unsignedinteger], bags: Column, feature: RemappedFeature) -> None:
+    """Raise BadCell where one of `codes: [N, c]` is none of the table's: the lookup would read past its rows."""
     if not codes.size or int(codes.max()) < feature.num_rows:
         return
     position, column = np.argwhere(codes >= feature.num_rows)[0]
     raise BadCell(
-        words[0].row_of(int(position)),
+        bags.row_of(int(position)),
         f"points at row {codes[position, column]} of column {column}, which has {feature.num_rows}; the file is "
         "damaged, remap it again",
     )

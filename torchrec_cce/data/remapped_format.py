@@ -6,7 +6,7 @@ in the lowest bits; in `lists` they are a list of `c`. A raw column of lists bec
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -19,8 +19,10 @@ from pydantic.dataclasses import dataclass
 from torchrec_cce.errors import DataFileError
 from torchrec_cce.kernels.packed import num_words, pack, unpack
 from torchrec_cce.maps.manifest import Positive, Sha256
+from torchrec_cce.maps.pointer_format import MinPointerBits, PointerFormat, PointerType
 
-FORMAT: Literal[1] = 1
+FORMAT = 2
+"""Format 2 has words of pointers of 4 bits. Without them, data is still of format 1, which older readers read."""
 METADATA_KEY = b"torchrec_cce.remapped"
 """Of the JSON document in the metadata of a file's schema."""
 
@@ -46,21 +48,31 @@ class RemappedFeature:
     """`c`."""
     num_rows: Positive
     """`k`: codes are in `0..k - 1`."""
-    pointer_dtype: Literal["uint8", "uint16", "uint32"]
+    pointer_dtype: PointerType
+    """`uint4`, in words alone: 16 codes a word."""
     pointers: tuple[str, ...]
     """The columns of codebook pointers: one, or several where `c` pointers take several words."""
     helpers: tuple[str, ...] = ()
     """The columns of helper codes, as many; none if they are not stored."""
 
+    def __post_init__(self) -> None:
+        if self.pointer_dtype == "uint4" and self.num_columns == 1:
+            raise ValueError("pointer_dtype='uint4' is for two columns or more")
+
+    @property
+    def pointer_format(self) -> PointerFormat:
+        """How the codes of an ID lie in its words, or in its list."""
+        return PointerFormat.named(self.pointer_dtype, num_columns=self.num_columns)
+
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
-        """Of a pointer."""
-        return np.dtype(self.pointer_dtype)
+        """Of a code, once it is read."""
+        return self.pointer_format.dtype
 
     @property
     def num_words(self) -> int:
         """Words that hold the `c` pointers of an ID."""
-        return num_words(self.num_columns, self.dtype)
+        return num_words(self.num_columns, self.pointer_format.bits)
 
     def item_type(self, layout: Layout) -> pa.DataType:
         """Of the pointers of one ID in a column."""
@@ -73,7 +85,7 @@ class RemappedFeature:
 class RemappedFormat:
     """What the metadata of a file of remapped data says. All files of one job say the same."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = 1
     version: Positive
     """Of the maps, in their registry."""
     manifest_sha256: Sha256
@@ -82,6 +94,12 @@ class RemappedFormat:
     helper: HelperPolicy
     features: dict[str, RemappedFeature]
     """By the feature's name, or `feature@table` where several CCE tables share the feature."""
+
+    def __post_init__(self) -> None:
+        if self.format < format_of(self.features):
+            raise ValueError(f"format={self.format} has no pointers of 4 bits; they came with format 2")
+        if self.layout != "words" and format_of(self.features) == 2:
+            raise ValueError(f"layout={self.layout!r} has no pointers of 4 bits; words have")
 
     def find(self, feature: str, table: str) -> RemappedFeature | None:
         """The columns of a table's feature, None if it is not in the file."""
@@ -145,6 +163,11 @@ class RemappedFormat:
         return found
 
 
+def format_of(features: Mapping[str, RemappedFeature]) -> Literal[1, 2]:
+    """The oldest format that has all that these features have."""
+    return 2 if any(feature.pointer_dtype == "uint4" for feature in features.values()) else 1
+
+
 _ADAPTER = TypeAdapter(RemappedFormat)
 
 
@@ -159,12 +182,16 @@ def remapped_feature(
     layout: Layout,
     helper: HelperPolicy,
     shared: bool = False,
+    min_pointer_bits: MinPointerBits = 8,
 ) -> RemappedFeature:
     """A feature with the names of its columns: `feature.pointers`, `feature.helpers`, numbered where there are several.
 
     Args:
         shared: several CCE tables have the feature; then names begin with `feature@table`.
+        min_pointer_bits: of the map. In lists, every code is a number of its own, of 8 bits or more.
     """
+    least: MinPointerBits = min_pointer_bits if layout == "words" else 8
+    form = PointerFormat.that_holds(num_rows, num_columns=num_columns, min_bits=least)
     unnamed = RemappedFeature(
         feature=feature,
         table=table,
@@ -172,7 +199,7 @@ def remapped_feature(
         map_digest=map_digest,
         num_columns=num_columns,
         num_rows=num_rows,
-        pointer_dtype=np.min_scalar_type(num_rows - 1).name,
+        pointer_dtype=form.name,
         pointers=(),
     )
     count = unnamed.num_words if layout == "words" else 1
@@ -211,7 +238,8 @@ def codes_of(arrays: Sequence[pa.Array], feature: RemappedFeature, layout: Layou
     """The codes [N, c] in the columns of a feature, one ID a row, without nulls: `pointers` or `helpers`."""
     if layout == "words":
         words = [array.to_numpy(zero_copy_only=True).view(np.uint64) for array in arrays]
-        return unpack(words, num_columns=feature.num_columns, dtype=feature.dtype)
+        form = feature.pointer_format
+        return form.decode(unpack(words, num_columns=form.width, dtype=form.dtype))
     (array,) = arrays
     codes: npt.NDArray[np.unsignedinteger] = array.flatten().to_numpy(zero_copy_only=True)
     return codes.reshape(len(array), feature.num_columns)

@@ -78,6 +78,7 @@ def largest_table(config: Mapping[str, Any]) -> LargestTable | None:
         num_columns=section.get("num_columns", 4),
         num_terms=section.get("num_terms"),
         use_helper=section.get("use_helper", True),
+        min_pointer_bits=section.get("min_pointer_bits", 8),
     )
     if not isinstance(table, CompressedConfig) or table.pointer_bits is None:
         return None

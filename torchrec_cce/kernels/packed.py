@@ -109,7 +109,7 @@ def packed_hashes(
     code_bits: int,
     out: npt.NDArray[np.uint64],
 ) -> None:
-    """Hash `ids: [N]` by `c` functions `multipliers, offsets: [c]` to codes of `code_bits` (8, 16 or 32) bits each.
+    """Hash `ids: [N]` by `c` functions `multipliers, offsets: [c]` to codes of `code_bits` (4, 8, 16 or 32) bits each.
 
     `out: [w, N]`: `64 // code_bits` codes a word, the first in the lowest bits; bits that no code fills are zero.
     """
@@ -127,24 +127,22 @@ def packed_hashes(
             out[word, i] = packed
 
 
-def num_words(num_columns: int, dtype: np.dtype[np.unsignedinteger]) -> int:
-    """How many 64-bit words `pack` makes of `c` codes of `dtype`."""
-    return -(-num_columns * dtype.itemsize // _WORD_BYTES)
+def num_words(num_columns: int, code_bits: int) -> int:
+    """How many 64-bit words hold `c` codes of so many bits."""
+    return -(-num_columns * code_bits // (8 * _WORD_BYTES))
 
 
-def hashed_words(
-    ids: npt.NDArray[np.int64], functions: UniversalHash, dtype: np.dtype[np.unsignedinteger]
-) -> list[npt.NDArray[np.uint64]]:
-    """The codes that `functions` hash `ids: [N]` to, as `pack` packs codes of `dtype`: [N] uint64 each."""
-    out = np.empty((num_words(functions.num_columns, dtype), len(ids)), np.uint64)
-    packed_hashes(ids, functions.multipliers, functions.offsets, functions.num_rows, 8 * dtype.itemsize, out)
+def hashed_words(ids: npt.NDArray[np.int64], functions: UniversalHash, code_bits: int) -> list[npt.NDArray[np.uint64]]:
+    """The codes that `functions` hash `ids: [N]` to, of 4, 8, 16 or 32 bits side by side: [N] uint64 each."""
+    out = np.empty((num_words(functions.num_columns, code_bits), len(ids)), np.uint64)
+    packed_hashes(ids, functions.multipliers, functions.offsets, functions.num_rows, code_bits, out)
     return list(out)
 
 
 def pack(codes: npt.NDArray[np.unsignedinteger]) -> list[npt.NDArray[np.uint64]]:
     """`codes: [N, c]` uint8/16/32 as 64-bit words, [N] uint64 each: column 0 in the lowest bits, zeros at the end."""
     count, num_columns = codes.shape
-    words = np.zeros((count, num_words(num_columns, codes.dtype)), "<u8")
+    words = np.zeros((count, num_words(num_columns, 8 * codes.itemsize)), "<u8")
     words.view(codes.dtype.newbyteorder("<"))[:, :num_columns] = codes
     return [np.ascontiguousarray(word, np.uint64) for word in words.T]
 
@@ -159,19 +157,13 @@ def unpack(
     return np.ascontiguousarray(codes, dtype=kind)
 
 
-def as_uint64s(
-    packed: npt.NDArray[np.unsignedinteger],
-    stored: np.dtype[np.unsignedinteger],
-    num_columns: int,
-    dtype: np.dtype[np.unsignedinteger],
-) -> list[npt.NDArray[np.uint64]]:
-    """What `as_packed` made of `c` pointers of `stored` an ID, as `pack` packs them as codes of `dtype`.
+def as_uint64s(packed: npt.NDArray[np.unsignedinteger], item: np.dtype[Any]) -> list[npt.NDArray[np.uint64]]:
+    """What `as_packed` made of an ID's pointers, which are stored as `item`, as `pack` packs them.
 
     Where those are the same words, at most their width changes.
     """
-    if stored != dtype or (packed.ndim == 2 and packed.dtype != np.uint64):
-        codes = packed.view(stored).reshape(len(packed), num_columns)
-        return pack(codes.astype(dtype, copy=False))
+    if packed.ndim == 2 and packed.dtype != np.uint64:
+        return pack(packed.view(item.base).reshape(len(packed), *item.shape))
     if packed.ndim == 1:
         return [packed.astype(np.uint64, copy=False)]
     return [np.ascontiguousarray(packed[:, word]) for word in range(packed.shape[1])]

@@ -17,6 +17,17 @@ _AHEAD = 64
 
 
 @jit
+def code_at(pointers: npt.NDArray[np.unsignedinteger], row: np.uint64, column: int, nibbles: bool) -> np.int64:
+    """A code among `pointers: [n, c]`; with `nibbles`, `[n, ⌈c/2⌉]` uint8, two codes each, as `PointerFormat` says."""
+    code: np.int64
+    if nibbles:
+        code = np.int64((pointers[row, column >> 1] >> ((column & 1) << 2)) & 15)
+    else:
+        code = np.int64(pointers[row, column])
+    return code
+
+
+@jit
 def identity_rows(ids: npt.NDArray[np.int64], num_ids: int, out: npt.NDArray[np.int64]) -> int:
     """Rows of a full table: the IDs themselves. `ids: [N]`, `out: [1, N, 1]`."""
     bad = -1
@@ -62,8 +73,9 @@ def clustered_rows(
     offsets: npt.NDArray[np.uint64],
     num_rows: int,
     out: npt.NDArray[np.int64],
+    nibbles: bool = False,
 ) -> int:
-    """Codebook rows by pointers, helper rows by hashes. `pointers: [n, c]`, `multipliers: [c]`.
+    """Codebook rows by pointers, helper rows by hashes. `pointers` as for `code_at`, `multipliers: [c]`.
 
     `out: [c, N, 2]`, or `[c, N, 1]` for the codebook rows alone.
     """
@@ -80,7 +92,7 @@ def clustered_rows(
             bad = i
         at = x if inside else np.uint64(0)
         for j in range(num_columns):
-            out[j, i, 0] = 2 * j * num_rows + np.int64(pointers[at, j])
+            out[j, i, 0] = 2 * j * num_rows + code_at(pointers, at, j, nibbles)
             if num_terms > 1:
                 out[j, i, 1] = (2 * j + 1) * num_rows + np.int64(hash_one(x, multipliers[j], offsets[j], k))
     return bad
@@ -97,10 +109,11 @@ def partly_clustered_rows(
     helper_offsets: npt.NDArray[np.uint64],
     num_rows: int,
     out: npt.NDArray[np.int64],
+    nibbles: bool = False,
 ) -> None:
     """Codebook rows by the pointers at `positions: [N]`, or by a hash of the ID where the position is not in the map.
 
-    `out: [c, N, 2]`, or `[c, N, 1]` for the codebook rows alone.
+    `pointers` as for `code_at`. `out: [c, N, 2]`, or `[c, N, 1]` for the codebook rows alone.
     """
     num_columns, count, num_terms = out.shape
     limit = np.uint64(len(pointers))
@@ -113,7 +126,7 @@ def partly_clustered_rows(
         inside = at < limit
         for j in range(num_columns):
             if inside:
-                code = np.int64(pointers[at, j])
+                code = code_at(pointers, at, j, nibbles)
             else:
                 code = np.int64(hash_one(x, codebook_multipliers[j], codebook_offsets[j], k))
             out[j, i, 0] = 2 * j * num_rows + code
@@ -123,16 +136,22 @@ def partly_clustered_rows(
 
 
 @jit
-def coded_rows(codes: npt.NDArray[np.unsignedinteger], num_rows: int, term: int, out: npt.NDArray[np.int64]) -> None:
+def coded_rows(
+    codes: npt.NDArray[np.unsignedinteger],
+    num_rows: int,
+    term: int,
+    out: npt.NDArray[np.int64],
+    nibbles: bool = False,
+) -> None:
     """Rows of one term of a table with two terms a column, by codes that are given: `out[j, i, term]`.
 
-    `codes: [N, ≥ c]`, all below `num_rows`; columns from `c` on are left out. `out: [c, N, 2]`, or `[c, N, 1]` for the
-    codebook rows alone.
+    `codes: [N, ≥ c]`, or as many of 4 bits, see `code_at`, all below `num_rows`; columns from `c` on are left out.
+    `out: [c, N, 2]`, or `[c, N, 1]` for the codebook rows alone.
     """
     num_columns, count, _ = out.shape
     for i in range(count):
         for j in range(num_columns):
-            out[j, i, term] = (2 * j + term) * num_rows + np.int64(codes[i, j])
+            out[j, i, term] = (2 * j + term) * num_rows + code_at(codes, np.uint64(i), j, nibbles)
 
 
 @jit

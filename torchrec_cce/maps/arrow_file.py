@@ -4,7 +4,7 @@ The values begin at a multiple of 64 bytes from the start of the file, as in mem
 metadata is padded to make up for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from torchrec_cce.errors import MapFileError
 
 ALIGNMENT = 64
 _MAGIC_BYTES = 8
-_PADDING = b"padding"
+_PADDING = "padding"
 
 
 class Sink(Protocol):
@@ -57,16 +57,16 @@ def list_array(matrix: npt.NDArray[np.generic]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).reshape(-1)), matrix.shape[1])
 
 
-def write_array(sink: Sink, name: str, array: pa.Array) -> None:
-    """Write `array`, without nulls, as the column `name`."""
-    batch = _batch(name, array, padding=0)
+def write_array(sink: Sink, name: str, array: pa.Array, metadata: Mapping[str, str] | None = None) -> None:
+    """Write `array`, without nulls, as the column `name`; `metadata` is that of the schema."""
+    batch = _batch(name, array, metadata, padding=0)
     kind, per_row = array.type, 1
     if pa.types.is_fixed_size_list(kind):
         kind, per_row = kind.value_type, kind.list_size
     body_bytes = -(-len(array) * per_row * kind.bit_width // 64) * 8
     metadata_bytes = pa.ipc.get_record_batch_size(batch) - body_bytes
     begin = _MAGIC_BYTES + len(batch.schema.serialize()) + metadata_bytes
-    batch = _batch(name, array, padding=-begin % ALIGNMENT)
+    batch = _batch(name, array, metadata, padding=-begin % ALIGNMENT)
     file = pa.PythonFile(ArrowOutput(sink.write), mode="w")
     with pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
@@ -112,6 +112,7 @@ def numbers(array: pa.Array) -> npt.NDArray[Any]:
     return view
 
 
-def _batch(name: str, array: pa.Array, *, padding: int) -> pa.RecordBatch:
-    schema = pa.schema([pa.field(name, array.type, nullable=False)], {_PADDING: b" " * padding})
+def _batch(name: str, array: pa.Array, metadata: Mapping[str, str] | None, *, padding: int) -> pa.RecordBatch:
+    field = pa.field(name, array.type, nullable=False)
+    schema = pa.schema([field], {**(metadata or {}), _PADDING: " " * padding})
     return pa.record_batch([array], schema=schema)

@@ -23,7 +23,9 @@ from torchrec_cce.maps.manifest import (
     Provenance,
     TableEntry,
     VocabularyEntry,
+    format_of,
 )
+from torchrec_cce.maps.pointer_format import PointerFormat
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.sealed import sha256_of
 from torchrec_cce.maps.snapshot import TableSnapshot
@@ -48,6 +50,7 @@ def write_bundle(
         for number, (name, table) in enumerate(tables.items())
     }
     manifest = Manifest(
+        format=format_of(entries),
         version=version,
         parent=parent,
         created=datetime.now(timezone.utc),
@@ -124,16 +127,18 @@ class _Tee:
 
 
 def _write_table(open_file: OpenFile, prefix: str, table: TableSnapshot, churn: float | None) -> TableEntry:
-    def write(name: str, array: pa.Array) -> FileEntry:
+    def write(name: str, array: pa.Array, metadata: Mapping[str, str] | None = None) -> FileEntry:
         file_name = f"{prefix}.{name}.arrow"
         with open_file(file_name) as sink:
             tee = _Tee(sink)
-            write_array(tee, name, array)
+            write_array(tee, name, array, metadata)
         return FileEntry(name=file_name, sha256=tee.sha256.hexdigest(), num_bytes=tee.num_bytes, num_values=len(array))
 
     pointer_map, vocabulary = table.pointer_map, table.pointer_map.vocabulary
     weights, frequencies = table.weights, table.frequencies
-    stored = pointer_map.stored
+    stored, form = pointer_map.stored, None if pointer_map.stored is None else pointer_map.pointer_format
+    # Whoever reads the file without the manifest sees lists of bytes, which are not codes.
+    packing = {"pointer_bits": str(form.bits)} if form is not None and form.nibbles else None
     return TableEntry(
         num_embeddings=table.num_embeddings,
         embedding_dim=table.embedding_dim,
@@ -147,8 +152,8 @@ def _write_table(open_file: OpenFile, prefix: str, table: TableSnapshot, churn: 
         codebook_hash=_functions(pointer_map.codebook_hash),
         helper_hash=_functions(pointer_map.helper_hash),
         map_digest=pointer_map.digest,
-        pointers=None if stored is None else write("pointers", stored),
-        pointer_dtype=None if stored is None else str(stored.type.value_type),  # type: ignore[arg-type]
+        pointers=None if stored is None else write("pointers", stored, packing),
+        pointer_dtype=None if form is None else form.name,
         vocabulary=None
         if vocabulary is None
         else VocabularyEntry(
@@ -167,9 +172,9 @@ def _write_table(open_file: OpenFile, prefix: str, table: TableSnapshot, churn: 
 
 def _read_table(folder: Path, entry: TableEntry, version: int | None) -> TableSnapshot:
     stored, vocabulary = None, None
-    if entry.pointers is not None:
-        kind = pa.list_(pa.from_numpy_dtype(entry.pointer_dtype), entry.num_columns)
-        stored = _read(folder, entry.pointers, "pointers", kind)
+    if entry.pointers is not None and entry.pointer_dtype is not None:
+        form = PointerFormat.named(entry.pointer_dtype, num_columns=entry.num_columns)
+        stored = _read(folder, entry.pointers, "pointers", form.arrow_type)
     if entry.vocabulary is not None:
         slots = _read(folder, entry.vocabulary.file, "slots", pa.list_(pa.int64(), 2))
         vocabulary = Vocabulary(

@@ -5,17 +5,19 @@ with every change.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version as package_version
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, FiniteFloat, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from torchrec_cce.maps.pointer_format import PointerType
 from torchrec_cce.maps.pointer_map import Unseen
 from torchrec_cce.maps.sealed import parse, seal
 
-FORMAT: Literal[2] = 2
+FORMAT = 3
+"""Format 3 has pointers of 4 bits. A version without them is still written as format 2, which older readers read."""
 OLDEST_FORMAT = 2
 """Format 1, of before the first release, had other hash functions."""
 MANIFEST = "manifest.json"
@@ -91,8 +93,9 @@ class TableEntry:
     map_digest: Sha256
     """SHA-256 of everything that decides a lookup: what checkpoints of the weights carry."""
     pointers: FileEntry | None
-    """`pointers`: fixed_size_list<uint8, uint16 or uint32>[c]; None before the first clustering."""
-    pointer_dtype: Literal["uint8", "uint16", "uint32"] | None
+    """`pointers`: fixed_size_list<uint8, uint16 or uint32>[c], or of pointers of 4 bits, two in a byte,
+    fixed_size_list<uint8>[⌈c/2⌉]; None before the first clustering."""
+    pointer_dtype: PointerType | None
     vocabulary: VocabularyEntry | None = None
     weights: FileEntry | None = None
     """`weights`: fixed_size_list<float32>[d/c], `2·c·k` rows: row `(2j + p)·k + code` is codeword `code` of column `j`,
@@ -117,6 +120,8 @@ class TableEntry:
             raise ValueError(f"num_rows={self.num_rows} is not in 1..2^32")
         if (self.pointers is None) != (self.pointer_dtype is None):
             raise ValueError("pointers and pointer_dtype must both be there or both be null")
+        if self.pointer_dtype == "uint4" and self.num_columns == 1:
+            raise ValueError("pointer_dtype='uint4' is for two columns or more")
         sizes = {
             "pointers": (self.pointers, self.num_ids),
             "frequencies": (self.frequencies, self.num_ids),
@@ -153,7 +158,7 @@ class Provenance:
 class Manifest:
     """One version: immutable, and written after all its files."""
 
-    format: Literal[2] = FORMAT
+    format: Literal[2, 3]
     version: Positive | None
     """Its number in the registry; None in a checkpoint."""
     parent: Positive | None = None
@@ -164,6 +169,8 @@ class Manifest:
     tables: dict[str, TableEntry]
 
     def __post_init__(self) -> None:
+        if self.format < format_of(self.tables):
+            raise ValueError(f"format={self.format} has no pointers of 4 bits; they came with format 3")
         names = [entry.name for entry in self.files()]
         if len(set(names)) < len(names):
             raise ValueError(f"files={sorted(names)} names one twice")
@@ -185,6 +192,11 @@ class Manifest:
             MapFileError: the document is damaged, no manifest, or of a format that this version does not read.
         """
         return parse(_ADAPTER, document, name, newest_format=FORMAT, oldest_format=OLDEST_FORMAT)
+
+
+def format_of(tables: Mapping[str, TableEntry]) -> Literal[2, 3]:
+    """The oldest format that has all that these tables have."""
+    return 3 if any(table.pointer_dtype == "uint4" for table in tables.values()) else 2
 
 
 _ADAPTER = TypeAdapter(Manifest)

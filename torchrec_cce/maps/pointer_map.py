@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.hashing import HASH_NAME, UniversalHash, derive_seed, term_hash
-from torchrec_cce.kernels.packed import as_packed, as_uint64s, gather_rows, gather_words, hashed_words
+from torchrec_cce.kernels.packed import as_packed, as_uint64s, gather_rows, gather_words, hashed_words, pack
 from torchrec_cce.kernels.rows import clustered_rows, hashed_rows, partly_clustered_rows
 from torchrec_cce.maps.arrow_file import list_array, numbers
+from torchrec_cce.maps.pointer_format import Codes, MinPointerBits, PointerFormat
 from torchrec_cce.maps.vocabulary import Vocabulary
 
 Unseen = Literal["error", "hash", "first_row"]
@@ -63,7 +64,7 @@ class PointerMap:
     helper_hash: UniversalHash
     """Helper pointers: never stored, drawn afresh at every clustering."""
     stored: pa.FixedSizeListArray | None = None
-    """[n] lists of `c` uint8, uint16 or uint32: the learned codebook pointers, or None before the first clustering."""
+    """[n] lists, as a `PointerFormat` has them: the learned codebook pointers, or None before the first clustering."""
     generation: int = 0
     """Clusterings so far."""
     vocabulary: Vocabulary | None = None
@@ -82,7 +83,8 @@ class PointerMap:
             raise ConfigError('unseen="first_row" needs a map with at least one raw ID; this one has none')
         if self.stored is None:
             return
-        if len(self.stored) != self.num_ids or self.stored.type.list_size != self.num_columns or self.stored.null_count:
+        is_known = PointerFormat.of_type(self.stored.type, num_columns=self.num_columns) is not None
+        if len(self.stored) != self.num_ids or not is_known or self.stored.null_count:
             raise ConfigError(
                 f"pointers of type {self.stored.type}, length {len(self.stored)} with {self.stored.null_count} nulls "
                 f"are not those of {self.num_ids} IDs in {self.num_columns} columns"
@@ -117,10 +119,10 @@ class PointerMap:
         if self.stored is not None:
             keys = vocabulary.keys()
             positions = self.positions(keys)
-            pointers = np.empty((len(keys), self.num_columns), self.stored_view.dtype)
+            pointers = np.empty(len(keys), self.pointer_format.item)
             for start in range(0, len(keys), _CHUNK):
                 part = slice(start, start + _CHUNK)
-                pointers[part] = self._stored_or_hashed(keys[part], positions[part])
+                pointers[part] = self.pointer_format.encode(self._stored_or_hashed(keys[part], positions[part]))
             grown = list_array(pointers)
         return replace(
             self, num_ids=vocabulary.num_ids, stored=grown, vocabulary=vocabulary, unseen=unseen, version=None
@@ -132,11 +134,12 @@ class PointerMap:
         return term_hash(fresh, 1, num_columns=self.num_columns, num_rows=self.num_rows)
 
     def clustered(self, pointers: npt.NDArray[np.unsignedinteger], helper_hash: UniversalHash) -> "PointerMap":
-        """The next generation: `pointers: [n, c]` uint8/16/32, and the helper hash that goes with them."""
-        if pointers.size and int(pointers.max()) >= self.num_rows:
-            raise ConfigError(f"pointer {int(pointers.max())} is not in 0..{self.num_rows - 1}")
+        """The next generation: `pointers: [n, c]` uint8/16/32, or as a `PointerFormat` has them; their helper hash."""
         stored, generation = list_array(pointers), self.generation + 1
-        return replace(self, helper_hash=helper_hash, stored=stored, generation=generation, version=None)
+        new = replace(self, helper_hash=helper_hash, stored=stored, generation=generation, version=None)
+        if pointers.size and int(new.learned_codes.max()) >= self.num_rows:
+            raise ConfigError(f"pointer {int(new.learned_codes.max())} is not in 0..{self.num_rows - 1}")
+        return new
 
     @property
     def takes_any_id(self) -> bool:
@@ -153,19 +156,41 @@ class PointerMap:
 
     @property
     def pointers(self) -> pa.FixedSizeListArray:
-        """[n] lists of `c` codebook pointers. Before the first clustering they are computed at each call (uint32)."""
+        """[n] lists of `c` codebook pointers. Those of 4 bits (to uint8) and of no clustering (uint32) are computed."""
         if self.stored is not None:
-            return self.stored
+            return list_array(self.learned_codes[:])
         return list_array(self.codebook_codes(np.arange(self.num_ids)).astype(np.uint32))
 
     @cached_property
+    def pointer_format(self) -> PointerFormat:
+        """How the stored pointers are stored. Only for a clustered map."""
+        found = None if self.stored is None else PointerFormat.of_type(self.stored.type, num_columns=self.num_columns)
+        assert found is not None
+        return found
+
+    @property
+    def min_pointer_bits(self) -> MinPointerBits:
+        """4 for a map whose stored pointers are of 4 bits, else 8: of what is made of it."""
+        return 4 if self.stored is not None and self.pointer_format.nibbles else 8
+
+    @property
+    def word_format(self) -> PointerFormat:
+        """How 64-bit words hold its codes, which may be stored in more bits than they need."""
+        return PointerFormat.that_holds(self.num_rows, num_columns=self.num_columns, min_bits=self.min_pointer_bits)
+
+    @cached_property
     def stored_view(self) -> npt.NDArray[np.unsignedinteger]:
-        """[n, c] numpy view of the stored pointers, without a copy. Only for a clustered map."""
+        """[n, c] numpy view of the stored pointers; [n, ⌈c/2⌉] if two are in a byte. Only for a clustered map."""
         assert self.stored is not None
-        values = numbers(self.stored.values)
-        start = self.stored.offset * self.num_columns
-        view: npt.NDArray[np.unsignedinteger] = values[start : start + self.num_ids * self.num_columns]
-        return view.reshape(self.num_ids, self.num_columns)
+        values, width = numbers(self.stored.values), self.stored.type.list_size
+        start = self.stored.offset * width
+        view: npt.NDArray[np.unsignedinteger] = values[start : start + self.num_ids * width]
+        return view.reshape(self.num_ids, width)
+
+    @property
+    def learned_codes(self) -> Codes:
+        """The stored pointers to be read as [n, c] codes, without a copy. Only for a clustered map."""
+        return self.pointer_format.codes(self.stored_view)
 
     @cached_property
     def packed(self) -> npt.NDArray[np.unsignedinteger]:
@@ -174,7 +199,7 @@ class PointerMap:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in host memory: `n·c` stored pointers (0 before the first clustering) and the vocabulary."""
+        """Bytes in host memory: the stored pointers (0 before the first clustering) and the vocabulary."""
         pointers = 0 if self.stored is None else self.stored_view.nbytes
         return pointers + (0 if self.vocabulary is None else self.vocabulary.nbytes)
 
@@ -219,10 +244,10 @@ class PointerMap:
                 row `2j·k + x` in the codebook, and `(2j + 1)·k + x` in the helper.
         """
         both = out.shape[2] == 2
-        codebook, helper, k = self.codebook_hash, self.helper_hash, self.num_rows
+        codebook, helper, k, nibbles = self.codebook_hash, self.helper_hash, self.num_rows, self.min_pointer_bits == 4
         # Where a raw ID is its position, and any other is an error, one pass does it all, the check included.
         if not self.takes_any_id and self.stored is not None:
-            bad = clustered_rows(ids, self.stored_view, helper.multipliers, helper.offsets, k, out)
+            bad = clustered_rows(ids, self.stored_view, helper.multipliers, helper.offsets, k, out, nibbles)
             return Resolved(ids, ids, bad=bad)
         if not self.takes_any_id and both:
             return Resolved(ids, ids, bad=hashed_rows(ids, self.num_ids, *self._both_hashes, k, out))
@@ -235,34 +260,35 @@ class PointerMap:
         else:
             stored = np.empty((0, self.num_columns), np.uint8) if self.stored is None else self.stored_view
             functions = codebook.multipliers, codebook.offsets, helper.multipliers, helper.offsets
-            partly_clustered_rows(found.ids, found.positions, stored, *functions, k, out)
+            partly_clustered_rows(found.ids, found.positions, stored, *functions, k, out, nibbles)
         return found
 
     def uint64s(
-        self, ids: npt.NDArray[np.int64], dtype: np.dtype[np.unsignedinteger], *, helper: bool
+        self, ids: npt.NDArray[np.int64], form: PointerFormat, *, helper: bool
     ) -> tuple[list[npt.NDArray[np.uint64]], Resolved]:
         """The codes of raw `ids: [N] int64` in 64-bit words, as `pack` makes them, and what the IDs are to the map.
 
         Args:
-            dtype: uint8, uint16 or uint32: the width of a code in a word.
+            form: of the codes of an ID in its words.
             helper: whether as many words of the helper codes follow those of the codebook codes, [N] uint64 each.
         """
         # As in `rows_into`: the gather checks the IDs.
         one_pass = not self.takes_any_id and self.stored is not None
         found = Resolved(ids, ids) if one_pass else self.resolve(ids)
         if self.stored is None:
-            words = hashed_words(found.ids, self.codebook_hash, dtype)
+            words = hashed_words(found.ids, self.codebook_hash, form.bits)
         else:
             packed, outside = self._gathered(found.positions)
-            words = as_uint64s(packed, self.stored_view.dtype, self.num_columns, dtype)
+            is_stored = form == self.pointer_format
+            words = as_uint64s(packed, form.item) if is_stored else pack(form.encode(self._codes_in(packed)))
             if found.unseen is None:
                 found = found._replace(bad=outside)
             elif self.unseen == "hash":
-                hashes = hashed_words(found.ids[found.unseen], self.codebook_hash, dtype)
+                hashes = hashed_words(found.ids[found.unseen], self.codebook_hash, form.bits)
                 for word, hashed in zip(words, hashes, strict=True):
                     word[found.unseen] = hashed
         if helper:
-            words += hashed_words(found.ids, self.helper_hash, dtype)
+            words += hashed_words(found.ids, self.helper_hash, form.bits)
         return words, found
 
     def codes_of_any(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -283,8 +309,7 @@ class PointerMap:
         """Codebook codes at valid `positions: [N] int64`, as `[N, c]` of any integer type."""
         if self.stored is None:
             return self.codebook_hash.numpy(self.raw_ids(positions))
-        packed, _ = self._gathered(positions)
-        return packed.view(self.stored_view.dtype).reshape(len(positions), self.num_columns)
+        return self._codes_in(self._gathered(positions)[0])
 
     def _stored_or_hashed(self, ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[N, c] codebook codes of `ids: [N]`: those at their positions, hashed where there is none (-1)."""
@@ -299,6 +324,11 @@ class PointerMap:
         """The packed pointers at `positions: [N]`, and the index of the first that is not one of the map's, or -1."""
         out = np.empty((len(positions), *self.packed.shape[1:]), self.packed.dtype)
         return out, (gather_words if self.packed.ndim == 1 else gather_rows)(self.packed, positions, out)
+
+    def _codes_in(self, packed: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
+        """[N, c]: the codes in what `_gathered` gave."""
+        form = self.pointer_format
+        return form.decode(packed.view(form.dtype).reshape(len(packed), form.width))
 
     @cached_property
     def _both_hashes(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
@@ -336,7 +366,7 @@ class PointerMap:
             "num_rows": self.num_rows,
             "num_columns": self.num_columns,
             "hash": HASH_NAME,
-            "pointer_dtype": None if self.stored is None else str(self.stored_view.dtype),
+            "pointer_dtype": None if self.stored is None else self.pointer_format.name,
             "unseen": self.unseen,
             "vocabulary": None if self.vocabulary is None else self.vocabulary.digest,
             **{

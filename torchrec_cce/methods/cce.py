@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
+from torchrec_cce.maps.pointer_format import MinPointerBits, PointerFormat
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.residency import residency_bytes
 from torchrec_cce.methods.compositional import (
@@ -41,12 +42,18 @@ class CCEConfig(CompositionalConfig):
     residents: ResidentConfig | None = None
     """Find clusters by private rows for some IDs at a time, in place of the helper: then `use_helper` is False, and
     codewords start at zero. None: as the paper does."""
+    min_pointer_bits: MinPointerBits = 8
+    """The fewest bits that a learned pointer is stored in. A pointer takes 8 bits for up to 256 rows, 16 for up to
+    65536, else 32. With 4, it takes 4 for up to 16 rows: two are in a byte, and maps are half as large. It is for maps
+    that are made here; one that is attached stays as it is."""
 
     def __post_init__(self) -> None:
         if self.num_terms != 2:
             raise ConfigError(
                 f"table {self.name!r}: num_terms={self.num_terms}; a CCE table has 2, codebook and helper"
             )
+        if self.min_pointer_bits not in get_args(MinPointerBits):
+            raise ConfigError(f"table {self.name!r}: min_pointer_bits={self.min_pointer_bits!r} is neither 4 nor 8")
         if self.residents is not None:
             self.use_helper = False
             self.init_fn = torch.nn.init.zeros_
@@ -127,13 +134,18 @@ class CCEConfig(CompositionalConfig):
         }
 
     @property
+    def pointer_format(self) -> PointerFormat:
+        """How the pointers of a new map are stored."""
+        return PointerFormat.that_holds(self.num_rows, num_columns=self.num_columns, min_bits=self.min_pointer_bits)
+
+    @property
     def pointer_dtype(self) -> np.dtype[np.unsignedinteger]:
         """The width that `num_rows` needs: uint8 up to 256 rows, uint16 up to 65536, else uint32."""
-        return np.dtype(np.uint8 if self.num_rows <= 2**8 else np.uint16 if self.num_rows <= 2**16 else np.uint32)
+        return self.pointer_format.dtype
 
     @property
     def pointer_bits(self) -> int:
-        return 8 * self.pointer_dtype.itemsize
+        return self.pointer_format.bits
 
     def scheme(self) -> "CCEScheme":
         """Hashes in place of the pointers, until the first clustering."""
@@ -207,7 +219,8 @@ class CCEScheme:
 
 def _clustered(sizing: Sizing, *, num_terms: int, **options: Any) -> EmbeddingBagConfig:
     rows = sizing.rows(num_terms * sizing.table.embedding_dim)
-    return sizing.make(CCEEmbeddingBagConfig, num_rows=rows, num_columns=sizing.num_columns, **options)
+    options = {"num_columns": sizing.num_columns, "min_pointer_bits": sizing.min_pointer_bits, **options}
+    return sizing.make(CCEEmbeddingBagConfig, num_rows=rows, **options)
 
 
 METHODS = (

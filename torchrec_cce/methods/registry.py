@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.maps.pointer_format import MinPointerBits
 from torchrec_cce.methods import cafe, cce, compositional, factored, quotient_remainder, rowless, sketch
 from torchrec_cce.methods.residents import ResidentConfig
 from torchrec_cce.methods.table import MethodSpec, Sizing
@@ -62,6 +63,7 @@ def tables_under_cap(
     num_terms: int | None = None,
     use_helper: bool = True,
     residents: ResidentConfig | None = None,
+    min_pointer_bits: MinPointerBits = 8,
     full_up_to: int = 0,
     seed: int = 0,
 ) -> list[EmbeddingBagConfig]:
@@ -80,6 +82,8 @@ def tables_under_cap(
             and, one of them the codebook's, of `"cce_helpers"` (3).
         use_helper: `"cce"`: False for codewords of the codebook alone, of as many rows.
         residents: `"cce_residents"`: how many IDs have a private row at a time; None: as many as usual.
+        min_pointer_bits: of the methods that learn a map (`"cce"`, `"cce_residents"`, `"pq"`): 4 to store two pointers
+            in a byte where tables have at most 16 rows.
         full_up_to: tables of at most so many IDs stay full, whatever `max_parameters` is.
         seed: of the hash functions.
 
@@ -103,6 +107,7 @@ def tables_under_cap(
                 num_terms=num_terms,
                 use_helper=use_helper,
                 residents=residents or ResidentConfig(),
+                min_pointer_bits=min_pointer_bits,
                 seed=seed,
             )
         )

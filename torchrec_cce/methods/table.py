@@ -18,6 +18,7 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBag
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.kernels.rows import identity_rows
+from torchrec_cce.maps.pointer_format import MinPointerBits
 from torchrec_cce.methods.residents import ResidentConfig
 
 MAX_COLUMNS = 32
@@ -157,6 +158,7 @@ class Sizing:
     """None: as many as the method usually has."""
     use_helper: bool
     residents: ResidentConfig
+    min_pointer_bits: MinPointerBits
     seed: int
 
     def terms(self, *, usual: int) -> int:

@@ -171,7 +171,7 @@ def table_task(
             table=config.name,
             weights=config.used_codewords(rows.weights).reshape(*shape, -1),
             row_states={name: state.reshape(*shape, *state.shape[1:]) for name, state in states.items()},
-            pointer_dtype=config.pointer_dtype,
+            pointer_format=config.pointer_format,
             seed=derive_seed(seed, config.name, pointer_map.generation + 1),
             settings=settings,
         ),

@@ -113,7 +113,7 @@ def map_bytes(module: nn.Module) -> dict[str, int]:
             continue
         for table in collection.cce_configs():
             vocabulary = collection.pointer_map(table.name).vocabulary
-            pointers = table.num_embeddings * table.num_columns * table.pointer_dtype.itemsize
+            pointers = table.num_embeddings * table.pointer_format.num_bytes
             stock, _ = split_weight(collection.weight_name(table.name))
             size = pointers + (0 if vocabulary is None else vocabulary.nbytes)
             sizes[joined(joined(path, stock), table.name)] = size + table.residency_bytes

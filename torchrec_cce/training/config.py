@@ -22,6 +22,7 @@ from torchrec import EmbeddingBagConfig, PoolingType
 
 from torchrec_cce.clustering.settings import Backend, ReclusterConfig
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
+from torchrec_cce.maps.pointer_format import MinPointerBits
 from torchrec_cce.methods.registry import Method, tables_under_cap
 from torchrec_cce.methods.residents import ResidentConfig, RowType
 from torchrec_cce.modules.state_names import CODEWORDS, RESIDENTS
@@ -75,6 +76,8 @@ class EmbeddingConfig:
     full_up_to: NonNegativeInt = 0
     """Tables of at most so many IDs stay full, whatever `max_parameters` is."""
     num_columns: PositiveInt = 4
+    min_pointer_bits: MinPointerBits = 8
+    """`cce`, `cce_residents`, `pq`: 4 to store two learned pointers in a byte where tables have at most 16 rows."""
     num_terms: PositiveInt | None = None
     """Number of codewords that are summed, for the methods that leave it open, see `tables_under_cap`; if not given,
     the usual number of the method."""
@@ -346,6 +349,7 @@ class RunConfig:
             num_columns=self.embedding.num_columns,
             num_terms=self.embedding.num_terms,
             use_helper=self.embedding.use_helper,
+            min_pointer_bits=self.embedding.min_pointer_bits,
             full_up_to=self.embedding.full_up_to,
             residents=(self.residents or ResidentsSection()).config(self.resident_rates[RESIDENTS]),
             seed=self.seed,
@@ -371,6 +375,8 @@ class RunConfig:
             del values["embedding"]["full_up_to"]
         if self.derive is not None and self.derive.bits is None:
             del values["derive"]["bits"]
+        if self.embedding.min_pointer_bits == 8:
+            del values["embedding"]["min_pointer_bits"]
         return values
 
 

@@ -93,7 +93,7 @@ def start_from(model: DistributedModelParallel, whole: nn.Module) -> dict[str, t
             pointer_map = other.pointer_map(table)
             collection.attach_pointer_map(table, pointer_map)
             if pointer_map.stored is not None:
-                entropies[table] = pointer_entropies(pointer_map.stored_view, pointer_map.num_rows)
+                entropies[table] = pointer_entropies(pointer_map.learned_codes, pointer_map.num_rows)
     model.load_state_dict(whole.state_dict())
     return entropies
 
@@ -198,7 +198,7 @@ def _clustered(start: PointerMap, table: CCEConfig, found: Quantized) -> TableSn
     """The table as after a clustering: learned codewords in the codebook, and a helper of zeros with a fresh hash."""
     codebook = found.codewords[:, 0]
     weights = np.stack([codebook, np.zeros_like(codebook)], axis=1)  # [c, 2, k, d/c]
-    pointers = found.pointers[:, :, 0].astype(table.pointer_dtype)
+    pointers = table.pointer_format.encode(found.pointers[:, :, 0])
     helper_hash = start.next_helper_hash(derive_seed(table.seed, table.name, "derive"))
     return snapshot_of(
         table, start.clustered(pointers, helper_hash), weights=weights.reshape(table.num_physical_rows, -1)

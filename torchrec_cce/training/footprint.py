@@ -126,7 +126,7 @@ def _footprint(table: EmbeddingBagConfig, config: RunConfig) -> Footprint:
         tables=value_bytes * rows * width + beside,
         optimizer=_state_bytes(optimizer, rows, width),
         residents=_resident_bytes(table, optimizer) if is_clustered else 0,
-        pointers=n * table.num_columns * table.pointer_dtype.itemsize if is_clustered and has_pointers else 0,
+        pointers=n * table.pointer_format.num_bytes if is_clustered and has_pointers else 0,
         frequencies=_FREQUENCY_BYTES * n if counts else 0,
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from tests.support import nights
+from tests.support import nights, runs
 from tests.support.nights import is_of_table, newest, tensors
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CCEEmbeddingCollection, CCEEmbeddingConfig
 from torchrec_cce.clustering.settings import ReclusterConfig
@@ -58,12 +58,24 @@ def new_tables(one: CCECheckpoint, registry: Registry) -> list[NewTable]:
     return new
 
 
-@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adamw"])
-def test_read_and_replaced_as_a_model_has_them(tmp_path: Path, registry: Registry, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "embedding", "bits"),
+    [
+        ("rowwise_adagrad", {}, 8),
+        ("adamw", {}, 8),
+        ("rowwise_adagrad", {"max_parameters": 512, "min_pointer_bits": 4, "full_up_to": 50}, 4),
+    ],
+)
+def test_read_and_replaced_as_a_model_has_them(
+    tmp_path: Path, registry: Registry, optimizer: str, embedding: dict[str, Any], bits: int
+) -> None:
     """States of one value and of one vector a row; a model is loaded from the checkpoint before and after."""
-    run = nights.train_a_run(tmp_path / "trained", optimizer={"embedding": optimizer})
+    embedding = {"max_parameters": runs.MAX_PARAMETERS, **embedding}
+    run = nights.train_a_run(tmp_path / "trained", optimizer={"embedding": optimizer}, embedding=embedding)
     source = CCECheckpoint.at(run)
     tables = source.tables(registry)
+    alone = CCECheckpoint.at(newest(run)).tables(registry)
+    assert {table.config.pointer_bits for table in [*tables, *alone]} == {bits}
     assert [table.name for table in tables] == ["C1", "C2"]
     with process_group() as ranks:
         for table, (rows, digest) in zip(tables, loaded(run, ranks), strict=True):
@@ -74,6 +86,7 @@ def test_read_and_replaced_as_a_model_has_them(tmp_path: Path, registry: Registr
         replace_tables(copy, new, version=7)
         for (_, done), (rows, digest) in zip(new, loaded(tmp_path / "copy", ranks), strict=True):
             assert digest == done.pointer_map.digest
+            assert done.pointer_map.pointer_format.bits == bits
             assert_same_rows(done.rows, rows)
 
 

@@ -70,6 +70,8 @@ def tables() -> dict[str, TableSnapshot]:
         "pairs": make_table("pairs", num_ids=150_000, num_rows=64, num_columns=3, clustered=True, keys=False),
         "each": make_table("each", num_ids=90_000, num_rows=400, num_columns=2, clustered=True, keys=False),
         "keys": make_table("keys", num_ids=70_000, num_rows=40, num_columns=4, clustered=True, keys=True),
+        # From pointers of 8 bits to those of 4, in more than one part.
+        "nibbles": make_table("nibbles", num_ids=70_001, num_rows=16, num_columns=5, clustered=True, keys=False),
         "fresh": make_table("fresh", num_ids=500, num_rows=300, num_columns=2, clustered=False, keys=True),
     }
 
@@ -91,6 +93,7 @@ def sources(tables: dict[str, TableSnapshot], tmp_path_factory: pytest.TempPathF
                 feature_names=[name],
                 num_rows=table.pointer_map.num_rows,
                 num_columns=table.pointer_map.num_columns,
+                min_pointer_bits=4 if name == "nibbles" else 8,
             ),
             rows=rows_of(table),
             stored=StoredTable(
@@ -132,11 +135,13 @@ def assert_same_as_one_process(
         for state, values in rows.states.items():
             np.testing.assert_array_equal(one.rows.states[state], values)
         assert replace(one.report, seconds=0.0) == replace(report, seconds=0.0)
+        assert new_map.pointer_format.bits == source.config.pointer_bits
+        codes = new_map.learned_codes[:]
         for column, sizes in enumerate(one.cluster_sizes):
-            np.testing.assert_array_equal(
-                sizes, np.bincount(new_map.stored_view[:, column], minlength=source.config.num_rows)
-            )
-        stages = {"sampling", "k-means", "assignment", "digest"} | ({"pairs"} if name in ("pairs", "keys") else set())
+            np.testing.assert_array_equal(sizes, np.bincount(codes[:, column], minlength=source.config.num_rows))
+        stages = {"sampling", "k-means", "assignment", "digest"} | (
+            {"pairs"} if name in ("pairs", "keys", "nibbles") else set()
+        )
         assert set(one.times) == stages
         assert all(time.wall > 0 and time.cpu >= 0 for time in one.times.values())
 
@@ -339,15 +344,15 @@ def test_an_estimate_counts_tasks_and_bytes_and_is_quick(
     few = estimate(sources[:1], SETTINGS, num_workers=2, memory_bytes=MEMORY)
     found = estimate(sources, SETTINGS, num_workers=2, memory_bytes=MEMORY)
     assert {stage: one.tasks for stage, one in found.stages.items()} == {
-        "k-means": 3 + 2 + 4 + 2,
-        "pairs": 1 + 1,
-        "assignment": 3 + 2 + 2 + 1,
-        "digest": 4,
+        "k-means": 3 + 2 + 4 + 5 + 2,
+        "pairs": 1 + 1 + 1,
+        "assignment": 3 + 2 + 2 + 2 + 1,
+        "digest": 5,
     }
     assert all(one.seconds > 0 for one in found.stages.values())
     assert few.stages["assignment"].seconds < found.stages["assignment"].seconds
-    pointers = 150_000 * 3 + 90_000 * 2 * 2 + 70_000 * 4 + 500 * 2 * 2
-    assert found.disk_bytes == pointers + 16 * (3 * 64**2 + 4 * 40**2) + 16 * 70_500
+    pointers = 150_000 * 3 + 90_000 * 2 * 2 + 70_000 * 4 + 70_001 * 3 + 500 * 2 * 2
+    assert found.disk_bytes == pointers + 16 * (3 * 64**2 + 4 * 40**2 + 5 * 16**2) + 16 * 70_500
     assert few.memory_bytes < found.memory_bytes <= MEMORY
     with pytest.raises(ConfigError, match="memory_bytes=1 is too little"):
         estimate(sources, SETTINGS, num_workers=2, memory_bytes=1)

@@ -18,7 +18,14 @@ import pytest
 from tests.support.launch import Job
 from tests.support.remap_cases import known_ids, make_map
 from tests.support.remap_folders import NAMES, Place, contents, refused, write_log
-from torchrec_cce.data.remapped_format import HELPER_POLICIES, LAYOUTS, RemappedFormat
+from torchrec_cce.data.remapped_format import (
+    HELPER_POLICIES,
+    LAYOUTS,
+    HelperPolicy,
+    Layout,
+    RemappedFormat,
+    codes_of,
+)
 from torchrec_cce.errors import ConfigError, DataFileError, InvalidIDError, JobError, RegistryError
 from torchrec_cce.jobs.remap import file as remap_file
 from torchrec_cce.jobs.remap import job as remap_run
@@ -89,6 +96,33 @@ def test_layouts_and_policies_are_proved(place: Place, file_format: Any) -> None
                 new = pq.read_table(path, partitioning=None)
             (batch,) = raw.read().combine_chunks().to_batches()
             assert new.combine_chunks().equals(pa.Table.from_batches([remapper.batch(batch, name)]))
+
+
+@pytest.mark.parametrize(("layout", "helper"), [("words", "store"), ("lists", "drop")])
+def test_pointers_of_4_bits_are_those_of_8(place: Place, layout: Layout, helper: HelperPolicy) -> None:
+    """In words there are 16 in place of 8; lists are the same files, but for what they say of the map."""
+    read = {}
+    for nibbles in (False, True):
+        place.publish(num_columns=9, num_rows=16, nibbles=nibbles)
+        output = f"{layout}-{nibbles}"
+        report = place.run(output, layout=layout, helper=helper, inverse_check=True)
+        assert report.checked_rows >= 3 * 700
+        found = place.remapper(output)
+        key, other = "user@t_user", "user@t_item"
+        feature = found.format.features[key]
+        packs = nibbles and layout == "words"
+        assert feature.pointer_dtype == ("uint4" if packs else "uint8")
+        assert found.format.format == (2 if packs else 1)
+        assert found.format.features[other].pointer_dtype == "uint16"
+        table = pq.read_table(place.folder / output / NAMES[0], partitioning=None)
+        codes = []
+        for names in filter(None, (feature.pointers, feature.helpers)):
+            assert len(names) == (2 if layout == "words" and not nibbles else 1)
+            columns = [table.column(name).combine_chunks() for name in names]
+            codes.append(codes_of([column.drop_null() for column in columns], feature, layout))
+        read[nibbles] = np.stack(codes), table.column(feature.pointers[0]).is_null()
+    np.testing.assert_array_equal(read[True][0], read[False][0])
+    assert read[True][1].equals(read[False][1])
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "arrow"])

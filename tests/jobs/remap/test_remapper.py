@@ -33,7 +33,7 @@ def test_every_id_gets_what_its_map_says(
     assert [column.to_pylist() for column in new.columns[-len(expected) :]] == expected
 
 
-@pytest.mark.parametrize("code_bits", [8, 16, 32])
+@pytest.mark.parametrize("code_bits", [4, 8, 16, 32])
 @pytest.mark.parametrize("num_columns", [1, 2, 3, 4, 5, 9, 32])
 def test_packed_hashes(code_bits: int, num_columns: int) -> None:
     functions = UniversalHash.from_seed(3, num_columns=num_columns, num_rows=2**code_bits)

@@ -13,6 +13,7 @@ from torchrec import PoolingType
 from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.jobs.recluster.cluster import TableSource
 from torchrec_cce.jobs.recluster.work import BundleMap, Frequencies, RegistryMap, StoredResidents, StoredTable
+from torchrec_cce.maps.pointer_format import MinPointerBits
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.residency_files import read_residencies
@@ -130,6 +131,8 @@ class CCECheckpoint(DistributedCheckpoint):
     """
 
     helper_use: HelperUse = field(default_factory=HelperUse)
+    min_pointer_bits: MinPointerBits | None = None
+    """Of new maps, as the run's configuration says; None for a checkpoint that lies by itself: as of those it has."""
 
     @classmethod
     def at(cls, path: Path, *, use_helper: Mapping[str, bool] | None = None) -> "CCECheckpoint":
@@ -143,12 +146,17 @@ class CCECheckpoint(DistributedCheckpoint):
         """
         said = use_helper or {}
         if (path / RUN_CONFIG).exists():
-            of_run = read_run_config(path).embedding.use_helper
+            embedding = read_run_config(path).embedding
+            of_run = embedding.use_helper
             if said:
                 raise ConfigError(
                     f"{path}: the run's configuration says use_helper={str(of_run).lower()}; leave `use_helper` out"
                 )
-            return cls(folder=checkpoint.newest(path), helper_use=HelperUse(of_run=of_run))
+            return cls(
+                folder=checkpoint.newest(path),
+                helper_use=HelperUse(of_run=of_run),
+                min_pointer_bits=embedding.min_pointer_bits,
+            )
         if not (path / METADATA).exists():
             raise ConfigError(
                 f"{path}: neither the folder of a run ({RUN_CONFIG}) nor a distributed checkpoint ({METADATA})"
@@ -315,6 +323,7 @@ class CCECheckpoint(DistributedCheckpoint):
             pooled=has_residents or weight == joined(path, pooled_weight(name)),
             use_helper=not has_residents and self.helper_use.of(name, helper_states),
             residents=ResidentConfig() if has_residents else None,
+            min_pointer_bits=self.min_pointer_bits or pointer_map.min_pointer_bits,
         )
         return CheckpointTable(
             config=config,
@@ -345,9 +354,7 @@ class CCECheckpoint(DistributedCheckpoint):
         return next((name for each in names if in_checkpoint(name := joined(path, each)) in self.tensors), None)
 
 
-def _config(
-    name: str, snapshot: TableSnapshot, *, pooled: bool, use_helper: bool, residents: ResidentConfig | None
-) -> CCEConfig:
+def _config(name: str, snapshot: TableSnapshot, *, pooled: bool, **others: Any) -> CCEConfig:
     """What a clustering needs to know of a table's configuration."""
     fields: dict[str, Any] = {
         "name": name,
@@ -356,8 +363,7 @@ def _config(
         "feature_names": list(snapshot.feature_names),
         "num_rows": snapshot.pointer_map.num_rows,
         "num_columns": snapshot.pointer_map.num_columns,
-        "use_helper": use_helper,
-        "residents": residents,
+        **others,
     }
     return (
         CCEEmbeddingBagConfig(**fields, pooling=_POOLING[snapshot.pooling]) if pooled else CCEEmbeddingConfig(**fields)

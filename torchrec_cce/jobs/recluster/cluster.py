@@ -193,9 +193,9 @@ class _EngineExecutor(Executor):
         self._token, self._num_values = secrets.token_hex(8), 0
         # What they need is taken now: a disk without room ends the job before it begins.
         self._rooms = {
-            task.table: scratch_array(work_dir, (table.num_ids, table.num_columns), table.pointer_dtype)
+            task.table: scratch_array(work_dir, (task.clustering.num_ids, form.width), form.dtype)
             for task in tasks
-            for table in [task.clustering]
+            for form in [task.inputs.pointer_format]
         }
         self._shared = {task.table: self._share_table(task, stored[task.table]) for task in tasks}
         self._spans: dict[str, defaultdict[str, list[Span]]] = {task.table: defaultdict(list) for task in tasks}

@@ -102,7 +102,8 @@ class _Costs:
             lambda size: clustering.assign(centroids, 0, size, pointers, pairs), len(pointers), self.num_ids, chosen
         )
 
-        data = pointers.view(np.uint8).data
+        stored = table.inputs.pointer_format.encode(pointers)
+        data = stored.reshape(-1).view(np.uint8).data
         hashing = _seconds(lambda: hashlib.sha256(data))
         counting = _seconds(lambda: np.bincount(pointers[:, 0].astype(np.int64)))
         joining = _seconds(lambda: pointer_entropies(pointers, clustering.num_rows))

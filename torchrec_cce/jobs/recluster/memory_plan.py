@@ -8,6 +8,7 @@ from torchrec_cce.clustering.entropy import MAX_JOINT_IDS
 from torchrec_cce.clustering.fold import TableFold
 from torchrec_cce.clustering.task import TableTask
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.maps.pointer_format import CODES_AT_A_TIME
 
 # A worker with FAISS and the compiled loops, before it has any data: what no file backs.
 _PROCESS_BYTES = 128 << 20
@@ -83,7 +84,9 @@ class _Size:
         self.ids: int = clustering.num_ids
         self.columns: int = clustering.num_columns
         self._pairs, self._width = clustering.num_pairs, clustering.width
-        self._pointer_bytes: int = self.columns * clustering.pointer_dtype.itemsize
+        self._code_bytes: int = self.columns * clustering.pointer_dtype.itemsize
+        self._pointer_bytes = table.inputs.pointer_format.num_bytes
+        self._nibbles = table.inputs.pointer_format.nibbles
         self._states = sum(int(state[0, 0, 0].size) for state in table.inputs.row_states.values())
         self._rows = clustering.num_rows
         self._is_fold = isinstance(clustering, TableFold)
@@ -115,7 +118,8 @@ class _Size:
         """The most that any task needs in its worker."""
         chunk = min(chunk_size, self.ids) * (60 * self.columns + 12 * self._width + 40)
         distinct = min(self._sampled, self._rows**2)
-        sample = self._sampled * (2 * self._pointer_bytes + 24)
+        sample = self._sampled * (2 * self._code_bytes + 24)
+        codes = min(CODES_AT_A_TIME, most) * self._code_bytes * self._nibbles  # before they are two in a byte
         train = self._sampled * 64 + distinct * (32 * self._width + 72) + 64 * self._rows * self._width
         pairs = min(_PAIRS_AT_A_TIME, self._pairs) * (64 + 16 * self._width)
         frequencies = 32 * min(_FREQUENCIES_AT_A_TIME, self.ids) * self._has_frequencies
@@ -124,7 +128,7 @@ class _Size:
             sample = self._sampled * (8 * self.columns + 4 * dim + 48)
             chunk = min(chunk_size, self.ids) * (24 * self.columns + 12 * self._width + 4 * dim + 64)
             train = (self._sampled + self._rows) * (40 * self._width + 136) + 64 * self._rows * self._width
-        return sample + frequencies + max(chunk, train, pairs) + self._assigners + self.result(most)
+        return sample + frequencies + codes + max(chunk, train, pairs) + self._assigners + self.result(most)
 
     @property
     def _totals(self) -> int:

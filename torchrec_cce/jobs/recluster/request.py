@@ -130,7 +130,7 @@ class ReclusterInput:
     def disk_need(self) -> DiskNeed:
         """Bytes of what the job writes."""
         maps = [(table.config, table.snapshot.pointer_map) for table in self.tables]
-        pointers = sum(m.num_ids * config.num_columns * config.pointer_dtype.itemsize for config, m in maps)
+        pointers = sum(m.num_ids * config.pointer_format.num_bytes for config, m in maps)
         vocabularies = sum(0 if m.vocabulary is None else m.vocabulary.nbytes for _, m in maps)
         weights = sum(self.checkpoint.bytes_of([table.weight]) for table in self.tables)
         states = sum(self.checkpoint.bytes_of(list(table.states.values())) for table in self.tables)

@@ -148,5 +148,5 @@ def expected_codes(
         unseen = np.zeros_like(unseen)
     codebook = pointer_map.codebook_hash.numpy(ids)
     if pointer_map.stored is not None:
-        codebook[~unseen] = pointer_map.stored_view[positions[~unseen]]
+        codebook[~unseen] = pointer_map.learned_codes[positions[~unseen]]
     return codebook, pointer_map.helper_hash.numpy(ids)

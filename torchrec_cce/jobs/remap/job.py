@@ -14,6 +14,7 @@ from torchrec_cce.data.remapped_format import (
     Layout,
     RemappedFormat,
     feature_key,
+    format_of,
     remapped_feature,
 )
 from torchrec_cce.errors import ConfigError, DataFileError
@@ -221,26 +222,29 @@ def remapped_format(
                 f"helper={helper!r}: raw IDs do not tell which of them the map of table {table!r} knows, and by its "
                 "policy unseen='first_row' the others have the first row's helper; take store or drop"
             )
+    remapped = {
+        feature_key(feature, table, shared=len(tables_of[feature]) > 1): remapped_feature(
+            feature,
+            table=table,
+            column=column,
+            layout=layout,
+            helper=helper,
+            shared=len(tables_of[feature]) > 1,
+            map_digest=(found := opened.tables[table].pointer_map).digest,
+            num_columns=found.num_columns,
+            num_rows=found.num_rows,
+            min_pointer_bits=found.min_pointer_bits,
+        )
+        for feature, column in features.items()
+        for table in tables_of[feature]
+    }
     return RemappedFormat(
+        format=format_of(remapped),
         version=opened.version,
         manifest_sha256=opened.entry.manifest_sha256,
         layout=layout,
         helper=helper,
-        features={
-            feature_key(feature, table, shared=len(tables_of[feature]) > 1): remapped_feature(
-                feature,
-                table=table,
-                column=column,
-                layout=layout,
-                helper=helper,
-                shared=len(tables_of[feature]) > 1,
-                map_digest=(found := opened.tables[table].pointer_map).digest,
-                num_columns=found.num_columns,
-                num_rows=found.num_rows,
-            )
-            for feature, column in features.items()
-            for table in tables_of[feature]
-        },
+        features=remapped,
     )
 
 

@@ -44,7 +44,7 @@ class FeatureMap:
         """The words of raw `ids: [N] int64`, of the codebook pointers and then of the helper codes if they are stored;
         and what the IDs are to the map.
         """
-        return self.pointer_map.uint64s(ids, self.feature.dtype, helper=bool(self.feature.helpers))
+        return self.pointer_map.uint64s(ids, self.feature.pointer_format, helper=bool(self.feature.helpers))
 
     def arrays(self, words: Words, layout: Layout) -> list[pa.Array]:
         """The words that `find` gave as the columns of a layout, one ID a row."""
