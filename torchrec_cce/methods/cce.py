@@ -98,12 +98,15 @@ class CCEConfig(CompositionalConfig):
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes while there are residents: rows, a float of row-wise Adagrad for each, ages and slots of all IDs."""
+        """Bytes while there are residents: their rows, and ages and slots of all IDs."""
+        return 0 if self.residents is None else self.resident_row_bytes + residency_bytes(self.num_embeddings)
+
+    @property
+    def resident_row_bytes(self) -> int:
+        """Bytes of the rows of residents, with a float of row-wise Adagrad for each."""
         if self.residents is None:
             return 0
-        value_bytes = 4 if self.has_stock_residents else 1
-        rows = self.max_residents * (value_bytes * self.embedding_dim + 4)
-        return int(rows + residency_bytes(self.num_embeddings))
+        return int(self.max_residents * (np.dtype(self.residents.dtype).itemsize * self.embedding_dim + 4))
 
     def resident_feature_names(self) -> list[str]:
         """The features of that table: `f#table#residents`."""
