@@ -51,6 +51,8 @@ class Case:
     """Whether the model also has a table of every kind that is computed, which are always replicated."""
     residents: ResidentConfig | None = None
     """Of the tables `user` and `item`, in place of the helper."""
+    in_sequences: bool = False
+    """Whether every ID has an embedding, and is not pooled; for the tables `user`, `item` and `day`."""
 
     def tables(self) -> list[EmbeddingBagConfig]:
         shared: dict[str, Any] = {"embedding_dim": DIM}

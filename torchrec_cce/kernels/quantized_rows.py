@@ -63,7 +63,8 @@ def _half_of(value: np.float32, draw: np.uint64) -> np.uint16:
         half = min((raised >> _CUT) - _BIAS, _INFINITE - 1)
     if value < np.float32(0):
         half |= _SIGN
-    return np.uint16(half)
+    drawn: np.uint16 = np.uint16(half)
+    return drawn
 
 
 @jit

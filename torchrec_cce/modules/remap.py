@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, identity
 from torchrec_cce.maps.residency import Residency, Residents
-from torchrec_cce.methods.cce import CCEConfig, CCEScheme
+from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig, CCEScheme
 from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
 from torchrec_cce.methods.table import CompressedConfig, PointerScheme, row_feature_names, scheme_of
 
@@ -52,6 +52,9 @@ class Remap(nn.Module):
     """Replaces each raw ID by its rows: a bag of `l` IDs becomes `c` bags of `t·l` rows, keyed by column;
     `t` is 1 for a CCE table without its helper.
 
+    A table with residents gets another bag, of the slots of those of the IDs that have a private row; where it does not
+    pool, one more of their places in the bag of IDs.
+
     Without parameters, so that a training pipeline may run it ahead of the model or a data loader in its collate; a
     KeyedJaggedTensor that is remapped already passes through. Runs on the CPU (Appendix D) and returns the result on
     the device that the features came from.
@@ -83,6 +86,8 @@ class Remap(nn.Module):
         self.table_features = [(table.name, feature) for table in tables for feature in table.feature_names]
         self.row_keys = [key for table in tables for key in row_feature_names(table)]
         self.row_keys += [key for table in with_residents for key in table.resident_feature_names()]
+        in_sequences = [table for table in with_residents if isinstance(table, CCEEmbeddingConfig)]
+        self.row_keys += [key for table in in_sequences for key in table.place_feature_names()]
         self._changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
 
     def config(self, table: str) -> BaseEmbeddingConfig:
@@ -201,14 +206,22 @@ class Remap(nn.Module):
             _weights_of_rows(scheme, ids[span], each)
             for scheme, span, each in zip(schemes, spans, weights, strict=False)
         ]
-        for i, (table, _) in enumerate(self.table_features):
-            if table in self._residencies:
-                found = self._residents(table, ids[spans[i]], lengths[sources[i]].numpy())
-                parts.append(torch.from_numpy(found.slots))
+        residents = {
+            i: self._residents(table, ids[spans[i]], lengths[sources[i]].numpy())
+            for i, (table, _) in enumerate(self.table_features)
+            if table in self._residencies
+        }
+        for i, found in residents.items():
+            parts.append(torch.from_numpy(found.slots))
+            lengths_of_keys.append(torch.from_numpy(found.lengths))
+            columns.append(sources[i])
+            if weights:
+                weights_of_keys.append(weights[i][torch.from_numpy(found.places)])
+        for i, found in residents.items():
+            if isinstance(self._configs[self.table_features[i][0]], CCEEmbeddingConfig):
+                parts.append(torch.from_numpy(found.places_in_bags(lengths[sources[i]].numpy())))
                 lengths_of_keys.append(torch.from_numpy(found.lengths))
                 columns.append(sources[i])
-                if weights:
-                    weights_of_keys.append(weights[i][torch.from_numpy(found.places)])
         return KeyedJaggedTensor(
             keys=self.row_keys,
             values=torch.cat(parts) if len(parts) > 1 else rows,
