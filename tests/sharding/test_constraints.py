@@ -8,8 +8,15 @@ from torchrec import EmbeddingBagConfig
 from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 
-from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
+from torchrec_cce import (
+    CCEEmbeddingBagCollection,
+    CCEEmbeddingBagConfig,
+    CCEEmbeddingConfig,
+    CompositionalEmbeddingBagConfig,
+    ResidentConfig,
+)
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.sharding.constraints import column_constraints
 from torchrec_cce.sharding.planner import planning_topology
 from torchrec_cce.sharding.sharders import SHARDING_TYPES, get_cce_sharders
@@ -67,6 +74,22 @@ def test_narrow_columns_are_only_replicated(width: int) -> None:
     table = cce(embedding_dim=2 * width, num_columns=2)
     one = column_constraints([table], {"t": ParameterConstraints(compute_kernels=["fused", "dense"])})["t"]
     assert (one.sharding_types, one.compute_kernels) == (["data_parallel"], ["dense"])
+
+
+@pytest.mark.parametrize("kind", [CCEEmbeddingBagConfig, CCEEmbeddingConfig])
+def test_the_rows_of_residents_are_a_table_with_the_features_of_theirs(kind: type[CCEConfig]) -> None:
+    table = kind(
+        name="t",
+        num_embeddings=1000,
+        embedding_dim=16,
+        num_rows=10,
+        feature_names=["a", "b"],
+        residents=ResidentConfig(),
+    )
+    found = column_constraints([table], {"t": ParameterConstraints(pooling_factors=[20.0, 3.0])})
+    assert found["t"].pooling_factors == [20.0] * 4 + [3.0] * 4
+    assert found["t_residents"].pooling_factors == [20.0, 3.0]
+    assert found["t_residents"].feature_names == ["a#t#residents", "b#t#residents"]
 
 
 def test_what_the_user_wants_is_kept() -> None:

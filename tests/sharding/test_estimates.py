@@ -7,7 +7,14 @@ from torch import nn
 from torchrec import EmbeddingBagConfig
 from torchrec.distributed.planner.types import PlannerError
 
-from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CompositionalEmbeddingBagConfig
+from torchrec_cce import (
+    CCEEmbeddingBagCollection,
+    CCEEmbeddingBagConfig,
+    CCEEmbeddingCollection,
+    CCEEmbeddingConfig,
+    CompositionalEmbeddingBagConfig,
+    ResidentConfig,
+)
 from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.sharding.estimates import MapStorageReservation, map_bytes
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
@@ -39,6 +46,27 @@ def test_pointers_of_4_bits_are_half_of_that(num_columns: int, num_bytes: int) -
     )
     one = nn.ModuleDict({"sparse": CCEEmbeddingBagCollection([table], device=META)})
     assert map_bytes(one) == {"sparse.ebc.t": 1000 * num_bytes}
+
+
+@pytest.mark.parametrize("in_sequences", [False, True])
+def test_rows_of_residents_count_for_every_rank_where_they_are_replicated_on_the_host(in_sequences: bool) -> None:
+    def bytes_of(dtype: str, local_world_size: int) -> int:
+        sizes = {"num_embeddings": 1000, "embedding_dim": 16, "num_rows": 10, "feature_names": ["a"]}
+        residents = ResidentConfig(fraction=0.5, dtype=dtype)
+        if in_sequences:
+            table = CCEEmbeddingConfig(name="t", residents=residents, **sizes)
+            collection: nn.Module = CCEEmbeddingCollection([table], device=META)
+        else:
+            collection = CCEEmbeddingBagCollection(
+                [CCEEmbeddingBagConfig(name="t", residents=residents, **sizes)], device=META
+            )
+        found = map_bytes(nn.ModuleDict({"sparse": collection}), local_world_size=local_world_size)
+        return found["sparse.codewords.4.t" if in_sequences else "sparse.codewords.t"]
+
+    shared = 4000 + 1000 + 16 * 12  # pointers, ages, slots
+    assert bytes_of("float32", 8) == shared
+    assert bytes_of("float16", 8) == shared + 8 * 500 * (2 * 16 + 4)
+    assert bytes_of("int8", 1) == shared + 500 * (16 + 4)
 
 
 def test_a_vocabulary_counts_as_what_it_takes() -> None:

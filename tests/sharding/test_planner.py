@@ -10,7 +10,13 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import ParameterConstraints, Topology
 from torchrec.distributed.types import ShardingType
 
-from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CCEEmbeddingCollection, CCEEmbeddingConfig
+from torchrec_cce import (
+    CCEEmbeddingBagCollection,
+    CCEEmbeddingBagConfig,
+    CCEEmbeddingCollection,
+    CCEEmbeddingConfig,
+    ResidentConfig,
+)
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.sharding.planner import CCEShardingPlanner, planning_topology
 from torchrec_cce.sharding.sharders import SHARDING_TYPES, get_cce_sharders
@@ -170,6 +176,7 @@ def test_sequences_are_planned_like_bags() -> None:
                 [
                     CCEEmbeddingConfig(name="wide", num_embeddings=1000, **sizes),
                     CCEEmbeddingConfig(name="narrow", num_embeddings=1000, num_columns=8, **sizes),
+                    CCEEmbeddingConfig(name="large", num_embeddings=10**9, residents=ResidentConfig(), **sizes),
                     EmbeddingConfig(name="huge", num_embeddings=10**9, embedding_dim=16, feature_names=["huge"]),
                 ],
                 device=META,
@@ -185,4 +192,5 @@ def test_sequences_are_planned_like_bags() -> None:
     }
     assert found["narrow"] == ("data_parallel", "dense")
     assert found["huge"][0] == "row_wise"
-    assert found.keys() == {"bag", "wide", "narrow", "huge"}
+    assert found["large_residents"][0] == "row_wise"
+    assert found.keys() == {"bag", "wide", "narrow", "large", "large_residents", "huge"}

@@ -35,15 +35,24 @@ from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CCEEm
 from torchrec_cce.errors import CCEError, ConfigError
 from torchrec_cce.methods.residents import ResidentConfig
 from torchrec_cce.sharding.admit import admit_sharded
+from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.pipeline import drain
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import collections_of
+from torchrec_cce.training import checkpoint
+from torchrec_cce.training.checkpoint import CheckpointWriter
 from torchrec_cce.training.parallel import Ranks, process_group
+from torchrec_cce.training.schedule import Position
 
 TOLERANCE = 1e-6
 
 FLOATS = ResidentConfig(fraction=0.4)
 INTEGERS = ResidentConfig(fraction=0.4, dtype="int8", learning_rate=RATE_OF_ROWS)
+# With another rate, the last bits of a gradient, which ranks sum in another order, decide how a number is rounded.
+INTEGERS_IN_SEQUENCES = ResidentConfig(fraction=0.4, dtype="int8", learning_rate=0.25)
+HALVES = ResidentConfig(fraction=0.4, dtype="float16", learning_rate=RATE_OF_ROWS)
+ROUNDED = 4
+"""Float16 numbers of a table whose rounding they may decide: their roundings are fine, and most of them happen."""
 
 
 def case(way: str, residents: ResidentConfig = FLOATS, **changes: Any) -> Case:
@@ -64,6 +73,11 @@ CASES = {
     "int8, by rows, sums and means": case("row_wise", INTEGERS, pooling="sum and mean"),
     "int8, replicated, weighted": case("data_parallel", INTEGERS, pooling="weighted"),
     "int8, on a rank, a variable batch": case("table_wise", INTEGERS, form="variable"),
+    "sequences, by rows, a variable batch": case("row_wise", in_sequences=True, form="variable"),
+    "sequences, on a rank": case("table_wise", in_sequences=True),
+    "sequences, replicated": case("data_parallel", in_sequences=True),
+    "sequences, float16, on a rank, a variable batch": case("table_wise", HALVES, in_sequences=True, form="variable"),
+    "sequences, int8, by rows": case("row_wise", INTEGERS_IN_SEQUENCES, in_sequences=True),
 }
 
 
@@ -113,11 +127,21 @@ def values(finished: Sequence[Finished]) -> list[Any]:
 def test_ranks_train_as_one_process_does(name: str, ranks: dict[str, list[Outcome]], alone: dict[str, Outcome]) -> None:
     expected = alone[name]
     assert expected.losses[-1] < 0.9 * expected.losses[0]
+    is_rounded = CASES[name].residents is HALVES
+    tolerance = 1e-4 if is_rounded else TOLERANCE
     for found in ranks[name]:
-        np.testing.assert_allclose(found.losses, expected.losses, rtol=TOLERANCE, atol=TOLERANCE)
+        np.testing.assert_allclose(found.losses, expected.losses, rtol=tolerance, atol=tolerance)
         for theirs, ours in zip(found.changes, expected.changes, strict=True):
-            assert_close(theirs.after, ours.after)
-        assert_close(found.last, expected.last)
+            (assert_close_but_for_roundings if is_rounded else assert_close)(theirs.after, ours.after)
+        (assert_close_but_for_roundings if is_rounded else assert_close)(found.last, expected.last)
+
+
+def assert_close_but_for_roundings(found: Tables, expected: Tables) -> None:
+    for name, table in expected.items():
+        assert found[name].pointer_map.digest == table.pointer_map.digest
+        np.testing.assert_allclose(found[name].rows, table.rows, rtol=2**-10, atol=2**-14)
+        assert (np.abs(found[name].rows - table.rows) > TOLERANCE).sum() <= ROUNDED
+        np.testing.assert_allclose(found[name].codewords, table.codewords, rtol=0, atol=1e-4)
 
 
 def assert_close(found: Tables, expected: Tables) -> None:
@@ -357,6 +381,25 @@ def test_collections_without_residents_may_stand_beside(tmp_path: Path) -> None:
     assert values(on_ranks(tmp_path, 2, admit_in_several_collections)) == [[(True, 2)]] * 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_sequences_go_on_from_a_checkpoint_in_a_phase(tmp_path: Path, dtype: str) -> None:
+    """Rows, who has them, and the state of the optimizers, to the last bit."""
+    chosen = case("row_wise", ResidentConfig(fraction=0.4, dtype=dtype), in_sequences=True)
+    with process_group() as ranks:
+        one, other = Sharded(chosen, ranks), Sharded(chosen, ranks)
+        batches = rank_batches(chosen, 2 * STEPS, NUM_ROWS)
+        one.admit()
+        one.train(batches[:STEPS])
+        CheckpointWriter(tmp_path).save(one.model, one.optimizer, Position(), ShardedFrequencies({}))
+        checkpoint.load(tmp_path, other.model, other.optimizer)
+        assert other.collection.phase_is_open
+        assert one.train(batches[STEPS:]) == other.train(batches[STEPS:])
+        assert_same_bits(other.tables(), one.tables())
+        for each in (one, other):
+            each.fold()
+        assert_same_bits(other.tables(), one.tables())
+
+
 def pipelined_on_a_rank(cases: Sequence[Case]) -> list[tuple[Outcome, Outcome, int]]:
     """Case → the outcomes of plain and of pipelined training, and how many batches were drained."""
     found = []
@@ -388,7 +431,13 @@ class Pipelined(Sharded):
         return [mean_over_ranks(loss) for loss in [*losses, *rest]]
 
 
-PIPELINED = [CASES["by rows, means"], CASES["replicated, by SGD"], CASES["int8, by rows, sums and means"]]
+PIPELINED = [
+    CASES["by rows, means"],
+    CASES["replicated, by SGD"],
+    CASES["int8, by rows, sums and means"],
+    case("row_wise", in_sequences=True),
+    CASES["sequences, int8, by rows"],
+]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

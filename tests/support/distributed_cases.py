@@ -53,6 +53,8 @@ class Case:
     residents: ResidentConfig | None = None
     """Of the tables `user` and `item`, in place of the helper."""
     min_pointer_bits: MinPointerBits = 8
+    in_sequences: bool = False
+    """Whether every ID has an embedding, and is not pooled; for the tables `user`, `item` and `day`."""
 
     def tables(self) -> list[EmbeddingBagConfig]:
         shared: dict[str, Any] = {"embedding_dim": DIM}

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, JaggedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, data_parallel, row_wise, table_wise
@@ -17,15 +18,17 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from tests.support.distributed_cases import Case
 from tests.support.parity import mean_over_ranks, whole
-from torchrec_cce import CCEEmbeddingBagCollection
+from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, CCEEmbeddingCollection, CCEEmbeddingConfig
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.residency import Residency
+from torchrec_cce.methods.cce import CCEConfig
+from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.quantized_rows import QuantizedTable
-from torchrec_cce.modules.state_names import RESIDENTS
+from torchrec_cce.modules.state_names import RESIDENTS, joined, quantized_rows
 from torchrec_cce.sharding.admit import admit_sharded, top_up_sharded
 from torchrec_cce.sharding.recluster import recluster_sharded
-from torchrec_cce.sharding.sharders import CCEEmbeddingBagCollectionSharder
+from torchrec_cce.sharding.sharders import CCEEmbeddingBagCollectionSharder, CCEEmbeddingCollectionSharder
 from torchrec_cce.training.config import OptimizerConfig
 from torchrec_cce.training.parallel import Ranks, shard, table_optimizer
 
@@ -50,7 +53,7 @@ class Table:
     residency: Residency
     codewords: Array
     rows: Array
-    """Of the residents: as floats, also where they are int8 numbers."""
+    """Of the residents: as float32, also where they are float16 or int8 numbers."""
     states: Mapping[str, Array]
     """Of the codewords: of those that have one value a row."""
     states_of_rows: Mapping[str, Array]
@@ -81,15 +84,55 @@ class Model(nn.Module):
     def __init__(self, case: Case, *, world_size: int = 1) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.collection = CCEEmbeddingBagCollection(tables=case.tables(), is_weighted=case.pooling == "weighted")
+        self.collection: CCECollection
+        if case.in_sequences:
+            self.collection = CCEEmbeddingCollection(tables=[unpooled(table) for table in case.tables()])
+        else:
+            self.collection = CCEEmbeddingBagCollection(tables=case.tables(), is_weighted=case.pooling == "weighted")
+        self.sums = Sums()
         self.top = nn.Linear(sum(t.embedding_dim * len(t.feature_names) for t in case.tables()), 3)
         self.scale = world_size / NUM_ROWS
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's part of the loss, of which the mean over ranks is that of the global batch, and that again."""
-        predicted = self.top(self.collection(batch.sparse_features).values())
+        embeddings = self.collection(batch.sparse_features)
+        if isinstance(self.collection, CCEEmbeddingCollection):
+            embeddings = self.sums(embeddings, batch.labels)
+        else:
+            embeddings = embeddings.values()
+        predicted = self.top(embeddings)
         loss = (predicted - 3 * batch.dense_features).square().sum() * self.scale
         return loss, loss.detach()
+
+
+def unpooled(table: EmbeddingBagConfig) -> EmbeddingConfig:
+    """The same table, for sequences."""
+    shared: dict[str, Any] = {
+        "name": table.name,
+        "num_embeddings": table.num_embeddings,
+        "embedding_dim": table.embedding_dim,
+        "feature_names": table.feature_names,
+    }
+    if not isinstance(table, CCEEmbeddingBagConfig):
+        return EmbeddingConfig(**shared)
+    return CCEEmbeddingConfig(
+        num_rows=table.num_rows, num_columns=table.num_columns, residents=table.residents, **shared
+    )
+
+
+class Sums(nn.Module):
+    """Of sequences what no sum of embeddings has: of each its own function, and more for later ones of a bag."""
+
+    def forward(self, sequences: Mapping[str, JaggedTensor], labels: torch.Tensor) -> torch.Tensor:
+        """[B, Σ d]."""
+        sums = []
+        for each in sequences.values():
+            lengths = each.lengths()
+            places = torch.arange(len(each.values())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+            values = torch.tanh(each.values()) * (1 + places[:, None])
+            bags = torch.arange(len(labels)).repeat_interleave(lengths)
+            sums.append(torch.zeros(len(labels), values.shape[1]).index_add(0, bags, values))
+        return torch.cat(sums, dim=1)
 
 
 class Alone:
@@ -128,14 +171,14 @@ class Alone:
         self.collection.recluster(seed=3, optimizer=self.optimizer, settings=SETTINGS)
 
     def parameters_of(self, table: str) -> tuple[nn.Parameter, nn.Parameter | QuantizedTable]:
-        rows: Any
-        if self.collection.residents is not None:
-            rows = self.collection.residents.embedding_bags[f"{table}_residents"].weight
-        else:
-            assert self.collection.quantized_residents is not None
-            rows = self.collection.quantized_residents.tables[f"{table}_residents"]
-        assert self.collection.codewords is not None
-        return self.collection.codewords.embedding_bags[table].weight, rows
+        config = self.collection.remap.config(table)
+        assert isinstance(config, CCEConfig)
+        codewords = self.collection.get_parameter(self.collection.weight_name(table))
+        if config.has_stock_residents:
+            return codewords, self.collection.get_parameter(self.collection.residents_name(config))
+        rows = self.collection.get_submodule(quantized_rows(config.resident_table))
+        assert isinstance(rows, QuantizedTable)
+        return codewords, rows
 
     def tables(self) -> Tables:
         tables = {}
@@ -188,9 +231,9 @@ class Sharded:
         )
 
     @property
-    def collection(self) -> CCEEmbeddingBagCollection:
+    def collection(self) -> CCECollection:
         found = self.model.module.get_submodule("collection")
-        assert isinstance(found, CCEEmbeddingBagCollection)
+        assert isinstance(found, CCECollection)
         return found
 
     def train(self, batches: Sequence[Batch]) -> list[float]:
@@ -216,12 +259,14 @@ class Sharded:
         weights, states = self.model.state_dict(), self.optimizer.state_dict()["state"]
         tables = {}
         for name in TABLES:
-            key = f"collection.codewords.embedding_bags.{name}.weight"
-            row_key = f"collection.residents.embedding_bags.{name}_residents.weight"
+            config = self.collection.remap.config(name)
+            assert isinstance(config, CCEConfig)
+            key = joined("collection", self.collection.weight_name(name))
+            row_key = joined("collection", self.collection.residents_name(config))
             if row_key in weights:
                 rows, states_of_rows = whole(weights[row_key]), states_of(states.get(row_key, {}))
             else:
-                table = self.collection.get_submodule(f"quantized_residents.tables.{name}_residents")
+                table = self.collection.get_submodule(quantized_rows(config.resident_table))
                 assert isinstance(table, QuantizedTable)
                 rows, states_of_rows = floats_of(table), quantized_states(table)
             residency = self.collection.remap.residency(name)
@@ -251,27 +296,30 @@ def optimizer_config(case: Case) -> OptimizerConfig:
     )
 
 
-def plan_of(collection: CCEEmbeddingBagCollection, case: Case, world_size: int) -> ShardingPlan:
+def plan_of(collection: CCECollection, case: Case, world_size: int) -> ShardingPlan:
     ways = {
         "data_parallel": lambda _: data_parallel(),
         "table_wise": lambda i: table_wise(rank=i % world_size, compute_kernel="fused"),
         "row_wise": lambda _: row_wise(compute_kernel="fused"),
     }
+    sharder: Any = CCEEmbeddingCollectionSharder() if case.in_sequences else CCEEmbeddingBagCollectionSharder()
     return ShardingPlan(
         plan={
             f"collection.{path}": construct_module_sharding_plan(
                 stock,
                 {
                     table.name: ways[case.placement[table.name.removesuffix("_residents")]](i)
-                    for i, table in enumerate(stock.embedding_bag_configs())
+                    for i, table in enumerate(
+                        stock.embedding_configs() if case.in_sequences else stock.embedding_bag_configs()
+                    )
                 },
-                sharder=CCEEmbeddingBagCollectionSharder(),
+                sharder=sharder,
                 local_size=world_size,
                 world_size=world_size,
                 device_type="cpu",
             )
-            for path, stock in collection.named_children()
-            if path in ("ebc", "codewords", "residents") and stock is not None
+            for path, stock in collection.named_modules()
+            if isinstance(stock, EmbeddingCollection | EmbeddingBagCollection)
         }
     )
 

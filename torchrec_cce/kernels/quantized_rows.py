@@ -1,4 +1,7 @@
-"""Rows of int8 numbers that are pooled, and trained by row-wise Adagrad with stochastic rounding."""
+"""Rows of int8 or float16 numbers that are pooled, and trained by row-wise Adagrad with stochastic rounding.
+
+Numba has no float16: such numbers are uint16 here, which have their bits.
+"""
 
 from typing import Any
 
@@ -9,19 +12,86 @@ from torchrec_cce.hashing import fmix64
 from torchrec_cce.jit import jit
 
 LARGEST = 127
-"""The largest absolute value of a number: the negative side has none that the positive lacks."""
+"""The largest absolute value of an int8 number: the negative side has none that the positive lacks."""
 
+Numbers = npt.NDArray[np.int8] | npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 _DRAW_BITS = 24
 _DRAW = np.float32(2.0**-_DRAW_BITS)
 _DRAW_SHIFT = np.uint64(64 - _DRAW_BITS)
 
+# A float16 has a sign, 5 bits of exponent and 10 of mantissa; a float32 has 13 more of mantissa, and an exponent that
+# is 112 larger for the same value. Below the exponent 1, float16 numbers are multiples of 2⁻²⁴.
+_CUT = 13
+_CUT_MASK = (1 << _CUT) - 1
+_BIAS = 112 << 10
+_SIGN = 0x8000
+_FIRST_NORMAL = 0x400
+_INFINITE = 0x7C00
+_NOT_A_NUMBER = 0x7E00
+_SMALLEST_NORMAL = np.float32(2.0**-14)
+_UNIT = np.float32(2.0**-24)
+_PARTS = np.float32(2.0 ** (24 + _DRAW_BITS))
+"""Of a unit there are as many parts as different draws."""
+
+
+@jit
+def _float_of_half(half: np.uint16) -> np.float32:
+    """The value of a float16 number, NaN for infinity. There is no branch, so that compiled it does several at once."""
+    magnitude = np.uint32(half & (_SIGN - 1))
+    small = np.float32(np.float32(np.int32(magnitude)) * _UNIT).view(np.uint32)
+    normal = np.uint32((magnitude + _BIAS) << _CUT)
+    bits = normal if magnitude >= _FIRST_NORMAL else small
+    bits = bits if magnitude < _INFINITE else np.uint32((_NOT_A_NUMBER + 2 * _BIAS) << _CUT)
+    value: np.float32 = np.uint32(bits | ((half & _SIGN) << 16)).view(np.float32)
+    return value
+
+
+@jit
+def _half_of(value: np.float32, draw: np.uint64) -> np.uint16:
+    """One of the two float16 numbers around `value`, by chance, so that the mean is `value`; NaN for NaN.
+
+    Args:
+        draw: 24 random bits. They are added to the bits that are cut off, of which there are 13, but more near 0.
+    """
+    magnitude = np.float32(abs(value))
+    if value != value:
+        half = np.int64(_NOT_A_NUMBER)
+    elif magnitude < _SMALLEST_NORMAL:
+        half = (np.int64(magnitude * _PARTS) + np.int64(draw)) >> _DRAW_BITS
+    else:
+        raised = np.int64(magnitude.view(np.uint32)) + (np.int64(draw) & _CUT_MASK)
+        half = min((raised >> _CUT) - _BIAS, _INFINITE - 1)
+    if value < np.float32(0):
+        half |= _SIGN
+    drawn: np.uint16 = np.uint16(half)
+    return drawn
+
+
+@jit
+def _drawn_byte(value: np.float32, draw: np.uint64) -> np.int8:
+    """One of the two int8 numbers around `value`, by chance, so that the mean is `value`.
+
+    Args:
+        draw: 24 random bits.
+    """
+    rounded = np.floor(value + np.float32(draw) * _DRAW)
+    drawn: np.int8 = np.int8(min(max(rounded, np.float32(-LARGEST)), np.float32(LARGEST)))
+    return drawn
+
+
+@jit
+def _draw(seed: np.uint64, number: np.uint64) -> np.uint64:
+    """The 24 random bits for one number of a table."""
+    bits: np.uint64 = fmix64(seed ^ number) >> _DRAW_SHIFT
+    return bits
+
 
 class QuantizedArray:
     """Rows, `[m, d]`, that become float32 where they are asked for. A view: it changes with the rows."""
 
-    def __init__(self, numbers: npt.NDArray[np.int8], step: float) -> None:
+    def __init__(self, numbers: npt.NDArray[np.int8] | npt.NDArray[np.float16], step: float) -> None:
         self._numbers, self._step = numbers, np.float32(step)
         self.shape = numbers.shape
 
@@ -32,7 +102,7 @@ class QuantizedArray:
 
 @jit
 def pool_rows(
-    rows: npt.NDArray[np.int8],
+    rows: Numbers,
     step: np.float32,
     slots: Integers,
     lengths: npt.NDArray[np.integer],
@@ -42,24 +112,29 @@ def pool_rows(
     """Add the weighted sums of the rows of bags to `out`.
 
     Args:
-        rows: [m, d], of which each number stands for itself times `step`.
+        rows: [m, d], of which each number stands for itself times `step`, which is 1 for float16.
         slots: [R], each inside, bag after bag.
         lengths: [B].
         weights: [R], or [0] where all are 1.
         out: [B, d].
     """
+    is_half = rows.itemsize == 2
     at = 0
     for bag in range(len(lengths)):
         for _ in range(lengths[bag]):
             weight = step * weights[at] if len(weights) else step
-            for dim in range(rows.shape[1]):
-                out[bag, dim] += weight * np.float32(rows[slots[at], dim])
+            if is_half:
+                for dim in range(rows.shape[1]):
+                    out[bag, dim] += weight * _float_of_half(np.uint16(rows[slots[at], dim]))
+            else:
+                for dim in range(rows.shape[1]):
+                    out[bag, dim] += weight * np.float32(rows[slots[at], dim])
             at += 1
 
 
 @jit
 def train_rows(
-    rows: npt.NDArray[np.int8],
+    rows: Numbers,
     state: Floats,
     step: np.float32,
     order: Integers,
@@ -72,7 +147,7 @@ def train_rows(
     epsilon: np.float32,
     seed: np.uint64,
 ) -> None:
-    """One step of row-wise Adagrad, on the sum of the gradients of each row; what does not fit a step is drawn for.
+    """One step of row-wise Adagrad, on the sum of the gradients of each row; between two numbers, it is drawn for one.
 
     Args:
         rows, step: see `pool_rows`; rows are written to.
@@ -84,6 +159,7 @@ def train_rows(
         weight_decay: a row that is trained is first multiplied by `1 − learning_rate · weight_decay`.
         seed: of the draws; a new one for every step.
     """
+    is_half = rows.itemsize == 2
     width = rows.shape[1]
     total = np.empty(width, np.float32)
     start = 0
@@ -103,25 +179,34 @@ def train_rows(
         state[slot] += squares / np.float32(width)
         rate = learning_rate / (np.sqrt(state[slot]) + epsilon) / step
         kept = np.float32(1) - learning_rate * weight_decay
-        for dim in range(width):
-            bits = fmix64(seed ^ np.uint64(slot * width + dim)) >> _DRAW_SHIFT
-            value = kept * np.float32(rows[slot, dim]) - rate * total[dim] + np.float32(bits) * _DRAW
-            rows[slot, dim] = np.int8(min(max(np.floor(value), np.float32(-LARGEST)), np.float32(LARGEST)))
+        first = np.uint64(slot * width)
+        if is_half:
+            for dim in range(width):
+                value = kept * _float_of_half(np.uint16(rows[slot, dim])) - rate * total[dim]
+                rows[slot, dim] = _half_of(value, _draw(seed, first + np.uint64(dim)))
+        else:
+            for dim in range(width):
+                value = kept * np.float32(rows[slot, dim]) - rate * total[dim]
+                rows[slot, dim] = _drawn_byte(value, _draw(seed, first + np.uint64(dim)))
         start = stop
 
 
 @jit
-def round_rows(values: Floats, step: np.float32, first: int, seed: np.uint64, out: npt.NDArray[np.int8]) -> None:
+def round_rows(values: Floats, step: np.float32, first: int, seed: np.uint64, out: Numbers) -> None:
     """Write the numbers that stand for `values: [N, d]` to `out: [N, d]`, rounded up or down as is drawn.
 
     Args:
-        step: what 1 stands for.
+        step: see `pool_rows`.
         first: the row of a table that comes first in `values`.
         seed: of the draws.
     """
+    is_half = out.itemsize == 2
     width = values.shape[1]
     for i in range(len(values)):
-        for dim in range(width):
-            bits = fmix64(seed ^ np.uint64((first + i) * width + dim)) >> _DRAW_SHIFT
-            value = np.floor(values[i, dim] / step + np.float32(bits) * _DRAW)
-            out[i, dim] = np.int8(min(max(value, np.float32(-LARGEST)), np.float32(LARGEST)))
+        start = np.uint64((first + i) * width)
+        if is_half:
+            for dim in range(width):
+                out[i, dim] = _half_of(values[i, dim], _draw(seed, start + np.uint64(dim)))
+        else:
+            for dim in range(width):
+                out[i, dim] = _drawn_byte(values[i, dim] / step, _draw(seed, start + np.uint64(dim)))

@@ -23,6 +23,11 @@ class Residents(NamedTuple):
     lengths: npt.NDArray[np.integer]
     """[B], of the integer type of the bags' lengths: how many each bag has."""
 
+    def places_in_bags(self, lengths: npt.NDArray[np.integer]) -> Integers:
+        """[R] int64: the index of each among the members of its bag, of bags of `lengths: [B]`."""
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        return self.places - starts.repeat(self.lengths)
+
 
 class Slots:
     """The row of each position that has one: the positions in ascending order have the rows 0, 1, 2, …, or those of an

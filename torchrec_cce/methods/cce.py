@@ -1,5 +1,6 @@
 """CCE tables: codewords of a codebook by learned pointers, of a helper by hashes. Without helper: quantized tables."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, EmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
@@ -90,7 +91,7 @@ class CCEConfig(CompositionalConfig):
 
     @property
     def resident_table(self) -> str:
-        """The name of the stock table of the residents' rows."""
+        """The name of the table of the residents' rows."""
         return f"{self.name}_residents"
 
     @property
@@ -105,12 +106,15 @@ class CCEConfig(CompositionalConfig):
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes while there are residents: rows, a float of row-wise Adagrad for each, and see `residency_bytes`."""
+        """Bytes while there are residents: their rows, and see `residency_bytes`."""
+        return self.resident_row_bytes + self.residency_bytes
+
+    @property
+    def resident_row_bytes(self) -> int:
+        """Bytes of the rows of residents, with a float of row-wise Adagrad for each."""
         if self.residents is None:
             return 0
-        value_bytes = 4 if self.has_stock_residents else 1
-        rows = self.max_residents * (value_bytes * self.embedding_dim + 4)
-        return int(rows + self.residency_bytes)
+        return int(self.max_residents * (np.dtype(self.residents.dtype).itemsize * self.embedding_dim + 4))
 
     @property
     def residency_bytes(self) -> int:
@@ -122,6 +126,10 @@ class CCEConfig(CompositionalConfig):
     def resident_feature_names(self) -> list[str]:
         """The features of that table: `f#table#residents`."""
         return [f"{feature}#{self.name}#residents" for feature in self.feature_names]
+
+    @abstractmethod
+    def resident_rows(self) -> BaseEmbeddingConfig:
+        """The stock TorchRec table of the residents' rows, which are added to the codewords."""
 
     def _resident_fields(self) -> dict[str, Any]:
         assert self.residents is not None
@@ -171,7 +179,6 @@ class CCEEmbeddingBagConfig(CCEConfig, CompositionalEmbeddingBagConfig):
         super().__post_init__()
 
     def resident_rows(self) -> EmbeddingBagConfig:
-        """The stock TorchRec table of the residents' rows, whose sums are added to those of the codewords."""
         return EmbeddingBagConfig(**self._resident_fields())
 
 
@@ -179,10 +186,12 @@ class CCEEmbeddingBagConfig(CCEConfig, CompositionalEmbeddingBagConfig):
 class CCEEmbeddingConfig(CCEConfig, CompositionalEmbeddingConfig):
     """A clustered table that gives every ID of a sequence an embedding. Sizes and errors: `CCEConfig`."""
 
-    def __post_init__(self) -> None:
-        if self.residents is not None:
-            raise ConfigError(f"table {self.name!r}: residents are for tables that pool; leave them out")
-        super().__post_init__()
+    def resident_rows(self) -> EmbeddingConfig:
+        return EmbeddingConfig(**self._resident_fields())
+
+    def place_feature_names(self) -> list[str]:
+        """What says where in their bags the residents are, whose rows are not pooled: `f#table#places`."""
+        return [f"{feature}#{self.name}#places" for feature in self.feature_names]
 
 
 def _init_codebooks(

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from torchrec_cce.errors import ConfigError
 
-RowType = Literal["float32", "int8"]
+RowType = Literal["float32", "float16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,14 @@ class ResidentConfig:
     shrinkage: float = 0.5
     """What an ID that gets a row again loses of the embedding it has, as a share, 0 to 1."""
     dtype: RowType = "float32"
-    """Of the rows. `"float32"`: they are a stock table, which TorchRec places, and any optimizer trains. `"int8"`: they
-    take a quarter of the memory, in host memory; every rank has a replica, and row-wise Adagrad trains it in the
-    backward pass."""
+    """Of the rows. `"float32"`: they are a stock table, which TorchRec places, and any optimizer trains. `"float16"`,
+    `"int8"`: they take half or a quarter of the memory, in host memory; every rank has a replica, and row-wise Adagrad
+    trains it in the backward pass."""
     learning_rate: float = 0.05
-    """`"int8"`: of that Adagrad."""
+    """`"float16"` and `"int8"`: of that Adagrad."""
     weight_decay: float = 0.0
-    """`"int8"`: what a row loses, as a share of itself and of the learning rate, whenever it is trained."""
+    """`"float16"` and `"int8"`: what a row loses, as a share of itself and of the learning rate, whenever it is
+    trained."""
     first_come: bool = False
     """Whether only IDs that were seen get a row. `admit` then leaves rows free, all of them if no frequencies are
     known, which `top_up` gives to IDs as they arrive. The order in which they came takes 4 bytes a row."""

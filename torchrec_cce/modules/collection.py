@@ -21,7 +21,7 @@ from torchrec_cce.modules.quantized_rows import QuantizedStore, QuantizedTable
 from torchrec_cce.modules.recluster import ParameterStore, ResidentStore, TableReport, TableRows, recluster_rows
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.residents import residency_of_phase, rows_of_phase
-from torchrec_cce.modules.state_names import quantized_rows, residents_weight
+from torchrec_cce.modules.state_names import quantized_rows
 
 
 class CCECollection(ABC, nn.Module):
@@ -67,6 +67,16 @@ class CCECollection(ABC, nn.Module):
     def weight_name(self, table: str) -> str:
         """The name of a table's weights in `state_dict`, sharded or not."""
 
+    @abstractmethod
+    def residents_name(self, config: CCEConfig) -> str:
+        """The name of the rows of a table's residents in `state_dict`, sharded or not, if they are a stock table."""
+
+    def _codewords_learn(self) -> torch.set_grad_enabled:
+        """Codewords of tables with residents are looked up in this context, and waited for: they are frozen while a
+        phase is open, and then nothing of the lookup is noted for a backward pass.
+        """
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.phase_is_open)
+
     @property
     def phase_is_open(self) -> bool:
         """Whether some table has residents now, also while a training pipeline has batches in flight."""
@@ -85,7 +95,7 @@ class CCECollection(ABC, nn.Module):
                 table.init_fn(weight)
         for table in self.configs_with_residents():
             if table.has_stock_residents:
-                rows = self._parameter(self.residents_name(table.name))
+                rows = self._parameter(self.residents_name(table))
                 if not rows.is_meta:
                     nn.init.zeros_(rows)
         for module in self.modules():
@@ -325,16 +335,11 @@ class CCECollection(ABC, nn.Module):
         return ResidentRows(residency=self.remap.residency(table.name), rows=rows)
 
     def quantized_store(self, config: CCEConfig) -> QuantizedStore | None:
-        """The rows of a table's residents, if they are int8; if not, they are a stock table, or there are none."""
+        """The rows of a table's residents, if they are float16 or int8; if not, they are a stock table, or there are
+        none."""
         if config.residents is None or config.has_stock_residents:
             return None
         return QuantizedStore(self.get_submodule(quantized_rows(config.resident_table)))
-
-    def residents_name(self, table: str) -> str:
-        """The name of the rows of a table's residents in `state_dict`, sharded or not."""
-        config = self.remap.config(table)
-        assert isinstance(config, CCEConfig)
-        return residents_weight(config.resident_table)
 
     def _store(self, table: str, optimizer: torch.optim.Optimizer | None = None) -> ParameterStore:
         return ParameterStore(self._parameter(self.weight_name(table)), optimizer, table=table)
@@ -342,7 +347,7 @@ class CCECollection(ABC, nn.Module):
     def _residents_store(self, config: CCEConfig, optimizer: torch.optim.Optimizer | None = None) -> ResidentStore:
         stock: ResidentStore | None = self.quantized_store(config)
         if stock is None:
-            weight = self._parameter(self.residents_name(config.name))
+            weight = self._parameter(self.residents_name(config))
             stock = ParameterStore(weight, optimizer, table=config.resident_table)
         return stock
 

@@ -14,9 +14,16 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
+from torchrec_cce.modules.bags import members_of
 from torchrec_cce.modules.collection import CCECollection
-from torchrec_cce.modules.state_names import sequence_weight
+from torchrec_cce.modules.quantized_rows import QuantizedSequences
+from torchrec_cce.modules.state_names import (
+    sequence_codewords_weight,
+    sequence_residents_weight,
+    sequence_weight,
+)
 
 
 class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
@@ -24,7 +31,9 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
 
     Three steps: `remap` (raw IDs → rows, on the CPU, no parameters), `ecs` (stock `EmbeddingCollection`s, which
     TorchRec shards, fuses and checkpoints like any other) and `combine` (codewords → embeddings). A stock collection
-    holds tables of one width, so that `ecs` has one for each width `d/c`, with the width as its name.
+    holds tables of one width, so that `ecs` has one for each width `d/c`, with the width as its name. So has
+    `codewords`, for tables with residents; the rows of these are in one stock collection, `residents`: while a phase is
+    open, the one are frozen and the other is trained. Rows of float16 or int8 numbers are in `quantized_residents`.
 
     Args:
         tables: `EmbeddingConfig` for a full table, `CompositionalEmbeddingConfig` for a hashed one,
@@ -53,14 +62,23 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
         if len(set(dims.values())) != 1:
             raise ConfigError(f"an EmbeddingCollection has one embedding_dim for all its tables; these have {dims}")
         self._need_indices = need_indices
-        groups: dict[int, list[EmbeddingConfig]] = {}
-        for table in self._physical.values():
-            groups.setdefault(table.embedding_dim, []).append(table)
+        with_residents = self.configs_with_residents()
+        frozen = {table.name for table in with_residents}
         self._widths = {table.name: table.embedding_dim for table in self._physical.values()}
-        self.ecs = nn.ModuleDict(
-            {str(width): EmbeddingCollection(tables=group, device=device) for width, group in groups.items()}
-        )
-        self.combine = CombineSequences(tables, list(groups.values()), need_indices=need_indices)
+
+        def stock(tables: list[EmbeddingConfig]) -> EmbeddingCollection:
+            return EmbeddingCollection(tables=tables, device=device)
+
+        learning = _by_width([table for name, table in self._physical.items() if name not in frozen])
+        resting = _by_width([table for name, table in self._physical.items() if name in frozen])
+        self.ecs = nn.ModuleDict({str(width): stock(group) for width, group in learning.items()})
+        self.codewords = nn.ModuleDict({str(width): stock(group) for width, group in resting.items()})
+        rows = [table.resident_rows() for table in with_residents if table.has_stock_residents]
+        self.residents = stock(rows) if rows else None
+        quantized = [table for table in with_residents if not table.has_stock_residents]
+        self.quantized_residents = QuantizedSequences(quantized, device=device) if quantized else None
+        inner = [*learning.values(), *resting.values()]
+        self.combine = CombineSequences(tables, inner, need_indices=need_indices)
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """One JaggedTensor a feature: `[N, d]` float32 embeddings of its N raw IDs, and the lengths of its bags.
@@ -74,9 +92,22 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
                 `inverse_indices` (a variable batch per feature), by which sharded tables repeat embeddings alone.
         """
         rows = self.remap(features)
-        # All lookups are under way before the first is waited for.
-        embeddings: dict[str, JaggedTensor] = self.combine(features, [ec(rows) for ec in self.ecs.values()])
+        # Those that learn are under way before the first is waited for.
+        looked_up = [ec(rows) for ec in self.ecs.values()]
+        residents = [stock(rows) for stock in (self.residents, self.quantized_residents) if stock is not None]
+        with self._codewords_learn():
+            codewords = [ec(rows) for ec in self.codewords.values()]
+            for columns in codewords:
+                columns.values()  # a sharded lookup ends here
+        embeddings: dict[str, JaggedTensor] = self.combine(
+            features, [*looked_up, *codewords], rows, residents, repeats=self._repeats
+        )
         return embeddings
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether stock collections repeat embeddings by `inverse_indices`, as sharded ones do."""
+        return any(not isinstance(ec, EmbeddingCollection) for ec in self.codewords.values())
 
     def embedding_configs(self) -> list[EmbeddingConfig]:
         return self._tables
@@ -94,7 +125,27 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
         return names
 
     def weight_name(self, table: str) -> str:
-        return sequence_weight(table, self._widths[table])
+        name = sequence_codewords_weight if table in self.remap.resident_tables() else sequence_weight
+        return name(table, self._widths[table])
+
+    def residents_name(self, config: CCEConfig) -> str:
+        return sequence_residents_weight(config.resident_table)
+
+
+def _by_width(tables: Sequence[EmbeddingConfig]) -> dict[int, list[EmbeddingConfig]]:
+    groups: dict[int, list[EmbeddingConfig]] = {}
+    for table in tables:
+        groups.setdefault(table.embedding_dim, []).append(table)
+    return groups
+
+
+class _Residents(NamedTuple):
+    """The private rows of one output, by their keys among the remapped features."""
+
+    rows: str
+    places: str
+    is_stock: bool
+    """Whether a stock collection looks them up."""
 
 
 class _Sequence(NamedTuple):
@@ -107,10 +158,13 @@ class _Sequence(NamedTuple):
     columns: list[str]
     """The inner collection's names for its columns."""
     num_terms: int
+    residents: _Residents | None
 
 
 class CombineSequences(nn.Module):
     """Concatenates each feature's columns and sums the `t` codewords of an ID, which lie in consecutive rows.
+
+    The rows of residents, which alone are looked up and sent between ranks, are added in their places.
 
     Args:
         tables: the caller's tables.
@@ -132,34 +186,58 @@ class CombineSequences(nn.Module):
         for table, names in zip(tables, get_embedding_names_by_table(tables), strict=True):
             c, t = (table.num_columns, table.num_codewords) if isinstance(table, CompositionalConfig) else (1, 1)
             i, columns = columns_of[table.name]
+            residents = _residents_of(table)
             for f, (name, feature) in enumerate(zip(names, table.feature_names, strict=True)):
                 self._sequences.append(
-                    _Sequence(name=name, feature=feature, inner=i, columns=columns[c * f : c * (f + 1)], num_terms=t)
+                    _Sequence(
+                        name=name,
+                        feature=feature,
+                        inner=i,
+                        columns=columns[c * f : c * (f + 1)],
+                        num_terms=t,
+                        residents=residents[f],
+                    )
                 )
 
     def forward(
-        self, features: KeyedJaggedTensor, codewords: Sequence[Mapping[str, JaggedTensor]]
+        self,
+        features: KeyedJaggedTensor,
+        codewords: Sequence[Mapping[str, JaggedTensor]],
+        rows: KeyedJaggedTensor,
+        residents: Sequence[Mapping[str, JaggedTensor]],
+        *,
+        repeats: bool,
     ) -> dict[str, JaggedTensor]:
         """`codewords` of `[t·N, d/c]` a column, to `[N, d]` a feature.
 
         Args:
             features: the caller's, for what goes along with the embeddings: raw IDs or sample weights.
             codewords: what each inner collection returned.
+            rows: the remapped features, for the places of residents.
+            residents: `[R, d]` of each feature with residents.
+            repeats: whether stock collections have repeated embeddings by the `inverse_indices` of `rows`, if any.
 
         Raises:
             ConfigError: raw IDs are needed and the input has none, or none that fit the embeddings.
         """
         along = self._along(features)
+        private = {key: sequence for each in residents for key, sequence in each.items()}
+        repeats = repeats and rows.inverse_indices_or_none() is not None
         outputs = {}
         for sequence in self._sequences:
             columns = [codewords[sequence.inner][name] for name in sequence.columns]
             values = [column.values() for column in columns]
             whole = values[0] if len(values) == 1 else torch.cat(values, dim=1)
-            outputs[sequence.name] = JaggedTensor(
-                values=whole if sequence.num_terms == 1 else whole.unflatten(0, (-1, sequence.num_terms)).sum(dim=1),
-                lengths=columns[0].lengths() // sequence.num_terms,
-                weights=along.get(sequence.feature),
-            )
+            whole = whole if sequence.num_terms == 1 else whole.unflatten(0, (-1, sequence.num_terms)).sum(dim=1)
+            lengths = columns[0].lengths() // sequence.num_terms
+            if sequence.residents is not None:
+                keys = sequence.residents
+                found, places = private[keys.rows], rows[keys.places]
+                if repeats:
+                    places = _repeated(places, rows, keys.places)
+                    found = found if keys.is_stock else _repeated(found, rows, keys.rows)
+                whole = _with_residents(whole, lengths, found.values(), places)
+            outputs[sequence.name] = JaggedTensor(values=whole, lengths=lengths, weights=along.get(sequence.feature))
         return outputs
 
     def _along(self, features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
@@ -183,3 +261,34 @@ class CombineSequences(nn.Module):
             feature: inputs[feature].values() if self._need_indices else inputs[feature].weights()
             for feature in needed - missing
         }
+
+
+def _residents_of(table: EmbeddingConfig) -> list[_Residents | None]:
+    """Of each feature of a table."""
+    if not isinstance(table, CCEEmbeddingConfig) or table.residents is None:
+        return [None] * len(table.feature_names)
+    keys = zip(table.resident_feature_names(), table.place_feature_names(), strict=True)
+    return [_Residents(rows=rows, places=places, is_stock=table.has_stock_residents) for rows, places in keys]
+
+
+def _with_residents(
+    embeddings: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor, places: JaggedTensor
+) -> torch.Tensor:
+    """`embeddings: [N, d]` of bags of `lengths: [B]`, and to those of residents their `rows: [R, d]` added.
+
+    Args:
+        places: R of them, each in its own bag: bags of 2 and 3 IDs of which the first and the last are residents have
+            the places 0 | 2, which are 0 and 2 + 2 of all.
+    """
+    starts = lengths.cumsum(0) - lengths
+    return embeddings.index_add(
+        0, places.values() + starts.repeat_interleave(places.lengths()), rows.to(embeddings.dtype)
+    )
+
+
+def _repeated(bags: JaggedTensor, features: KeyedJaggedTensor, key: str) -> JaggedTensor:
+    """The bags under `key` of a variable batch, as often as its `inverse_indices` say."""
+    keys, indices = features.inverse_indices()
+    chosen = indices[keys.index(key)]
+    members = members_of(bags.lengths(), chosen)
+    return JaggedTensor(values=bags.values()[members], lengths=bags.lengths()[chosen])

@@ -18,14 +18,14 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingBagConfig
+from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTables
 from torchrec_cce.methods.table import row_feature_names
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.quantized_rows import QuantizedRows
 from torchrec_cce.modules.remap import row_segments
-from torchrec_cce.modules.state_names import codewords_weight, pooled_weight
+from torchrec_cce.modules.state_names import codewords_weight, pooled_weight, residents_weight
 
 _FEATURE = "ids"
 
@@ -37,8 +37,8 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
     TorchRec shards, fuses, checkpoints and quantizes like any other) and `combine` (columns → the caller's features).
     Tables that are computed and not looked up are in `computed`, and replicated; without others, `ebc` is None. The
     codewords of tables with residents, and the rows of these, are stock collections of their own, `codewords` and
-    `residents`: while a phase is open, the one is frozen and the other is trained. Rows of int8 numbers, which no stock
-    collection trains, are in `quantized_residents`.
+    `residents`: while a phase is open, the one is frozen and the other is trained. Rows of float16 or int8 numbers are
+    in `quantized_residents`.
 
     Args:
         tables: `EmbeddingBagConfig` for a full table, `CompositionalEmbeddingBagConfig` for a hashed one,
@@ -76,7 +76,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         self._is_weighted = is_weighted
         if self.remap.makes_weights:  # which divide by the length of a bag where means are wanted
             self._physical = {n: replace(table, pooling=PoolingType.SUM) for n, table in self._physical.items()}
-        with_residents = [t for t in tables if isinstance(t, CCEEmbeddingBagConfig) and t.residents is not None]
+        with_residents = self.configs_with_residents()
         frozen = {table.name for table in with_residents}
 
         def stock(tables: list[EmbeddingBagConfig]) -> EmbeddingBagCollection | None:
@@ -114,11 +114,10 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         return pooled
 
     def _look_codewords_up(self, rows: KeyedJaggedTensor) -> KeyedTensor:
-        """Those of tables with residents: frozen while these learn."""
         assert self.codewords is not None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.phase_is_open):
+        with self._codewords_learn():
             columns: KeyedTensor = self.codewords(rows)
-            columns.values()  # a sharded lookup ends here, so that none of it is noted for a backward pass
+            columns.values()  # a sharded lookup ends here
         return columns
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
@@ -129,6 +128,9 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
 
     def weight_name(self, table: str) -> str:
         return codewords_weight(table) if table in self.remap.resident_tables() else pooled_weight(table)
+
+    def residents_name(self, config: CCEConfig) -> str:
+        return residents_weight(config.resident_table)
 
 
 class Split(nn.Module):

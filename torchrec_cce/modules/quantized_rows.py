@@ -1,4 +1,8 @@
-"""`QuantizedRows`: the private rows of residents as int8 numbers, which no stock table of TorchRec trains."""
+"""`QuantizedRows`: the private rows of residents as float16 or int8 numbers, trained with stochastic rounding.
+
+No stock table of TorchRec trains int8 numbers. Those of float16 numbers are rounded at random on GPUs alone; on a CPU,
+whatever `stochastic_rounding` says, to the nearest, by which small updates are lost.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -12,13 +16,13 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from torchrec_cce.clustering.fold import RowArray
 from torchrec_cce.hashing import derive_seed
-from torchrec_cce.kernels.quantized_rows import LARGEST, QuantizedArray, pool_rows, round_rows, train_rows
+from torchrec_cce.kernels.quantized_rows import LARGEST, Numbers, QuantizedArray, pool_rows, round_rows, train_rows
 from torchrec_cce.methods.cce import CCEConfig
 
 Floats = npt.NDArray[np.float32]
 
-_FIRST_STEP = 0.01
-"""What a number stands for until it is known how large rows become."""
+_FIRST_STEPS = {torch.int8: 0.01, torch.float16: 1.0}
+"""What 1 stands for until it is known how large rows become; of float16 numbers, always."""
 _STEP = 0.04
 """The same, as a share of the root mean square of the rows of the phase before: 127 of them are five of those."""
 _EPSILON = 1e-8
@@ -30,16 +34,16 @@ _ROWS = 1 << 16
 class QuantizedRows(nn.Module):
     """Pooled sums of the rows of residents, as an `EmbeddingBagCollection` returns those of its own.
 
-    A row is `d` int8 numbers, and a float32 of row-wise Adagrad, by which it is trained in the backward pass: no
-    gradient or optimizer is seen outside. A number stands for itself times a step, which is the same for all rows of a
-    table in a phase; updates that are less than a step are rounded up or down at random, so that their mean is right.
+    A row is `d` numbers, and a float32 of row-wise Adagrad, by which it is trained in the backward pass: no gradient or
+    optimizer is seen outside. An int8 number stands for itself times a step, which is the same for all rows of a table
+    in a phase; what lies between two numbers is rounded up or down at random, so that the mean is right.
 
     Rows are in host memory, and every rank has a replica: gradients are exchanged between ranks, and averaged over them
     as those of all tables are. The draws come from the table's seed and the number of the update, so that all replicas
     stay equal, and a resumed run draws what an uninterrupted one would.
 
     Args:
-        tables: configurations with `residents` of dtype int8.
+        tables: configurations with `residents` of dtype float16 or int8.
         device: the meta device for rows that are not there yet; any other is of no concern.
     """
 
@@ -52,24 +56,42 @@ class QuantizedRows(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """`[B, Σ d]` float32 with one key `f#table#residents` a feature, from the slots under that key."""
-        bags = [_bags_of(features[key], table) for table, key in self._keys]
-        # Autograd goes back to where some input needs a gradient.
-        start = torch.zeros(0, requires_grad=torch.is_grad_enabled())
-        pooled: tuple[torch.Tensor, ...] = _Pool.apply(start, self.tables, bags)  # type: ignore[no-untyped-call]
-        device, inverse = features.device(), features.inverse_indices_or_none()
-        parts = [part.to(device) for part in pooled]
+        parts = self._pool([_bags_of(features[key], table) for table, key in self._keys], features.device())
+        inverse = features.inverse_indices_or_none()
         if inverse is not None:  # a variable batch for each feature
             names, indices = inverse
             parts = [part[indices[names.index(key)]] for part, (_, key) in zip(parts, self._keys, strict=True)]
         keys = [key for _, key in self._keys]
         return KeyedTensor(keys=keys, length_per_key=self._dims, values=torch.cat(parts, dim=1))
 
+    def _pool(self, bags: list["_Bags"], device: torch.device) -> list[torch.Tensor]:
+        """The sums of the bags of each feature, on `device`."""
+        # Autograd goes back to where some input needs a gradient.
+        start = torch.zeros(0, requires_grad=torch.is_grad_enabled())
+        pooled: tuple[torch.Tensor, ...] = _Pool.apply(start, self.tables, bags)  # type: ignore[no-untyped-call]
+        return [part.to(device) for part in pooled]
+
+
+class QuantizedSequences(QuantizedRows):
+    """The rows of residents in sequences, each by itself, as an `EmbeddingCollection` returns those of its own."""
+
+    def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """`f#table#residents` → `[R, d]` float32 of the R slots under that key, and the lengths of their bags."""
+        sequences = {key: features[key] for _, key in self._keys}
+        parts = self._pool(
+            [_bags_of(sequences[key], table).one_by_one() for table, key in self._keys], features.device()
+        )
+        return {
+            key: JaggedTensor(values=part, lengths=bags.lengths())
+            for (key, bags), part in zip(sequences.items(), parts, strict=True)
+        }
+
 
 class QuantizedTable(nn.Module):
     """The rows of one table."""
 
     rows: torch.Tensor
-    """[m, d] int8."""
+    """[m, d] float16 or int8."""
     state: torch.Tensor
     """[m] float32."""
     step: torch.Tensor
@@ -85,21 +107,27 @@ class QuantizedTable(nn.Module):
         self.seed = derive_seed(config.seed, config.resident_table)
         device = torch.device("meta" if is_meta else "cpu")
         shape = (config.max_residents, config.embedding_dim)
-        self.register_buffer("rows", torch.zeros(shape, dtype=torch.int8, device=device))
+        dtype = torch.float16 if config.residents.dtype == "float16" else torch.int8
+        self.register_buffer("rows", torch.zeros(shape, dtype=dtype, device=device))
         self.register_buffer("state", torch.zeros(shape[0], device=device))
-        self.register_buffer("step", torch.tensor(_FIRST_STEP, dtype=torch.float64, device=device))
+        self.register_buffer("step", torch.tensor(_FIRST_STEPS[dtype], dtype=torch.float64, device=device))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
 
     def reset_parameters(self) -> None:
         """As before the first phase."""
         for buffer in (self.rows, self.state, self.updates):
             buffer.zero_()
-        self.step.fill_(_FIRST_STEP)
+        self.step.fill_(_FIRST_STEPS[self.rows.dtype])
+
+    def numbers(self) -> Numbers:
+        """The rows, as kernels take them."""
+        numbers: Numbers = self.rows.numpy()
+        return numbers.view(np.uint16) if self.rows.dtype == torch.float16 else numbers
 
     def pool(self, bags: "_Bags") -> Floats:
         """Weighted sums, [B, d]."""
         out = np.zeros((len(bags.lengths), self.width), np.float32)
-        pool_rows(self.rows.numpy(), np.float32(self.step.item()), bags.slots, bags.lengths, bags.weights, out)
+        pool_rows(self.numbers(), np.float32(self.step.item()), bags.slots, bags.lengths, bags.weights, out)
         return out
 
     def train_on(
@@ -109,7 +137,7 @@ class QuantizedTable(nn.Module):
         seed = derive_seed(self.seed, int(self.updates))
         self.updates += 1
         train_rows(
-            self.rows.numpy(),
+            self.numbers(),
             self.state.numpy(),
             np.float32(self.step.item()),
             np.argsort(slots, kind="stable"),
@@ -144,29 +172,43 @@ class QuantizedStore:
 
     def restart(self, parts: Iterable[tuple[int, Floats]]) -> None:
         table = self._table
-        numbers = table.rows.numpy()
-        squares = sum(float(np.square(part, dtype=np.float32).sum()) for part in np.array_split(numbers, 64))
-        if squares > 0:
-            table.step *= _STEP * (squares / (np.count_nonzero(numbers.any(axis=1)) * table.width)) ** 0.5
+        if table.rows.dtype == torch.int8:
+            table.step *= _step_of(table.rows.numpy())
         table.rows.zero_()
         table.state.zero_()
         self.fill(parts)
 
     def fill(self, parts: Iterable[tuple[int, Floats]]) -> None:
-        numbers, step = self._table.rows.numpy(), float(self._table.step)
+        step = float(self._table.step)
         for first, rows in parts:
-            scaled = np.clip(np.rint(rows / step), -LARGEST, LARGEST)
-            numbers[first : first + len(rows)] = scaled.astype(np.int8)
+            self._table.rows[first : first + len(rows)] = _nearest(rows / step, self._table.rows.dtype)
 
     def rewrite(self, rows: RowArray) -> None:
-        """The step stays, unless a value would not fit. Means stay what they are: what is less than a step is drawn."""
+        """The step stays, unless a value would not fit. Means stay what they are: between two numbers it is drawn."""
         table, parts = self._table, range(0, len(self._table.rows), _ROWS)
-        largest = max(float(np.abs(rows[start : start + _ROWS]).max()) for start in parts)
-        table.step.clamp_(min=largest / LARGEST)
+        if table.rows.dtype == torch.int8:
+            largest = max(float(np.abs(rows[start : start + _ROWS]).max()) for start in parts)
+            table.step.clamp_(min=largest / LARGEST)
         step, seed = np.float32(table.step.item()), derive_seed(table.seed, "rewritten", int(table.updates))
         for start in parts:
-            out = table.rows.numpy()[start : start + _ROWS]
+            out = table.numbers()[start : start + _ROWS]
             round_rows(rows[start : start + _ROWS], step, start, np.uint64(seed), out)
+
+
+def _step_of(numbers: npt.NDArray[np.int8]) -> float:
+    """What the step is to be multiplied by for the next phase, whose rows are taken to become as large as these."""
+    squares = sum(float(np.square(part, dtype=np.float32).sum()) for part in np.array_split(numbers, 64))
+    if squares == 0:
+        return 1.0
+    return float(_STEP * (squares / (np.count_nonzero(numbers.any(axis=1)) * numbers.shape[1])) ** 0.5)
+
+
+def _nearest(values: Floats, dtype: torch.dtype) -> torch.Tensor:
+    """The nearest numbers of a type."""
+    if dtype == torch.int8:
+        return torch.from_numpy(np.clip(np.rint(values), -LARGEST, LARGEST)).to(dtype)
+    largest = torch.finfo(dtype).max
+    return torch.from_numpy(np.clip(values, -largest, largest)).to(dtype)
 
 
 class _Bags(NamedTuple):
@@ -179,6 +221,10 @@ class _Bags(NamedTuple):
     """[B]."""
     weights: Floats
     """[R], or [0] where all are 1."""
+
+    def one_by_one(self) -> "_Bags":
+        """Each resident as a bag of its own."""
+        return self._replace(lengths=np.ones(len(self.slots), np.int64))
 
 
 def _bags_of(bags: JaggedTensor, table: str) -> _Bags:

@@ -14,7 +14,7 @@ from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.maps.pointer_map import PointerMap, identity
 from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.maps.residency import Residency, Residents
-from torchrec_cce.methods.cce import CCEConfig, CCEScheme
+from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig, CCEScheme
 from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
 from torchrec_cce.methods.table import CompressedConfig, PointerScheme, row_feature_names, scheme_of
 from torchrec_cce.modules.residents import carried_over
@@ -54,6 +54,9 @@ class Remap(nn.Module):
     """Replaces each raw ID by its rows: a bag of `l` IDs becomes `c` bags of `t·l` rows, keyed by column;
     `t` is 1 for a CCE table without its helper.
 
+    A table with residents gets another bag, of the slots of those of the IDs that have a private row; where it does not
+    pool, one more of their places in the bag of IDs.
+
     Without parameters, so that a training pipeline may run it ahead of the model or a data loader in its collate; a
     KeyedJaggedTensor that is remapped already passes through. Runs on the CPU (Appendix D) and returns the result on
     the device that the features came from.
@@ -87,6 +90,8 @@ class Remap(nn.Module):
         self.table_features = [(table.name, feature) for table in in_order for feature in table.feature_names]
         self.row_keys = [key for table in in_order for key in row_feature_names(table)]
         self.row_keys += [key for table in with_residents for key in table.resident_feature_names()]
+        in_sequences = [table for table in with_residents if isinstance(table, CCEEmbeddingConfig)]
+        self.row_keys += [key for table in in_sequences for key in table.place_feature_names()]
         self._changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
 
     def config(self, table: str) -> BaseEmbeddingConfig:
@@ -203,10 +208,11 @@ class Remap(nn.Module):
         schemes = [self._schemes[table] for table, _ in self.table_features]
         sizes = [n * scheme.num_columns * scheme.num_terms for n, scheme in zip(counts, schemes, strict=True)]
         end = sum(sizes)
-        may_be_residents = sum(
-            n for n, (table, _) in zip(counts, self.table_features, strict=True) if table in self._residencies
+        # With room for slots and places, so that nothing is copied.
+        room = sum(
+            2 * n for n, (table, _) in zip(counts, self.table_features, strict=True) if table in self._residencies
         )
-        rows = torch.empty(end + may_be_residents, dtype=torch.int64)
+        rows = torch.empty(end + room, dtype=torch.int64)
         for (table, feature), n, scheme, out in zip(
             self.table_features, counts, schemes, rows[:end].split(sizes), strict=True
         ):
@@ -225,15 +231,26 @@ class Remap(nn.Module):
             _weights_of_rows(scheme, ids[span], each)
             for scheme, span, each in zip(schemes, spans, weights, strict=False)
         ]
-        for i, (table, _) in enumerate(self.table_features):
-            if table in self._residencies:
-                found = self._residents(table, ids[spans[i]], lengths[sources[i]].numpy())
-                rows[end : end + len(found.slots)] = torch.from_numpy(found.slots)
-                end += len(found.slots)
+        residents = {
+            i: self._residents(table, ids[spans[i]], lengths[sources[i]].numpy())
+            for i, (table, _) in enumerate(self.table_features)
+            if table in self._residencies
+        }
+        parts = []
+        for i, found in residents.items():
+            parts.append(torch.from_numpy(found.slots))
+            lengths_of_keys.append(torch.from_numpy(found.lengths))
+            columns.append(sources[i])
+            if weights:
+                weights_of_keys.append(weights[i][torch.from_numpy(found.places)])
+        for i, found in residents.items():
+            if isinstance(self._configs[self.table_features[i][0]], CCEEmbeddingConfig):
+                parts.append(torch.from_numpy(found.places_in_bags(lengths[sources[i]].numpy())))
                 lengths_of_keys.append(torch.from_numpy(found.lengths))
                 columns.append(sources[i])
-                if weights:
-                    weights_of_keys.append(weights[i][torch.from_numpy(found.places)])
+        for part in parts:
+            rows[end : end + len(part)] = part
+            end += len(part)
         return KeyedJaggedTensor(
             keys=self.row_keys,
             values=rows[:end],

@@ -21,6 +21,11 @@ def bag_weight(stock: str, table: str) -> str:
     return f"{stock}.embedding_bags.{table}.weight"
 
 
+def embedding_weight(stock: str, table: str) -> str:
+    """The weights of a table of the stock `EmbeddingCollection` at the path `stock`."""
+    return f"{stock}.embeddings.{table}.weight"
+
+
 def pooled_weight(table: str) -> str:
     """The weights of a table, within its `CCEEmbeddingBagCollection`."""
     return bag_weight("ebc", table)
@@ -41,7 +46,7 @@ def residents_weight(table: str) -> str:
 
 
 def quantized_rows(table: str) -> str:
-    """The module with the int8 rows of the residents of a table, within its `CCEEmbeddingBagCollection`.
+    """The module with the float16 or int8 rows of the residents of a table, within its collection.
 
     Args:
         table: that of the rows, see `CCEConfig.resident_table`.
@@ -50,13 +55,28 @@ def quantized_rows(table: str) -> str:
 
 
 def part_of(stock: str) -> str:
-    """What the stock collection at the path `stock` is in ours: `"ebc"`, `CODEWORDS` or `RESIDENTS`, or a width."""
-    return stock.rpartition(".")[2]
+    """What the stock collection at the path `stock` is in ours: `"ebc"`, `"ecs"`, `CODEWORDS` or `RESIDENTS`."""
+    *_, part = (name for name in stock.split(".") if not name.isdigit())  # those of sequences end in their width
+    return part
 
 
 def sequence_weight(table: str, width: int) -> str:
     """The weights of a table whose rows have `width` values, within its `CCEEmbeddingCollection`."""
-    return f"ecs.{width}.embeddings.{table}.weight"
+    return embedding_weight(f"ecs.{width}", table)
+
+
+def sequence_codewords_weight(table: str, width: int) -> str:
+    """The same of a table with residents."""
+    return embedding_weight(f"{CODEWORDS}.{width}", table)
+
+
+def sequence_residents_weight(table: str) -> str:
+    """The rows of the residents of a table, within its `CCEEmbeddingCollection`.
+
+    Args:
+        table: that of the rows, see `CCEConfig.resident_table`.
+    """
+    return embedding_weight(RESIDENTS, table)
 
 
 def split_weight(name: str) -> tuple[str, str]:

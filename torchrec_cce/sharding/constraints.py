@@ -10,7 +10,7 @@ from torchrec.distributed.types import ShardingType
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
+from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.sharding.sharders import FUSED_WIDTH, SHARDING_TYPES, has_fused_kernel
 
@@ -39,7 +39,7 @@ def column_constraints(
     """
     given = given or {}
     owners = {table.name: table.name for table in tables}
-    rows = [table for table in tables if isinstance(table, CCEEmbeddingBagConfig) and table.has_stock_residents]
+    rows = [table for table in tables if isinstance(table, CCEConfig) and table.has_stock_residents]
     owners |= {table.resident_table: table.name for table in rows}
     unknown = set(given) - owners.keys()
     if unknown:

@@ -87,7 +87,7 @@ class MapStorageReservation(FixedPercentageStorageReservation):
             PlannerError: the maps alone do not fit.
         """
         reserved = super().reserve(topology, batch_size, module, sharders, constraints)
-        maps = map_bytes(module)
+        maps = map_bytes(module, local_world_size=topology.local_world_size)
         share = -(-sum(maps.values()) // topology.local_world_size)
         for device in reserved.devices:
             device.storage.ddr -= share
@@ -103,9 +103,12 @@ class MapStorageReservation(FixedPercentageStorageReservation):
         return reserved
 
 
-def map_bytes(module: nn.Module) -> dict[str, int]:
-    """Physical table, by path and name, → bytes of its map: `n·c` pointers, also before the first clustering makes
-    them, the vocabulary, and who has a private row.
+def map_bytes(module: nn.Module, *, local_world_size: int = 1) -> dict[str, int]:
+    """Physical table, by path and name, → bytes of its map on a host: `n·c` pointers, also before the first clustering
+    makes them, the vocabulary, who has a private row, and such rows where each rank has a replica in host memory.
+
+    Args:
+        local_world_size: ranks of a host.
     """
     sizes = {}
     for path, collection in module.named_modules():
@@ -116,7 +119,10 @@ def map_bytes(module: nn.Module) -> dict[str, int]:
             pointers = table.num_embeddings * table.pointer_format.num_bytes
             stock, _ = split_weight(collection.weight_name(table.name))
             size = pointers + (0 if vocabulary is None else vocabulary.nbytes)
-            sizes[joined(joined(path, stock), table.name)] = size + table.residency_bytes
+            if table.residents is not None:
+                replicas = 0 if table.has_stock_residents else local_world_size
+                size += table.residency_bytes + replicas * table.resident_row_bytes
+            sizes[joined(joined(path, stock), table.name)] = size
     return sizes
 
 

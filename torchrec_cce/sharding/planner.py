@@ -160,7 +160,8 @@ class CCEShardingPlanner(ShardingPlanner):
         poolings = {
             option.name: constraints[option.name].num_poolings or [1.0] * option.num_inputs for option in chosen
         }
-        return plan, summarise(chosen, self._topology, maps=map_bytes(module), poolings=poolings)
+        maps = map_bytes(module, local_world_size=self._topology.local_world_size)
+        return plan, summarise(chosen, self._topology, maps=maps, poolings=poolings)
 
     def _constraints_of(self, module: nn.Module) -> dict[str, ParameterConstraints]:
         tables: dict[str, BaseEmbeddingConfig] = {}

@@ -9,13 +9,18 @@ from torch import nn
 from torch.nn import functional
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, KeyedJaggedTensor, PoolingType
 from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbedding
-from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.embedding import (
+    EmbeddingCollectionContext,
+    EmbeddingCollectionSharder,
+    ShardedEmbeddingCollection,
+)
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ModuleSharder, ParameterSharding, QuantizedCommCodecs, ShardingEnv, ShardingType
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.modules.bags import members_of
 
 FUSED_WIDTH = 4
 """FBGEMM's fused kernels read rows of a multiple of 4 floats."""
@@ -136,6 +141,30 @@ class CCEEmbeddingCollectionSharder(EmbeddingCollectionSharder):
 
 
 class _ShardedSequences(ShardedEmbeddingCollection):
+    """Data-parallel sequences, and those of a variable batch, as on the CPU TorchRec does not train them."""
+
+    def _compute_sequence_vbe_context(
+        self, ctx: EmbeddingCollectionContext, unpadded_features: KeyedJaggedTensor
+    ) -> None:
+        """Note how embeddings are repeated by `inverse_indices`: by indices, as those of deduplicated IDs are.
+
+        The operator by which TorchRec does it on the CPU has no gradient.
+        """
+        super()._compute_sequence_vbe_context(ctx, unpadded_features)
+        deduplicated = bool(ctx.reverse_indices)
+        for i, repeats in enumerate(ctx.seq_vbe_ctx):
+            members = members_of(repeats.unpadded_lengths, repeats.recat)
+            given = ctx.input_features[i] if deduplicated else ctx.sharding_contexts[i].features_before_input_dist
+            repeated = KeyedJaggedTensor(
+                keys=given.keys(), values=given.values()[members], lengths=repeats.reindexed_lengths.flatten()
+            )
+            if deduplicated:
+                ctx.input_features[i], ctx.reverse_indices[i] = repeated, ctx.reverse_indices[i][members]
+            else:
+                ctx.input_features.append(repeated)
+                ctx.reverse_indices.append(members)
+        ctx.seq_vbe_ctx = []
+
     def _create_lookups(self) -> None:
         super()._create_lookups()
         for lookup in self._lookups:

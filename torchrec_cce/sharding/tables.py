@@ -168,7 +168,7 @@ def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None 
             name = joined(path, collection.weight_name(config.name))
             rows: ResidentRowStore | None = collection.quantized_store(config)
             if config.residents is not None and rows is None:
-                row_name = joined(path, collection.residents_name(config.name))
+                row_name = joined(path, collection.residents_name(config))
                 rows = ShardedStore(weights[row_name], states.get(row_name, {}))
             store = ShardedStore(weights[name], states.get(name, {}))
             tables.append(ShardedTable(collection=collection, config=config, store=store, residents=rows))

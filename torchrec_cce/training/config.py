@@ -167,7 +167,7 @@ class ResidentsSection:
     codeword_learning_rate: LearningRate | None = None
     """Of the codewords after the last clustering; a tenth of `optimizer.embedding_learning_rate` if not given."""
     weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-    """Of int8 rows."""
+    """Of rows that are float16 or int8."""
     count_first: bool = True
     """Whether to read the training split once before the first batch, to count how often each ID occurs: the first rows
     go to the most frequent ones. If not, they are counted on the way, and the first rows go to IDs as they arrive."""

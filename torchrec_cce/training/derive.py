@@ -169,7 +169,7 @@ def _parameters_of(table: EmbeddingBagConfig, collection: CCEEmbeddingBagCollect
     if isinstance(table, ComputedEmbeddingBagConfig):
         return [computed_prefix(table.name)]
     has_rows = isinstance(table, CCEConfig) and table.has_stock_residents
-    rows = [collection.residents_name(table.name)] if has_rows else []
+    rows = [collection.residents_name(table)] if has_rows else []
     return [collection.weight_name(table.name), *rows]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torchrec import EmbeddingCollection
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
@@ -23,7 +24,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrec_cce.methods.computed import ComputedTable
-from torchrec_cce.modules.state_names import bag_weight, part_of
+from torchrec_cce.modules.state_names import bag_weight, embedding_weight, part_of
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import OptimizerConfig
 
@@ -120,8 +121,9 @@ def shard(
     replicated: defaultdict[float, set[str]] = defaultdict(set)  # by their learning rate
     for path, tables in plan.plan.items():
         rate = (rates or {}).get(part_of(path), config.embedding_learning_rate)
+        name_of = embedding_weight if isinstance(model.get_submodule(path), EmbeddingCollection) else bag_weight
         for name, placement in tables.items():
-            weight = bag_weight(path, name)
+            weight = name_of(path, name)
             if placement.compute_kernel == EmbeddingComputeKernel.DENSE.value:
                 replicated[rate].add(weight)
             else:  # in a new dict, for it adds to what it is given
