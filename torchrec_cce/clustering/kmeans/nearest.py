@@ -1,10 +1,10 @@
-"""Exact nearest centroid, by brute force or by cells, whichever is faster for the table of centroids."""
+"""Exact nearest centroid, by scores or by cells, whichever is faster for the table of centroids."""
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.kmeans.brute_force import nearest_loop, pack_centroids
 from torchrec_cce.clustering.kmeans.cells import Cells
+from torchrec_cce.clustering.kmeans.scores import Scores
 from torchrec_cce.errors import ClusteringError, ConfigError
 
 # Nanoseconds a point on one Zen 5 core with AVX-512 (process time, medians, interleaved; Gaussian data; numba 0.68,
@@ -44,12 +44,8 @@ class NearestCentroid:
         if bad:
             raise ClusteringError(f"{bad} of {len(centroids)} centroids are NaN or infinite")
         self.num_centroids, self.width = centroids.shape
-        self._cells: Cells | None = None
-        if self.num_centroids >= _CELLS_FROM.get(self.width, np.inf):
-            self._cells = Cells(centroids)
-        else:
-            self._packed = pack_centroids(centroids)
-            self._loop = nearest_loop(self.width)
+        by_cells = self.num_centroids >= _CELLS_FROM.get(self.width, np.inf)
+        self._search = Cells(centroids) if by_cells else Scores(centroids)
 
     def __call__(self, points: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """The nearest centroid of each of `points: [N, d] float32`.
@@ -69,10 +65,7 @@ class NearestCentroid:
             raise ConfigError(f"points are {points.dtype} {list(points.shape)}, not float32 [N, {self.width}]")
         points = np.ascontiguousarray(points)
         codes, distances = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
-        if self._cells is not None:
-            self._cells(points, codes, distances)
-        else:
-            self._loop(points, self._packed, codes, distances)
+        self._search(points, codes, distances)
         bad = np.count_nonzero(~np.isfinite(distances))
         if bad:
             raise ClusteringError(
