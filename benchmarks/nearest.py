@@ -17,10 +17,14 @@ from torchrec_cce.clustering.kmeans.kmeans import kmeans
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
 from torchrec_cce.clustering.settings import Backend
 
-BLOCK, CHECKED, ITERATIONS = 65536, 200, 10
-NEAREST = [(width, num_rows) for width in (4, 8, 16) for num_rows in (4096, 16384, 65536)]
+BLOCK, ITERATIONS = 65536, 10
+"""FAISS is as fast as it gets in blocks of 65,536: twice and four times as many take as long a point."""
+CHECKED = 2000
+NEAREST = [(width, num_rows) for width in (4, 8, 16) for num_rows in (256, 1024, 4096, 65536)]
 KMEANS = [(4, 4096, 500_000), (8, 4096, 500_000), (16, 1024, 200_000)]
 TARGETS = {(4, 65536): 10.0}
+LEAST = 0.95
+"""The target of all other tables."""
 
 Points = npt.NDArray[np.float32]
 
@@ -32,29 +36,37 @@ def column(rng: np.random.Generator, num_rows: int, width: int, count: int) -> P
     return picked.astype(np.float32)
 
 
+def num_wrong(points: Points, centroids: Points, codes: npt.NDArray[np.int64]) -> int:
+    """How many of `codes` are not the nearest in float64; ties within float32 are right."""
+    wrong, size = 0, max(1, 2**24 // centroids.size)
+    for start in range(0, len(points), size):
+        part, chosen = points[start : start + size], centroids[codes[start : start + size]]
+        found = np.square(part.astype(np.float64) - chosen).sum(axis=1)
+        wrong += int(np.count_nonzero(found > reference_nearest(part, centroids)[1] * (1 + 1e-6)))
+    return wrong
+
+
 def nearest_speed(width: int, num_rows: int) -> None:
     rng = np.random.default_rng(0)
     points = column(rng, num_rows, width, BLOCK + num_rows)
     centroids, points = points[:num_rows], points[num_rows:]
     nearest, flat = NearestCentroid(centroids), faiss.IndexFlatL2(width)
     flat.add(centroids)
-    rounds = 3 if num_rows * width <= 2**18 else 1
+    rounds = 7 if num_rows * width <= 2**16 else 3
     seconds = race({"ours": lambda: nearest(points), "FAISS": lambda: flat.search(points, 1)}, rounds=rounds)
-    ratio, target = seconds["FAISS"] / seconds["ours"], TARGETS.get((width, num_rows))
+    ratio, target = seconds["FAISS"] / seconds["ours"], TARGETS.get((width, num_rows), LEAST)
     what = f"nearest of {num_rows} centroids, {width} floats"
     report(
         f"{what}, times as fast",
         ratio,
-        target=None if target is None else f"≥ {target:g}",
-        holds=None if target is None else ratio >= target,
+        target=f"≥ {target:g}",
+        holds=ratio >= target,
         against=f"FAISS IndexFlatL2, {BLOCK} points at a time, one thread",
     )
     report(f"{what}, ns a point", seconds["ours"] / BLOCK * 1e9, against=f"FAISS {seconds['FAISS'] / BLOCK * 1e9:.0f}")
-    checked = points[:CHECKED]
-    codes, best = nearest(checked)[0], reference_nearest(checked, centroids)[1]
-    chosen = np.square(checked.astype(np.float64) - centroids[codes]).sum(axis=1)
-    wrong = int(np.count_nonzero(chosen > best * (1 + 1e-6)))
-    report(f"{what}, wrong of {CHECKED}", wrong, target="= 0", holds=wrong == 0, against="float64")
+    checked = points[: min(CHECKED, 2**28 // centroids.size)]
+    wrong = num_wrong(checked, centroids, nearest(checked)[0])
+    report(f"{what}, wrong of {len(checked)}", wrong, target="= 0", holds=wrong == 0, against="float64")
 
 
 def sums_speed(width: int = 4) -> None:
@@ -75,10 +87,8 @@ def sums_speed(width: int = 4) -> None:
             holds=times >= least,
             against=f"IndexFlatL2, blocks of {BLOCK}, one thread: {1e9 * seconds['faiss'] / BLOCK:.0f} ns a point",
         )
-        sample = points[:2000]
-        _, distances = reference_nearest(sample, centroids)
-        found = np.square(sample.astype(np.float64) - centroids[nearest(sample)[0]]).sum(axis=1)
-        wrong = int(np.count_nonzero(found > distances * (1 + 1e-6)))
+        sample = points[:CHECKED]
+        wrong = num_wrong(sample, centroids, nearest(sample)[0])
         report(
             f"nearest centroid, k = {num_rows}, d = {points.shape[1]}: wrong ones",
             wrong,

@@ -14,11 +14,36 @@ _MASK_64 = 2**64 - 1
 def reference_nearest(
     points: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """`nearest_loop` by brute force in float64: codes [N] and squared distances [N]. Needs `N·k·d` doubles."""
+    """The nearest centroids by brute force in float64: codes [N], squared distances [N]. Needs `N·k·d` doubles."""
     gaps = points.astype(np.float64)[:, None, :] - centroids.astype(np.float64)
     distances = np.einsum("nkd,nkd->nk", gaps, gaps)
     codes = distances.argmin(axis=1)
     return codes, distances[np.arange(len(points)), codes]
+
+
+def reference_distances(points: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """[N, k] squared distances, rounded as `NearestCentroid` rounds them: `total = fma(gap, gap, total)` in float32."""
+    total = np.zeros((len(points), len(centroids)), np.float32)
+    for x, y in zip(points.T, centroids.T, strict=True):
+        gap = x[:, None] - y
+        total = reference_fma(gap, gap, total)
+    return total
+
+
+def reference_fma(
+    left: npt.NDArray[np.float32], right: npt.NDArray[np.float32], total: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """`left·right + total` with one rounding, of finite numbers whose sum is finite.
+
+    The product is exact in float64. Of the two float64 beside an inexact sum, the odd one is rounded to float32.
+    """
+    product, addend = left.astype(np.float64) * right, total.astype(np.float64)
+    sums = product + addend
+    back = sums - product
+    error = (product - (sums - back)) + (addend - back)
+    even = sums.view(np.int64) % 2 == 0
+    odd = np.where((error != 0) & even, np.nextafter(sums, np.copysign(np.inf, error)), sums)
+    return odd.astype(np.float32)
 
 
 def reference_gather(

@@ -10,7 +10,8 @@ from tests.support.kernel_references import reference_nearest
 from torchrec_cce.clustering.kmeans import lloyd as module
 from torchrec_cce.clustering.kmeans.lloyd import lloyd
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
-from torchrec_cce.clustering.kmeans.neighbours import pack_lanes, reassign_loop
+from torchrec_cce.clustering.kmeans.neighbours import reassign_loop
+from torchrec_cce.clustering.kmeans.tiles import pack_tiles
 
 Floats = npt.NDArray[np.float32]
 
@@ -68,7 +69,7 @@ def test_points_are_assigned_again_as_exactly_as_at_first(
     codes = np.full(count, -1, np.int32)
     cut = int(rng.integers(0, rows + 1))
     for first, last in ((0, cut), (cut, rows)):
-        reassign_loop(width)(points, starts, moved, pack_lanes(moved), first, last, codes)
+        reassign_loop(width)(points, starts, moved, pack_tiles(moved), first, last, codes)
     np.testing.assert_array_equal(codes, NearestCentroid(moved)(points)[0])
 
 

@@ -1,4 +1,4 @@
-"""The nearest centroid by brute force and by cells: exact, and with the same bits in any batch and thread."""
+"""The nearest centroid by scores and by cells: exact, and with the same bits in any batch and thread."""
 
 import threading
 from collections.abc import Callable
@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.kernel_references import reference_nearest
+from tests.support.kernel_references import reference_distances, reference_fma, reference_nearest
 from torchrec_cce.clustering.kmeans import nearest as assign
-from torchrec_cce.clustering.kmeans.brute_force import GROUP, nearest_loop, pack_centroids
 from torchrec_cce.clustering.kmeans.cells import Cells
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
+from torchrec_cce.clustering.kmeans.scores import Scores, highest_score
+from torchrec_cce.clustering.kmeans.simd import LANES
 from torchrec_cce.errors import ClusteringError, ConfigError
 
 WIDTHS = [1, 2, 3, 4, 7, 8, 12, 16, 17, 24, 40, 600]
@@ -38,7 +39,7 @@ def assert_nearest(
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("num_rows", [1, 2, GROUP, 63, 500])
+@pytest.mark.parametrize("num_rows", [1, 2, LANES, 63, 500])
 def test_matches_float64_brute_force(width: int, num_rows: int) -> None:
     rng = np.random.default_rng(width * 1000 + num_rows)
     centroids, points = gaussian(rng, num_rows, width), gaussian(rng, 700, width)
@@ -53,20 +54,25 @@ def test_far_from_the_origin(offset: float, width: int) -> None:
     assert_nearest(points, centroids, NearestCentroid(centroids))
 
 
-def by_loop(
-    points: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+Answers = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+
+
+def by(search: Scores | Cells, points: npt.NDArray[np.float32]) -> Answers:
     codes, distances = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
-    nearest_loop(points.shape[1])(points, pack_centroids(centroids), codes, distances)
+    search(points, codes, distances)
     return codes, distances
 
 
-def by_cells(
-    points: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    codes, distances = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
-    Cells(centroids)(points, codes, distances)
-    return codes, distances
+def by_definition(points: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]) -> Answers:
+    """The first of the smallest float32 distances."""
+    distances = reference_distances(points, centroids)
+    codes = distances.argmin(axis=1)
+    return codes, distances[np.arange(len(points)), codes]
+
+
+def assert_same_bits(found: Answers, expected: Answers) -> None:
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1].view(np.int32), expected[1].view(np.int32))
 
 
 Made = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -115,6 +121,33 @@ def centroids_themselves(rng: np.random.Generator, rows: int, count: int, width:
     return centroids, centroids[rng.integers(0, rows, count)]
 
 
+def a_bit_apart(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    """Centroids that differ in their last bits, and points among them."""
+    near = (gaussian(rng, width).view(np.int32) + rng.integers(-2, 3, (rows + count, width))).astype(np.int32)
+    return near[:rows].view(np.float32), near[rows:].view(np.float32)
+
+
+def a_bit_from_halfway(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    """Points as near as can be to the middle between two centroids, and all else far away."""
+    centroids = gaussian(rng, rows, width)
+    pairs = centroids[rng.integers(0, rows, (count, 2))]
+    middles = pairs.mean(axis=1).view(np.int32) + rng.integers(-1, 2, (count, width))
+    return centroids, middles.astype(np.int32).view(np.float32)
+
+
+def huge_and_close(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    """Numbers about 2^40 that differ by a few units of their last place, on both sides of the origin."""
+    signs = rng.choice([-1.0, 1.0], (rows + count, 1))
+    made = (signs * (2.0**40 + 2.0**17 * rng.integers(-4, 5, (rows + count, width)))).astype(np.float32)
+    return made[:rows], made[rows:]
+
+
+def denormal(rng: np.random.Generator, rows: int, count: int, width: int) -> Made:
+    """Numbers below 2^-126, and some whose squares alone are so small."""
+    made = gaussian(rng, rows + count, width) * np.exp2(rng.choice([-70, -130, -140], (rows + count, 1)))
+    return made[:rows].astype(np.float32), made[rows:].astype(np.float32)
+
+
 KINDS = [
     spread_out,
     clustered,
@@ -124,7 +157,76 @@ KINDS = [
     of_all_sizes,
     in_one_line,
     centroids_themselves,
+    a_bit_apart,
+    a_bit_from_halfway,
+    huge_and_close,
+    denormal,
 ]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    seed=st.integers(0, 2**32),
+    kind=st.sampled_from(KINDS),
+    width=st.sampled_from([1, 2, 4, 8, 16, 20]),
+    rows=st.integers(1, 200),
+    count=st.integers(0, 50),
+)
+def test_scores_answer_as_defined_bit_for_bit(
+    seed: int, kind: Callable[..., Made], width: int, rows: int, count: int
+) -> None:
+    centroids, points = kind(np.random.default_rng(seed), rows, count, width)
+    assert_same_bits(by(Scores(centroids), points), by_definition(points, centroids))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    seed=st.integers(0, 2**32),
+    kind=st.sampled_from(KINDS),
+    width=st.sampled_from([1, 2, 4, 8, 16, 64]),
+    rows=st.integers(1, 100),
+)
+def test_no_score_is_above_what_its_distance_allows(
+    seed: int, kind: Callable[..., Made], width: int, rows: int
+) -> None:
+    """The proof of `highest_score`, checked for every centroid and point, not only for those that are near."""
+    centroids, points = kind(np.random.default_rng(seed), rows, 30, width)
+    centre = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
+    ys, xs = centroids - centre, points - centre
+    lengths = [np.square(vectors.astype(np.float64)).sum(axis=1) for vectors in (xs, ys)]
+    xs, points, lengths[0] = (array[lengths[0] < 2.0**100] for array in (xs, points, lengths[0]))
+    ys, centroids, lengths[1] = (array[lengths[1] < 2.0**100] for array in (ys, centroids, lengths[1]))
+    scores = np.repeat((lengths[1] / 2).astype(np.float32)[None], len(xs), axis=0)
+    for x, y in zip(xs.T, ys.T, strict=True):
+        scores = reference_fma(x[:, None] + 0 * y, -y + 0 * x[:, None], scores)
+    distances = reference_distances(points, centroids).astype(np.float64)
+    allowed = [
+        [np.float32(highest_score(distance, length, width)) for distance in row]
+        for row, length in zip(distances, lengths[0], strict=True)
+    ]
+    assert (scores <= np.reshape(np.array(allowed, np.float32), scores.shape)).all()
+
+
+def test_scores_decide_nearly_always() -> None:
+    """Else the other tests would say nothing about the way that is taken nearly always; and ties are not decided."""
+    rng = np.random.default_rng(0)
+    codes, distances = np.empty(5000, np.int64), np.empty(5000, np.float32)
+    for offset in (0, 1e4):
+        centroids, points = gaussian(rng, 500, 8, offset=offset), gaussian(rng, 5000, 8, offset=offset)
+        assert Scores(centroids)(points, codes, distances) < 50
+    assert Scores(np.concatenate([centroids, centroids]))(points, codes, distances) == 5000
+    assert codes.max() < 500
+
+
+def test_one_centroid_beyond_scores_and_points_that_are() -> None:
+    rng = np.random.default_rng(0)
+    centroids, points = gaussian(rng, 100, 4), gaussian(rng, 200, 4)
+    points[::3] *= 2.0**51
+    centroids[70] *= 2.0**55
+    assert_same_bits(by(Scores(centroids), points), by_definition(points, centroids))
+    centroids[70] = 3e38  # squares of it are infinite
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert_same_bits(by(Scores(centroids), points), by_definition(points, centroids))
 
 
 @settings(deadline=None, max_examples=150)
@@ -135,14 +237,11 @@ KINDS = [
     rows=st.one_of(st.integers(1, 200), st.sampled_from([1023, 1024, 1025, 3000, 16_384, 17_000])),
     count=st.integers(0, 300),
 )
-def test_cells_answer_as_the_loop_does_bit_for_bit(
+def test_cells_answer_as_scores_do_bit_for_bit(
     seed: int, kind: Callable[..., Made], width: int, rows: int, count: int
 ) -> None:
     centroids, points = kind(np.random.default_rng(seed), rows, count, width)
-    codes, distances = by_loop(points, centroids)
-    found, lengths = by_cells(points, centroids)
-    np.testing.assert_array_equal(found, codes)
-    np.testing.assert_array_equal(lengths.view(np.int32), distances.view(np.int32))
+    assert_same_bits(by(Cells(centroids), points), by(Scores(centroids), points))
 
 
 @pytest.mark.parametrize("width", sorted(assign._CELLS_FROM))
@@ -150,10 +249,9 @@ def test_cells_take_over_where_they_are_faster(width: int) -> None:
     rng = np.random.default_rng(width)
     centroids, points = spread_out(rng, assign._CELLS_FROM[width], 500, width)
     nearest = NearestCentroid(centroids)
-    assert isinstance(nearest._cells, Cells)
-    assert NearestCentroid(centroids[:-1])._cells is None
-    for found, expected in zip(nearest(points), by_loop(points, centroids), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    assert isinstance(nearest._search, Cells)
+    assert isinstance(NearestCentroid(centroids[:-1])._search, Scores)
+    assert_same_bits(nearest(points), by(Scores(centroids), points))
 
 
 @settings(deadline=None, max_examples=40)
@@ -218,12 +316,22 @@ def test_identical_centroids_give_the_first() -> None:
 def test_not_finite_is_an_error_that_says_how_many(rows: int, width: int, value: float) -> None:
     centroids = np.zeros((rows, width), np.float32)
     points = np.zeros((1000, width), np.float32)
-    points[[3, 700], 1] = value
+    points[[3, 999], 1] = value  # the last one of a batch also fills up its tile
     with pytest.raises(ClusteringError, match="2 of 1000 points"):
         NearestCentroid(centroids)(points)
     centroids[4, 0] = value
     with pytest.raises(ClusteringError, match=f"1 of {rows} centroids"):
         NearestCentroid(centroids)
+
+
+def test_nothing_beyond_the_batch_is_written() -> None:
+    """The last tile is filled up with copies of the last point, here of one whose scores are infinite."""
+    points = gaussian(np.random.default_rng(0), 40, 3)
+    points[:17] = 3e38
+    codes, distances = np.full(40, -7), np.full(40, -7, np.float32)
+    Scores(points[20:])(points[:17], codes[:17], distances[:17])
+    assert (codes[17:] == -7).all()
+    assert (distances[17:] == -7).all()
 
 
 @pytest.mark.parametrize("rows", [3, 5000])

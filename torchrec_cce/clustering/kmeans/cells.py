@@ -76,7 +76,7 @@ class Cells:
         codes: npt.NDArray[np.int64],
         distances: npt.NDArray[np.float32],
     ) -> None:
-        """Write what `nearest_loop` writes, bit for bit where it is finite; `points: [N, d]` are C-contiguous."""
+        """Write what `Scores` writes, bit for bit where it is finite; `points: [N, d]` are C-contiguous."""
         self._search(points, *self._arrays, codes, distances)
 
 

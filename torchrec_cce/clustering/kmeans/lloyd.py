@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.clustering.kmeans.nearest import NearestCentroid
-from torchrec_cce.clustering.kmeans.neighbours import pack_lanes, reassign_loop
+from torchrec_cce.clustering.kmeans.neighbours import reassign_loop
+from torchrec_cce.clustering.kmeans.tiles import pack_tiles
 from torchrec_cce.jit import jit
 
 _MIN_MEMBERS = 32
@@ -80,7 +81,7 @@ def _assign(pool: ThreadPoolExecutor, num_threads: int, points: Floats, centroid
 def _reassign(
     pool: ThreadPoolExecutor, num_threads: int, points: Floats, starts: Starts, centroids: Floats, codes: Codes
 ) -> None:
-    loop, packed = reassign_loop(centroids.shape[1]), pack_lanes(centroids)
+    loop, packed = reassign_loop(centroids.shape[1]), pack_tiles(centroids)
     cuts = np.searchsorted(starts, np.linspace(0, len(points), num_threads + 1))
     cuts[0], cuts[-1] = 0, len(centroids)
 

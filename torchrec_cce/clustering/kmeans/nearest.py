@@ -1,26 +1,26 @@
-"""Exact nearest centroid, by brute force or by cells, whichever is faster for the table of centroids."""
+"""Exact nearest centroid, by scores or by cells, whichever is faster for the table of centroids."""
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.clustering.kmeans.brute_force import nearest_loop, pack_centroids
 from torchrec_cce.clustering.kmeans.cells import Cells
+from torchrec_cce.clustering.kmeans.scores import Scores
 from torchrec_cce.errors import ClusteringError, ConfigError
 
-# Nanoseconds a point on one Zen 5 core with AVX-512 (process time, medians, interleaved; Gaussian data; numba 0.68,
-# FAISS 1.15 flat in one block of 65536 points):
-#         k = 64      k = 500         k = 2048           k = 4096            k = 16384            k = 65536
-#   d   loop FAISS  loop FAISS  loop cells FAISS   loop cells FAISS    loop cells FAISS    loop  cells  FAISS
-#   2     10    50    24    69    65    30   113    119    30   174     457    33   517    1888     49   2029
-#   4     13    60    34    84   102    74   141    205    88   239     780    96   789    2951    144   3027
-#   8     20    61    65   103   207   266   222    389   432   339    1771   802  1396    6430   1894   6107
-#   16    43    71   143   159                       845  2042   972    3374  8355  4336   13380  38679  24332
-#   32    93    91   395   344
-#   64   280   194   789   950
-# FAISS also has two traps: a slow path for few points or one float, and cancellation far from the origin. In wide
-# vectors most cells are near a point. So brute force takes wide vectors, and tables too small for cells to pay.
-_CELLS_FROM = {1: 1024, 2: 1024, 3: 2048, 4: 2048, 5: 2048, 6: 4096, 7: 4096, 8: 8192, 9: 16384, 10: 16384}
-"""Width → the number of centroids from which cells are faster than brute force; wider vectors never use cells."""
+# Nanoseconds a point on one Zen 3 core with AVX2 (process time, medians, interleaved; Gaussian data; numba 0.68,
+# FAISS 1.15 flat in blocks large enough for its fast kernel):
+#          k = 64        k = 512           k = 2048             k = 4096             k = 16384
+#   d   scores FAISS  scores FAISS  scores cells FAISS   scores cells FAISS   scores cells FAISS
+#   2       24    57      64   106     216    82   276      380    84   507     1255    81  1484
+#   4       22    51      86   136     248   140   347      595   190   765     2302   225  2944
+#   8       44    73     140   181     476   552   671     1156   898  1410     3522  1667  4492
+#  16       63    89     244   338     923  2064  2486     1495  4443  3004     6431 22142 22880
+#  32      158   180     565  1196    2013        4105
+#  64      316   291    1184  1848    4092        6285
+# Distances by brute force take 1.5 to 4 times as long as scores. In wide vectors most cells are near a point, so scores
+# take those, and tables too small for cells to pay. Both give the same bits.
+_CELLS_FROM = {1: 1024, 2: 1024, 3: 1024, 4: 2048, 5: 2048, 6: 2048, 7: 4096, 8: 8192, 9: 16384, 10: 16384}
+"""Width → the number of centroids from which cells are faster than scores; wider vectors never use cells."""
 
 
 class NearestCentroid:
@@ -44,12 +44,8 @@ class NearestCentroid:
         if bad:
             raise ClusteringError(f"{bad} of {len(centroids)} centroids are NaN or infinite")
         self.num_centroids, self.width = centroids.shape
-        self._cells: Cells | None = None
-        if self.num_centroids >= _CELLS_FROM.get(self.width, np.inf):
-            self._cells = Cells(centroids)
-        else:
-            self._packed = pack_centroids(centroids)
-            self._loop = nearest_loop(self.width)
+        by_cells = self.num_centroids >= _CELLS_FROM.get(self.width, np.inf)
+        self._search = Cells(centroids) if by_cells else Scores(centroids)
 
     def __call__(self, points: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """The nearest centroid of each of `points: [N, d] float32`.
@@ -69,10 +65,7 @@ class NearestCentroid:
             raise ConfigError(f"points are {points.dtype} {list(points.shape)}, not float32 [N, {self.width}]")
         points = np.ascontiguousarray(points)
         codes, distances = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
-        if self._cells is not None:
-            self._cells(points, codes, distances)
-        else:
-            self._loop(points, self._packed, codes, distances)
+        self._search(points, codes, distances)
         bad = np.count_nonzero(~np.isfinite(distances))
         if bad:
             raise ClusteringError(

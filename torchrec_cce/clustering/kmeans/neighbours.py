@@ -9,21 +9,18 @@ import numpy.typing as npt
 
 from torchrec_cce.clustering.kmeans.simd import (
     LANES,
-    add_square,
-    aligned,
     aligned_floats,
     aligned_ints,
     at_most,
-    bits,
     bits_of,
     float_of,
-    load,
     lowest_bit,
     nearer,
     smaller,
     spread,
     store,
 )
+from torchrec_cce.clustering.kmeans.tiles import to_tile
 from torchrec_cce.jit import jit
 
 _RINGS = 64
@@ -43,14 +40,6 @@ Reassign = Callable[
 ]
 
 
-def pack_lanes(centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """`centroids: [k, d] float32` in the layout that `reassign_loop(d)` reads."""
-    num_rows, width = centroids.shape
-    padded = np.full((-(-num_rows // LANES) * LANES, width), np.inf, np.float32)
-    padded[:num_rows] = centroids
-    return aligned(padded.reshape(-1, LANES, width).transpose(0, 2, 1))
-
-
 @functools.cache
 def reassign_loop(width: int) -> Reassign:
     """The loop `(points, starts, centroids, packed, first, last, codes)` for vectors of `width` floats.
@@ -58,7 +47,7 @@ def reassign_loop(width: int) -> Reassign:
     - `points`: [N, width] float32, at most 1 in absolute value; cluster i is from `starts[i]` to `starts[i + 1]`.
     - `starts`: [k + 1] int64.
     - `centroids`: [k, width] float32, at most 1 in absolute value.
-    - `packed`: `pack_lanes(centroids)`.
+    - `packed`: `pack_tiles(centroids)`.
     - `first`, `last`: the points of clusters `first` to `last - 1` are assigned.
     - `codes`: [N] int32, written for those points, with the bits that `NearestCentroid` finds.
 
@@ -109,7 +98,7 @@ def reassign_loop(width: int) -> Reassign:
                 order[lane] = lane
             _fill(tiles, points, begin, order, count, width)
             for tile in range(num_tiles):
-                store(nearest, tile * LANES, _to_tile(tiles, tile, centroids, row, width))
+                store(nearest, tile * LANES, to_tile(tiles, tile, centroids, row, width))
             farthest = np.int32(0)
             for lane in range(count):
                 farthest = max(farthest, nearest[lane])
@@ -119,7 +108,7 @@ def reassign_loop(width: int) -> Reassign:
             num_hits = 0
             reach_bits = bits_of(np.float32(reach))
             for group in range(packed.size // (width * LANES)):
-                to_group = _to_tile(packed, group, centroids, row, width)
+                to_group = to_tile(packed, group, centroids, row, width)
                 mask = at_most(to_group, reach_bits)
                 if mask:
                     store(distances, 0, to_group)
@@ -148,9 +137,9 @@ def reassign_loop(width: int) -> Reassign:
 
             _fill(tiles, points, begin, order, count, width)
             for tile in range(num_tiles):
-                best, code = _to_tile(tiles, tile, centroids, row, width), spread(np.int32(row))
+                best, code = to_tile(tiles, tile, centroids, row, width), spread(np.int32(row))
                 for hit in range(ring_ends[classes[order[min(tile * LANES + LANES, count) - 1]]]):
-                    distance = _to_tile(tiles, tile, near, hit, width)
+                    distance = to_tile(tiles, tile, near, hit, width)
                     code = nearer(code, best, spread(near_rows[hit]), distance)
                     best = smaller(best, distance)
                 store(found, tile * LANES, code)
@@ -168,15 +157,6 @@ def _fill(tiles: Any, points: Any, begin: int, order: Any, count: int, width: in
             point = begin + order[min(tile * LANES + lane, count - 1)]
             for dim in range(width):
                 tiles[(tile * width + dim) * LANES + lane] = points[point, dim]
-
-
-@jit
-def _to_tile(tiles: Any, tile: int, table: Any, row: int, width: int) -> Any:
-    """Distances of 16 points to a row of a table [_, width]."""
-    total = spread(np.float32(0))
-    for dim in range(width):
-        total = add_square(total, load(tiles, (tile * width + dim) * LANES), spread(table[row, dim]))
-    return bits(total)
 
 
 @jit

@@ -89,6 +89,10 @@ def _spread(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(first, nothing, ir.Constant(_INTS, [0] * LANES))
 
 
+def _mask(builder: Any, lanes: Any) -> Any:
+    return builder.zext(builder.bitcast(lanes, ir.IntType(LANES)), ir.IntType(64))
+
+
 @_operation
 def load(_context: Any, array: Any, _at: Any) -> Any:
     """`array[at : at + LANES]`, of float32 or int32."""
@@ -202,8 +206,7 @@ def at_most(_context: Any, _vector: Any, _value: Any) -> Any:
     """An int64 in which bit i is set where lane i of the int32 `vector` is at most `value`."""
 
     def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        below = builder.icmp_signed("<=", values[0], _spread(builder, values[1]))
-        return builder.zext(builder.bitcast(below, ir.IntType(LANES)), ir.IntType(64))
+        return _mask(builder, builder.icmp_signed("<=", values[0], _spread(builder, values[1])))
 
     return types.int64(_ints, types.int32), generate
 
@@ -239,3 +242,66 @@ def bits_of(_context: Any, _value: Any) -> Any:
         return builder.bitcast(values[0], ir.IntType(32))
 
     return types.int32(types.float32), generate
+
+
+@_operation
+def spread_at(_context: Any, array: Any, _at: Any) -> Any:
+    """`array[at]` of float32 in every lane, at any index that is not negative."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data = make_array(signature.args[0])(context, builder, value=values[0]).data
+        return _spread(builder, builder.load(builder.gep(data, [values[1]])))
+
+    return _floats(array, types.intp), generate
+
+
+@_operation
+def add_product(_context: Any, _total: Any, _left: Any, _right: Any) -> Any:
+    """`total + left·right`, rounded once."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        total, left, right = values
+        return _call(builder, f"llvm.fma.v{LANES}f32", _FLOATS, left, right, total)
+
+    return _floats(_floats, _floats, _floats), generate
+
+
+@_operation
+def lower(_context: Any, _left: Any, _right: Any) -> Any:
+    """The lower of two float32 in each lane; `right` where either is NaN."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        return builder.select(builder.fcmp_ordered("<", *values), *values)
+
+    return _floats(_floats, _floats), generate
+
+
+@_operation
+def higher(_context: Any, _left: Any, _right: Any) -> Any:
+    """The higher of two float32 in each lane; `right` where either is NaN."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *values), *values)
+
+    return _floats(_floats, _floats), generate
+
+
+@_operation
+def where_lower(_context: Any, _left: Any, _right: Any, _chosen: Any, _otherwise: Any) -> Any:
+    """The int32 `chosen` in the lanes where the float32 `left` is lower than `right`, and else `otherwise`."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        left, right, chosen, otherwise = values
+        return builder.select(builder.fcmp_ordered("<", left, right), chosen, otherwise)
+
+    return _ints(_floats, _floats, _ints, _ints), generate
+
+
+@_operation
+def not_higher(_context: Any, _left: Any, _right: Any) -> Any:
+    """An int64 in which bit i is set where lane i of the float32 `left` is at most that of `right`."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        return _mask(builder, builder.fcmp_ordered("<=", *values))
+
+    return types.int64(_floats, _floats), generate
