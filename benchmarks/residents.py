@@ -1,16 +1,24 @@
-"""Residents: a training step beside one of CCE, and a fold beside a clustering of the same table."""
+"""Residents: a step beside one of CCE, a fold beside a clustering of the same table, and what others read of a run."""
 
+import json
+import shutil
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.figure import race, report
+from benchmarks.logs import LOGS
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, ResidentConfig
 from torchrec_cce.clustering.executor import Clustering, InProcess
 from torchrec_cce.clustering.fold import ResidentRows, TableFold
@@ -23,12 +31,16 @@ from torchrec_cce.maps.residency import Residency
 from torchrec_cce.sharding.admit import admit_sharded
 from torchrec_cce.sharding.planner import CCEShardingPlanner
 from torchrec_cce.sharding.sharders import get_cce_sharders
+from torchrec_cce.training.config import parse_config
+from torchrec_cce.training.loop import train
+from torchrec_cce.training.metrics import quality
 from torchrec_cce.training.parallel import process_group
 
 DIM, COLUMNS, ROWS = 32, 8, 256
 TABLES, STEP_IDS, BATCH = 2, 10**6, 4096
 FOLD_IDS = (10**6, 10**7, 10**8)
 FRACTION = 0.1
+FOLDER = Path("runs/bench-residents")
 
 
 def step_figures() -> None:
@@ -156,8 +168,64 @@ def _clustering(num_ids: int) -> Clustering:
     )
 
 
+def reader_figures() -> None:
+    """AUC of a run with residents, as it measures it, and from the files of its last version without the library."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    sections = LOGS["planted"].sections(FOLDER / "data")
+    user, item = sorted(sections["tables"], key=sections["tables"].get)[-2:]
+    num_batches = 160
+    config = parse_config(
+        {
+            **sections,
+            "tables": {name: sections["tables"][name] for name in (user, item)},
+            "embedding": {"dim": DIM, "method": "cce_residents", "num_columns": COLUMNS, "max_parameters": 64 * DIM},
+            "model": {"name": "gmf"},
+            "recluster": {"ct": 2, "cf": num_batches // 2},
+            "training": {"batch_size": 1000, "epochs": 1},
+            "registry": {"url": str(FOLDER / "registry")},
+        }
+    )
+    result = train(config, FOLDER / "run", show_progress=False)
+    assert result.best is not None
+    assert result.steps == num_batches  # the last fold is the end
+    log = pq.read_table(sections["data"]["test"]["path"])
+    embeddings = {name: read_embeddings(FOLDER / "registry", name)[log[name].to_numpy()] for name in (user, item)}
+    dcp_to_torch_save(result.checkpoint, FOLDER / "weights.pt")
+    weights = torch.load(FOLDER / "weights.pt")["model"]
+    print(weights.keys())
+    scores = (embeddings[user] * embeddings[item]) @ weights["output.weight"][0].numpy() + weights["output.bias"].item()
+    measured = quality(torch.from_numpy(scores), torch.from_numpy(log["label"].to_numpy().astype(np.float32)))
+    difference = abs(measured.auc - result.best["test_auc"])
+    report(
+        "AUC from published codewords and pointers by numpy, less the run's own",
+        difference,
+        target="≤ 1e-6",
+        holds=difference <= 1e-6,
+        against=f"{result.best['test_auc']:.6f} of the run; planted log, GMF on its two largest tables",
+    )
+
+
+def read_embeddings(registry: Path, table: str) -> npt.NDArray[np.float32]:
+    """[n, d]: of all IDs of a table, from the files of the newest version; see docs/map-format.md."""
+    newest = max((registry / "log").iterdir())
+    entry = json.loads(newest.read_text())["content"]["versions"][-1]
+    folder = registry / entry["folder"]
+    described = json.loads((folder / "manifest.json").read_text())["content"]["tables"]
+    found = next(each for name, each in described.items() if name in (table, f"t_{table}"))
+
+    def column(name: str) -> npt.NDArray[np.generic]:
+        lists = pa.ipc.open_file(folder / found[name]["name"]).read_all().column(0).combine_chunks()
+        values: npt.NDArray[np.generic] = lists.flatten().to_numpy().reshape(len(lists), -1)
+        return values
+
+    pointers, weights = column("pointers"), column("weights")
+    codebooks = weights.reshape(found["num_columns"], 2, found["num_rows"], -1)[:, 0]
+    return np.concatenate([codebook[codes] for codebook, codes in zip(codebooks, pointers.T, strict=True)], axis=1)
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    reader_figures()
     step_figures()
     fold_figures()
 

@@ -2,9 +2,9 @@
 
 Residents are this project's own, beyond the paper: see `docs/residents.md`. While a phase is open, the embedding of an
 ID is that of its codewords, plus a private row if it is a resident. A fold makes codewords and pointers of it all:
-k-means in each column, from where the codewords are, over the embeddings of the residents and over the codewords, each
-as heavy as there are other IDs at it that had a row before. Then every resident points at the nearest new codeword, and
-every other ID where the nearest to its old codeword is.
+k-means in each column, from where the codewords are, over the embeddings of the residents, each as heavy as the loss
+depends on its row, and over the codewords, each as heavy as there are other IDs at it that had a row before. Then every
+resident points at the nearest new codeword, and every other ID where the nearest to its old codeword is.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +50,9 @@ class ResidentRows:
     """Of an open phase."""
     rows: RowArray
     """[m, d]: the rows of the residents, by their slots."""
+    importances: npt.NDArray[np.float32] | None = None
+    """[m], at least 0, possibly memory-mapped: how heavy each row is in k-means, beside their mean; None if all are
+    alike. The squared gradients that its optimizer has summed say how much the loss depends on where a row is."""
 
 
 class TableFold:
@@ -90,6 +93,7 @@ class TableFold:
         self._codes, self._is_first = codes, is_first
         self._seed, self._config = seed, config
         self._ages, self._slots, self._rows = residents.residency.ages, residents.residency.slots, residents.rows
+        self._importances = residents.importances
         self.num_residents = self._slots.num_slots
         if self._rows.shape[1:] != (self.num_columns * self.width,) or self._rows.shape[0] < self._slots.num_taken:
             expected = f"[m, {self.num_columns * self.width}] for {self.num_residents} residents"
@@ -208,7 +212,7 @@ class TableFold:
 
     @cached_property
     def sample(self) -> tuple[npt.NDArray[np.int64], Floats, npt.NDArray[np.float64]]:
-        """The residents that train: their codes [m', c], their rows, and how many residents each stands for."""
+        """The residents that train: their codes [m', c], their rows, and as how many residents each counts."""
         most = self._config.points_per_centroid * self.num_rows
         seed = derive_seed(self._seed, "sample")
         chosen, weights = training_sample(self.num_residents, most, frequencies=None, seed=seed)
@@ -219,7 +223,10 @@ class TableFold:
             positions.append(first + here[chosen[part] - before])
             before += len(here)
         codes = self._codes(np.concatenate(positions)).astype(np.int64)
-        return codes, self._rows[self._slots.rows(chosen)], weights * (self.num_residents / len(chosen))
+        slots = self._slots.rows(chosen)
+        if self._importances is not None and (importances := self._importances[slots].astype(np.float64)).any():
+            weights = weights * importances * (weights.sum() / (weights @ importances))
+        return codes, self._rows[slots], weights * (self.num_residents / len(chosen))
 
     @cached_property
     def _others(self) -> npt.NDArray[np.int64]:

@@ -11,8 +11,9 @@ from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter,
 from pydantic.dataclasses import dataclass
 
 from torchrec_cce.methods.registry import Method
-from torchrec_cce.training.config import LearningRate, RunConfig, parse_config
+from torchrec_cce.training.config import RunConfig, parse_config
 from torchrec_cce.training.config_file import WrongValue, read_toml
+from torchrec_cce.training.recluster_config import LearningRate
 from torchrec_cce.training.rowwise import Bits
 
 _STRICT = ConfigDict(extra="forbid", populate_by_name=True)

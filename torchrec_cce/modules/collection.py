@@ -234,7 +234,7 @@ class CCECollection(ABC, nn.Module):
                 seed=seed,
                 frequencies=frequencies.get(table.name),
                 settings=settings or ReclusterConfig(),
-                residents=self._resident_rows(table),
+                residents=self._resident_rows(table, optimizer),
             )
             for table in tables
         }
@@ -327,12 +327,11 @@ class CCECollection(ABC, nn.Module):
         if not self.remap.phase_is_open:
             raise ConfigError("no phase of residents is open, whose rows could be given; admit first")
 
-    def _resident_rows(self, table: CCEConfig) -> ResidentRows | None:
+    def _resident_rows(self, table: CCEConfig, optimizer: torch.optim.Optimizer | None) -> ResidentRows | None:
         """What is to be folded, if a phase of `table` is open."""
         if table.residents is None or not self.remap.residency(table.name).is_open:
             return None
-        rows = self._residents_store(table).read_rows()
-        return ResidentRows(residency=self.remap.residency(table.name), rows=rows)
+        return self._residents_store(table, optimizer).learned(self.remap.residency(table.name))
 
     def quantized_store(self, config: CCEConfig) -> QuantizedStore | None:
         """The rows of a table's residents, if they are float16 or int8; if not, they are a stock table, or there are

@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from torchrec_cce.clustering.fold import RowArray
+from torchrec_cce.clustering.fold import ResidentRows, RowArray
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.kernels.quantized_rows import LARGEST, Numbers, QuantizedArray, pool_rows, round_rows, train_rows
+from torchrec_cce.maps.residency import Residency
 from torchrec_cce.methods.cce import CCEConfig
 
 Floats = npt.NDArray[np.float32]
@@ -167,8 +168,9 @@ class QuantizedStore:
         assert isinstance(table, QuantizedTable)
         self._table = table
 
-    def read_rows(self) -> QuantizedArray:
-        return QuantizedArray(self._table.rows.numpy(), float(self._table.step))
+    def learned(self, residency: Residency) -> ResidentRows:
+        rows = QuantizedArray(self._table.rows.numpy(), float(self._table.step))
+        return ResidentRows(residency=residency, rows=rows, importances=self._table.state.numpy())
 
     def restart(self, parts: Iterable[tuple[int, Floats]]) -> None:
         table = self._table

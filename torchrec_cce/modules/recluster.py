@@ -22,6 +22,7 @@ from torchrec_cce.clustering.task import ClusteringInputs, TableTask, recluster_
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.maps.residency import Residency
 from torchrec_cce.methods.cce import CCEConfig
 
 Array = npt.NDArray[np.float32]
@@ -40,7 +41,9 @@ class TableRows:
 class ResidentStore(Protocol):
     """Where the rows of residents live."""
 
-    def read_rows(self) -> RowArray: ...
+    def learned(self, residency: Residency) -> ResidentRows:
+        """What the residents of `residency` have learned."""
+        ...
 
     def restart(self, parts: Iterable[tuple[int, Array]]) -> None:
         """Write rows, a part at a time with its first row, and set every row's state to zero."""
@@ -85,8 +88,10 @@ class ParameterStore:
             for name, value in self._states.items():
                 value.copy_(torch.from_numpy(rows.states[name]))
 
-    def read_rows(self) -> RowArray:
-        return to_array(self._parameter)
+    def learned(self, residency: Residency) -> ResidentRows:
+        name = squares_among(self._states)
+        squares = None if name is None else to_array(self._states[name])
+        return resident_rows(residency, to_array(self._parameter), squares)
 
     def restart(self, parts: Iterable[tuple[int, Array]]) -> None:
         self.fill(parts)
@@ -97,6 +102,29 @@ class ParameterStore:
         with torch.no_grad():
             for first, rows in parts:
                 self._parameter[first : first + len(rows)] = torch.from_numpy(rows)
+
+
+def squares_among(states: Iterable[str]) -> str | None:
+    """Which of an optimizer's states are the squared gradients that it has summed or averaged, if it keeps any.
+
+    Args:
+        states: names as PyTorch, TorchRec and FBGEMM have them.
+    """
+    by_kind = {name.rpartition(".")[2]: name for name in states}
+    # Beside an `exp_avg_sq`, `momentum1` is something else.
+    return next((by_kind[kind] for kind in ("exp_avg_sq", "sum", "momentum1") if kind in by_kind), None)
+
+
+def resident_rows(residency: Residency, rows: RowArray, squares: Array | None) -> ResidentRows:
+    """Rows that were learned, with the squared gradients of each, [m, …], as what says how much it matters."""
+    importances = None if squares is None else importances_of(squares)
+    return ResidentRows(residency=residency, rows=rows, importances=importances)
+
+
+def importances_of(squares: Array) -> Array:
+    """[m]: the mean of each row of [m, …]."""
+    importances: Array = squares.reshape(len(squares), -1).mean(axis=1)
+    return importances
 
 
 def to_array(tensor: torch.Tensor) -> Array:

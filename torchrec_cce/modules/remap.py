@@ -1,7 +1,6 @@
 """From a KeyedJaggedTensor of raw IDs to one of physical rows: the parameter-free first step of a CCE collection."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,43 +10,14 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
-from torchrec_cce.maps.pointer_map import PointerMap, identity
+from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.maps.residency import Residency, Residents
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig, CCEScheme
 from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
 from torchrec_cce.methods.table import CompressedConfig, PointerScheme, row_feature_names, scheme_of
+from torchrec_cce.modules.map_stamp import MapStamp
 from torchrec_cce.modules.residents import carried_over
-
-_DIGEST_BYTES = 32
-
-
-class MapStamp(NamedTuple):
-    """What weights carry of the map they were trained with: a row of the remap's extra state."""
-
-    version: int | None
-    """The registry's; None if the map was not published."""
-    generation: int
-    digest: str
-
-    @classmethod
-    def of(cls, pointer_map: PointerMap) -> "MapStamp":
-        return cls(pointer_map.version, pointer_map.generation, pointer_map.digest)
-
-    @staticmethod
-    def to_tensor(stamps: Sequence["MapStamp"]) -> torch.Tensor:
-        """`[maps, 34] int64`: version (0: not published), generation, bytes of the digest."""
-        rows = [[stamp.version or 0, stamp.generation, *bytes.fromhex(stamp.digest)] for stamp in stamps]
-        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2 + _DIGEST_BYTES)
-
-    @staticmethod
-    def from_tensor(state: torch.Tensor) -> list["MapStamp"]:
-        rows = state.tolist()
-        return [MapStamp(version or None, generation, bytes(digest).hex()) for version, generation, *digest in rows]
-
-    @property
-    def identity(self) -> str:
-        return identity(*self)
 
 
 class Remap(nn.Module):

@@ -26,6 +26,7 @@ from torchrec_cce.sharding.tables import scatter, size_of
 
 METADATA = ".metadata"
 """What `torch.distributed.checkpoint` calls its index."""
+_KEPT_TYPES = {torch.int8: np.int8, torch.float16: np.float16}
 _PIECE_BYTES = 1 << 22
 _FUSED, _REPLICATED = "momentum1", "sum"
 """What FBGEMM's fused kernels and PyTorch's and TorchRec's Adagrads call one and the same accumulator."""
@@ -82,14 +83,14 @@ class DistributedCheckpoint:
         """Write a matrix to the new file `path`, and map it for reading. Nothing of its size is held in memory.
 
         Returns:
-            `[m, d]`: int8 as it is; other types as float32.
+            `[m, d]`: int8 and float16 as they are; other types as float32.
 
         Raises:
             DataFileError: a file is damaged.
             OSError: there is no room for the matrix, and for the largest of its stored parts meanwhile.
         """
         entry = self.tensors[key]
-        kind = np.dtype(np.int8 if entry.properties.dtype == torch.int8 else np.float32)
+        kind = np.dtype(_KEPT_TYPES.get(entry.properties.dtype, np.float32))
         with path.open("xb") as file:
             reserve(file, entry.size.numel() * kind.itemsize)
         whole = np.memmap(path, kind, "r+", shape=tuple(entry.size))

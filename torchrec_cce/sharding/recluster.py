@@ -183,7 +183,7 @@ def _resident_rows(table: ShardedTable) -> ResidentRows | None:
     if table.residents is None:
         return None
     residency = table.collection.remap.residency(table.config.name)
-    return ResidentRows(residency=residency, rows=table.residents.read_rows()) if residency.is_open else None
+    return table.residents.learned(residency) if residency.is_open else None
 
 
 def _carried_over(table: ShardedTable, tables: Mapping[str, TableSnapshot]) -> Residency:

@@ -1,6 +1,7 @@
 """A physical table that lies in shards on several ranks, read and written as a whole."""
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,12 +12,20 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
-from torchrec_cce.clustering.fold import RowArray
+from torchrec_cce.clustering.fold import ResidentRows, RowArray
 from torchrec_cce.errors import ConfigError, MapMismatchError
+from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.collection import CCECollection, snapshot_of
-from torchrec_cce.modules.recluster import ResidentStore, TableReport, TableRows, to_array
+from torchrec_cce.modules.recluster import (
+    ResidentStore,
+    TableReport,
+    TableRows,
+    resident_rows,
+    squares_among,
+    to_array,
+)
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.state_names import joined
 from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks
@@ -50,17 +59,11 @@ class ShardedStore:
             states={name: to_array(_gather(value, self._sizes[name])) for name, value in self._states.items()},
         )
 
-    def read_rows(self) -> RowArray:
-        """The weights as one file of each host, mapped by its ranks: a few thousand rows at a time are private."""
-        num_rows, width = size_of(self._weight)
-        file = HostFile((num_rows, width), np.dtype(np.float32))
-        start, stop, mine = file.mine()
-        for first in range(0, num_rows, _ROWS):
-            part = to_array(_gather(self._weight, (min(_ROWS, num_rows - first), width), first))
-            here = slice(max(first, start), min(first + _ROWS, stop))
-            if here.start < here.stop:
-                mine[here.start - start : here.stop - start] = part[here.start - first : here.stop - first]
-        return file.everything()
+    def learned(self, residency: Residency) -> ResidentRows:
+        """From files of each host, mapped by its ranks: a few thousand rows at a time are private."""
+        name = squares_among(self._states)
+        squares = None if name is None else _mapped(self._states[name], self._sizes[name])
+        return resident_rows(residency, _mapped(self._weight, size_of(self._weight)), squares)
 
     def restart(self, parts: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
         self.fill(parts)
@@ -84,6 +87,20 @@ class ShardedStore:
 def size_of(value: torch.Tensor | ShardedTensor) -> tuple[int, ...]:
     """From a sharded tensor's metadata: its `size()` goes through a class method that warns of its deprecation."""
     return tuple(value.metadata().size if isinstance(value, ShardedTensor) else value.size())
+
+
+def _mapped(value: torch.Tensor | ShardedTensor | None, size: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """All rows, in one file of each host."""
+    num_rows, *sizes = size
+    width = prod(sizes)
+    file = HostFile((num_rows, width), np.dtype(np.float32))
+    start, stop, mine = file.mine()
+    for first in range(0, num_rows, _ROWS):
+        part = to_array(_gather(value, (min(_ROWS, num_rows - first), *sizes), first)).reshape(-1, width)
+        here = slice(max(first, start), min(first + _ROWS, stop))
+        if here.start < here.stop:
+            mine[here.start - start : here.stop - start] = part[here.start - first : here.stop - first]
+    return file.everything()
 
 
 def _gather(value: torch.Tensor | ShardedTensor | None, size: tuple[int, ...], first: int = 0) -> torch.Tensor:

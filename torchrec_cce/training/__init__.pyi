@@ -3,9 +3,7 @@ from .config import (
     EmbeddingConfig as EmbeddingConfig,
     ModelConfig as ModelConfig,
     OptimizerConfig as OptimizerConfig,
-    ReclusterSection as ReclusterSection,
     RegistrySection as RegistrySection,
-    ResidentsSection as ResidentsSection,
     RunConfig as RunConfig,
     TableConfig as TableConfig,
     TrainingConfig as TrainingConfig,
@@ -36,4 +34,8 @@ from .model import (
 from .parallel import (
     Ranks as Ranks,
     process_group as process_group,
+)
+from .recluster_config import (
+    ReclusterSection as ReclusterSection,
+    ResidentsSection as ResidentsSection,
 )

@@ -20,13 +20,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from torch import nn
 from torchrec import EmbeddingBagConfig, PoolingType
 
-from torchrec_cce.clustering.settings import Backend, ReclusterConfig
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
 from torchrec_cce.maps.pointer_format import MinPointerBits
+from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.registry import Method, tables_under_cap
-from torchrec_cce.methods.residents import ResidentConfig, RowType
+from torchrec_cce.methods.residents import ResidentConfig
 from torchrec_cce.modules.state_names import CODEWORDS, RESIDENTS
 from torchrec_cce.training.data_config import DataConfig
+from torchrec_cce.training.recluster_config import LearningRate, ReclusterSection, ResidentsSection
 from torchrec_cce.training.rowwise import Bits, row_bytes
 
 _STRICT = ConfigDict(extra="forbid")
@@ -47,7 +48,6 @@ def _table_name(name: str) -> str:
 
 
 TableName = Annotated[str, AfterValidator(_table_name)]
-LearningRate = Annotated[FiniteFloat, Field(gt=0)]
 
 TABLE_PRESETS: Mapping[str, Mapping[str, int]] = {"criteo_kaggle": KAGGLE_UNIVERSES}
 """Name → table → `num_embeddings`, for what a file may say in one line: `tables = "criteo_kaggle"`."""
@@ -117,74 +117,6 @@ class OptimizerConfig:
     others. Tables that overfit need it, CCE's most of all: a clustering writes what was memorised into the pointers."""
     dense: Literal["sgd", "adam", "adamw"] = "adam"
     dense_learning_rate: LearningRate = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class ReclusterSection:
-    """When and how CCE tables are clustered: after batches `cf`, `2·cf`, …, `ct·cf`."""
-
-    ct: NonNegativeInt = 0
-    """Clusterings in the run."""
-    cf: NonNegativeInt = 0
-    """Batches between two clusterings."""
-    rest: NonNegativeInt | None = None
-    """Batches trained after the last clustering, where the run then ends; to the end of the data if not given."""
-    weigh_by_frequency: bool = False
-    """Weigh IDs by how often they were trained on. This costs 8 bytes an ID."""
-    points_per_centroid: int = 256
-    num_iterations: int = 50
-    backend: Backend = "numba"
-    """The implementation of k-means: our own, or another one that has to be installed."""
-    helper_init: Literal["zero", "residual"] = "zero"
-
-    def __post_init__(self) -> None:
-        if self.ct > 0 and self.cf < 1:
-            raise ValueError(f"cf={self.cf} must be at least 1 where ct is {self.ct}: the batches between clusterings")
-        self.settings()
-
-    def settings(self) -> ReclusterConfig:
-        return ReclusterConfig(
-            points_per_centroid=self.points_per_centroid,
-            num_iterations=self.num_iterations,
-            backend=self.backend,
-            helper_init=self.helper_init,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class ResidentsSection:
-    """`cce_residents`: the private rows. The first phase begins with the run, and another after every clustering of
-    `recluster` but the last; after that the codewords are trained."""
-
-    fraction: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.25
-    """Of the IDs of a table that have a row at a time."""
-    shrinkage: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.5
-    """What an ID that gets a row again loses of the embedding it has, as a share."""
-    dtype: RowType = "float32"
-    """Of the rows; see `ResidentConfig`."""
-    learning_rate: LearningRate | None = None
-    """Of the rows; `optimizer.embedding_learning_rate` if not given."""
-    codeword_learning_rate: LearningRate | None = None
-    """Of the codewords after the last clustering; a tenth of `optimizer.embedding_learning_rate` if not given."""
-    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
-    """Of rows that are float16 or int8."""
-    count_first: bool = True
-    """Whether to read the training split once before the first batch, to count how often each ID occurs: the first rows
-    go to the most frequent ones. If not, they are counted on the way, and the first rows go to IDs as they arrive."""
-
-    def __post_init__(self) -> None:
-        self.config(learning_rate=1.0)
-
-    def config(self, learning_rate: float) -> ResidentConfig:
-        """Of a table, with the learning rate of its rows."""
-        return ResidentConfig(
-            fraction=self.fraction,
-            shrinkage=self.shrinkage,
-            dtype=self.dtype,
-            learning_rate=learning_rate,
-            weight_decay=self.weight_decay,
-            first_come=not self.count_first,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -314,6 +246,8 @@ class RunConfig:
             raise ValueError(f"ct={self.recluster.ct} must be at least 1 for {named}: a clustering folds the rows")
         if self.recluster.helper_init == "residual":
             raise ValueError(f"helper_init='residual' is not for {named}, which has no helper")
+        if self.resident_settings.max_bytes is not None:
+            self.table_configs()
 
     def _check_bits(self) -> None:
         """Rows of few bits are read, and not trained."""
@@ -342,6 +276,24 @@ class RunConfig:
 
     def table_configs(self, method: Method | None = None) -> list[EmbeddingBagConfig]:
         """The tables as they are trained, or as they would be with another `method`."""
+        section, rate = self.resident_settings, self.resident_rates[RESIDENTS]
+        if section.max_bytes is None:
+            return self._table_configs(method, section.config(rate))
+        all_ids = [
+            table
+            for table in self._table_configs(method, section.config(rate, fraction=1))
+            if isinstance(table, CCEConfig)
+        ]
+        rows = sum(table.resident_row_bytes for table in all_ids)
+        beside = sum(table.residency_bytes for table in all_ids)
+        if section.max_bytes <= beside:
+            raise ValueError(
+                f"residents.max_bytes={section.max_bytes} leaves nothing for rows: who has one takes {beside} bytes"
+            )
+        fraction = min(1.0, (section.max_bytes - beside) / max(rows, 1))
+        return self._table_configs(method, section.config(rate, fraction))
+
+    def _table_configs(self, method: Method | None, residents: ResidentConfig) -> list[EmbeddingBagConfig]:
         return tables_under_cap(
             self.full_tables(),
             method=method or self.embedding.method,
@@ -351,14 +303,18 @@ class RunConfig:
             use_helper=self.embedding.use_helper,
             min_pointer_bits=self.embedding.min_pointer_bits,
             full_up_to=self.embedding.full_up_to,
-            residents=(self.residents or ResidentsSection()).config(self.resident_rates[RESIDENTS]),
+            residents=residents,
             seed=self.seed,
         )
 
     @property
+    def resident_settings(self) -> ResidentsSection:
+        return self.residents or ResidentsSection()
+
+    @property
     def resident_rates(self) -> dict[str, float]:
         """The learning rates of the rows of residents and of the codewords that these are folded into."""
-        section, usual = self.residents or ResidentsSection(), self.optimizer.embedding_learning_rate
+        section, usual = self.resident_settings, self.optimizer.embedding_learning_rate
         return {RESIDENTS: section.learning_rate or usual, CODEWORDS: section.codeword_learning_rate or usual / 10}
 
     def universes(self) -> dict[str, int]:
@@ -371,6 +327,8 @@ class RunConfig:
         # What older runs did not know is left out where it says nothing, so that their digests stay what they are.
         if self.residents is None:
             del values["residents"]
+        elif self.residents.max_bytes is None:
+            del values["residents"]["max_bytes"]
         if self.embedding.full_up_to == 0:
             del values["embedding"]["full_up_to"]
         if self.derive is not None and self.derive.bits is None:

@@ -20,7 +20,7 @@ from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks, on_fir
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.training import checkpoint
-from torchrec_cce.training.config import ResidentsSection, RunConfig
+from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 from torchrec_cce.training.data_config import SplitConfig
 from torchrec_cce.training.derive import derived_model, start_from
@@ -85,8 +85,7 @@ class Run:
     @property
     def counts_on_the_way(self) -> bool:
         """Whether batches are counted when they are trained on; if not, all were counted before."""
-        section = self.config.residents or ResidentsSection()
-        return self.counts and not (self.has_residents and section.count_first)
+        return self.counts and not (self.has_residents and self.config.resident_settings.count_first)
 
     def admit(self) -> None:
         """Begin a phase of the residents."""

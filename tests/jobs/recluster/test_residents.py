@@ -217,7 +217,11 @@ def fold_of(folder: Path, *, name: str, num_ids: int, num_rows: int, dtype: str,
             maps=BundleMap(folder=folder / "maps"),
             map_digest=pointer_map.digest,
             residents=StoredResidents(
-                folder=folder / "residents", rows=folder / "rows", shape=rows.shape, step=0.04 if is_int8 else None
+                folder=folder / "residents",
+                rows=folder / "rows",
+                shape=rows.shape,
+                dtype="int8" if is_int8 else "float32",
+                step=0.04 if is_int8 else 1.0,
             ),
         ),
     )

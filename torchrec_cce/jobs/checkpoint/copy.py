@@ -21,7 +21,7 @@ from torchrec_cce.jobs.recluster.cluster import Clustered
 from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.residency_files import write_residencies
-from torchrec_cce.modules.remap import MapStamp
+from torchrec_cce.modules.map_stamp import MapStamp
 from torchrec_cce.modules.state_names import stamps_of
 from torchrec_cce.sharding.distributed_checkpoint import METADATA
 from torchrec_cce.training import checkpoint

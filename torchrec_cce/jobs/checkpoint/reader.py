@@ -20,8 +20,8 @@ from torchrec_cce.maps.residency_files import read_residencies
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingBagConfig, CCEEmbeddingConfig
 from torchrec_cce.methods.residents import ResidentConfig
-from torchrec_cce.modules.recluster import TableRows, to_array
-from torchrec_cce.modules.remap import MapStamp
+from torchrec_cce.modules.map_stamp import MapStamp
+from torchrec_cce.modules.recluster import TableRows, importances_of, squares_among, to_array
 from torchrec_cce.modules.state_names import (
     codewords_weight,
     in_checkpoint,
@@ -30,6 +30,8 @@ from torchrec_cce.modules.state_names import (
     pooled_weight,
     quantized_rows,
     residents_weight,
+    sequence_codewords_weight,
+    sequence_residents_weight,
     sequence_weight,
     stamped_collection,
 )
@@ -79,6 +81,8 @@ class HelperUse:
         return is_trained if said is None else said
 
 
+_ROWS = 1 << 16
+"""Of residents, at a time."""
 _POOLING = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}
 
 
@@ -90,9 +94,16 @@ class CheckpointResidents:
     folder: Path
     """That has the residency."""
     rows: str
-    """`[m, d]`, float32 or int8."""
+    """`[m, d]`, float32, float16 or int8."""
     step: str | None
-    """What 1 stands for where rows are int8."""
+    """What 1 stands for; None for rows of float32, where it is 1."""
+    squares: str | None
+    """`[m, …]`: what the optimizer has of the squared gradients of each row."""
+
+    @property
+    def copied(self) -> list[str]:
+        """The keys of what is copied for workers."""
+        return [self.rows] if self.squares is None else [self.rows, self.squares]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -248,13 +259,25 @@ class CCECheckpoint(DistributedCheckpoint):
             return None
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{len(list(folder.iterdir())):04d}.rows"
-        num_rows, width = self.copy_rows(found.rows, path).shape
+        rows = self.copy_rows(found.rows, path)
         return StoredResidents(
             folder=found.folder,
             rows=path,
-            shape=(num_rows, width),
-            step=None if found.step is None else float(self.read([found.step])[found.step]),
+            shape=rows.shape,
+            dtype=rows.dtype.name,
+            step=1.0 if found.step is None else float(self.read([found.step])[found.step]),
+            importances=None if found.squares is None else self._importances(found.squares, path),
         )
+
+    def _importances(self, squares: str, rows: Path) -> Path:
+        """A file beside `rows` of the importance of each row."""
+        copy, path = rows.with_suffix(".squares"), rows.with_suffix(".importances")
+        values = self.copy_rows(squares, copy)
+        with path.open("xb") as file:
+            for start in range(0, len(values), _ROWS):
+                file.write(importances_of(values[start : start + _ROWS]).data)
+        copy.unlink()
+        return path
 
     def _bundles(self, path: str) -> tuple[BundleMap, Mapping[str, TableSnapshot]]:
         folder = checkpoint.maps_folder(self.folder, path)
@@ -314,13 +337,15 @@ class CCECheckpoint(DistributedCheckpoint):
             for tensor in self.read(list(states.values())).values():
                 yield to_array(tensor).reshape(num_columns, 2, num_rows, *tensor.shape[1:])[:, 1]
 
-        has_residents = weight == joined(path, codewords_weight(name))
+        is_pooled = weight in (joined(path, each(name)) for each in (pooled_weight, codewords_weight))
+        frozen = codewords_weight(name), sequence_codewords_weight(name, size[1])
+        has_residents = weight in (joined(path, each) for each in frozen)
         if has_residents and self.helper_use.of_tables.get(name):
             raise ConfigError(f"table {name!r}: it has residents and no helper; leave the table out of `use_helper`")
         config = _config(
             name,
             snapshot,
-            pooled=has_residents or weight == joined(path, pooled_weight(name)),
+            pooled=is_pooled,
             use_helper=not has_residents and self.helper_use.of(name, helper_states),
             residents=ResidentConfig() if has_residents else None,
             min_pointer_bits=self.min_pointer_bits or pointer_map.min_pointer_bits,
@@ -337,20 +362,27 @@ class CCECheckpoint(DistributedCheckpoint):
 
     def _residents(self, config: CCEConfig, path: str) -> CheckpointResidents:
         folder = checkpoint.residents_folder(self.folder, path)
-        stock = in_checkpoint(joined(path, residents_weight(config.resident_table)))
+        is_pooled = isinstance(config, CCEEmbeddingBagConfig)
+        weight = joined(path, (residents_weight if is_pooled else sequence_residents_weight)(config.resident_table))
+        stock = in_checkpoint(weight)
         quantized = in_checkpoint(joined(path, quantized_rows(config.resident_table)))
+        states = optimizer_state(weight, "")
         is_stock = stock in self.tensors
         return CheckpointResidents(
             residency=self.residencies(path)[config.name],
             folder=folder,
             rows=stock if is_stock else f"{quantized}.rows",
             step=None if is_stock else f"{quantized}.step",
+            squares=squares_among(key for key in self.tensors if key.startswith(states))
+            if is_stock
+            else f"{quantized}.state",
         )
 
     def _weight_name(self, path: str, table: str, snapshot: TableSnapshot) -> str | None:
         """What the model calls a table's weights in a pooled or an unpooled collection; None if there are neither."""
         width = snapshot.embedding_dim // snapshot.pointer_map.num_columns
-        names = (pooled_weight(table), codewords_weight(table), sequence_weight(table, width))
+        sequences = sequence_weight(table, width), sequence_codewords_weight(table, width)
+        names = pooled_weight(table), codewords_weight(table), *sequences
         return next((name for each in names if in_checkpoint(name := joined(path, each)) in self.tensors), None)
 
 

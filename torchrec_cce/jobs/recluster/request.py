@@ -136,8 +136,8 @@ class ReclusterInput:
         states = sum(self.checkpoint.bytes_of(list(table.states.values())) for table in self.tables)
         counted = self.job.frequencies or any(table.snapshot.frequencies is not None for table in self.tables)
         frequencies = sum(8 * m.num_ids for _, m in maps) if counted else 0
-        folded = [found.rows for table in self.tables if (found := table.open_residents) is not None]
-        rows = 2 * self.checkpoint.bytes_of(folded)  # a part of them is there twice meanwhile
+        folded = [found.copied for table in self.tables if (found := table.open_residents) is not None]
+        rows = 2 * self.checkpoint.bytes_of([key for keys in folded for key in keys])  # parts are there twice meanwhile
         return DiskNeed(
             output=self.checkpoint.num_bytes + pointers + weights + states,
             scratch=pointers + frequencies + rows,

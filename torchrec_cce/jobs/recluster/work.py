@@ -70,15 +70,20 @@ class StoredResidents:
     """A file of the numbers of all rows, row after row."""
     shape: tuple[int, int]
     """[m, d]."""
-    step: float | None
-    """What 1 stands for where the numbers are int8; None where they are float32."""
+    dtype: str
+    """Of the numbers, see `ResidentConfig`."""
+    step: float
+    """What 1 stands for."""
+    importances: Path | None = None
+    """A file of those of all rows, [m] float32, see `ResidentRows`."""
 
     def open(self, table: str) -> ResidentRows:
         """Ages and rows, memory-mapped. Raises MapFileError or OSError if files are missing."""
-        numbers = np.memmap(self.rows, np.float32 if self.step is None else np.int8, "r", shape=self.shape)
+        numbers = np.memmap(self.rows, self.dtype, "r", shape=self.shape)
         return ResidentRows(
             residency=read_residencies(self.folder, verify=False)[table],
-            rows=numbers if self.step is None else QuantizedArray(numbers, self.step),
+            rows=numbers if self.dtype == "float32" else QuantizedArray(numbers, self.step),
+            importances=None if self.importances is None else np.memmap(self.importances, np.float32, "r"),
         )
 
 
