@@ -164,7 +164,7 @@ KINDS = [
 ]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     seed=st.integers(0, 2**32),
     kind=st.sampled_from(KINDS),
@@ -179,7 +179,7 @@ def test_scores_answer_as_defined_bit_for_bit(
     assert_same_bits(by(Scores(centroids), points), by_definition(points, centroids))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     seed=st.integers(0, 2**32),
     kind=st.sampled_from(KINDS),
