@@ -77,9 +77,18 @@ def prepare_criteo(source: Path, folder: Path) -> DenseIDs:
 def prepare_globo(source: Path, folder: Path) -> DenseIDs:
     """Every eighth user by a hash; 85, 5 and 10 % of the pairs by a hash of their number; training rows shuffled."""
     features = ("user", "article", "env", "device", "os", "country", "region", "referrer")
+    return _prepare_globo(source, folder, features=features, share=1 / 8)
+
+
+def prepare_globo_pairs(source: Path, folder: Path) -> DenseIDs:
+    """All users and articles, and nothing else; split as `prepare_globo` does."""
+    return _prepare_globo(source, folder, features=("user", "article"), share=1.0)
+
+
+def _prepare_globo(source: Path, folder: Path, *, features: Sequence[str], share: float) -> DenseIDs:
     rows = concat(list(read_parquet(source / "globo" / "globo_ctr.parquet", label="label", ids=_same(features))))
     pairs = np.arange(len(rows)) // 2
-    kept = np.flatnonzero(chance(rows.ids["user"].values, "globo users") < 1 / 8)
+    kept = np.flatnonzero(chance(rows.ids["user"].values, "globo users") < share)
     parts = split_by_chance(chance(pairs[kept], "globo pairs"), validation=0.05, test=0.1)
     parts["train"] = np.random.default_rng(0).permutation(parts["train"])
     return _write({split: take(rows, kept[part]) for split, part in parts.items()}, folder)
@@ -182,6 +191,10 @@ LOGS: Mapping[str, Log] = {
     "globo": Log(
         about="an eighth of the users of the Globo.com log, all their pairs, which are split 85:5:10 by a hash",
         prepare=prepare_globo,
+    ),
+    "globo_pairs": Log(
+        about="users and articles of the Globo.com log, all its pairs, which are split 85:5:10 by a hash",
+        prepare=prepare_globo_pairs,
     ),
     "gowalla_all": Log(
         about="all of Gowalla in the split of the file, 4 % of its training rows to choose",

@@ -150,7 +150,7 @@ def test_rows_take_a_share_back_but_those_of_newcomers_are_small_and_random() ->
     assert rows.dtype == np.float32
     is_new = before.ages[residents] == 255
     np.testing.assert_allclose(rows[~is_new], -0.25 * embed(residents[~is_new]), rtol=1e-6)
-    assert np.abs(rows[is_new]).max() <= 0.1
+    assert np.abs(rows[is_new]).max() <= 0.02
     assert len(np.unique(rows[is_new], axis=0)) == is_new.sum()
     np.testing.assert_array_equal(np.concatenate([rows for _, rows in fresh()]), rows)
 
@@ -172,5 +172,5 @@ def test_rows_of_arrivals_are_their_own_and_those_of_others_are_left() -> None:
         drawn += [rows for _, rows in parts]
         before = after
     rows = np.concatenate(drawn)
-    assert np.abs(rows).max() <= 0.1
+    assert np.abs(rows).max() <= 0.02
     assert len(np.unique(rows, axis=0)) == len(rows)

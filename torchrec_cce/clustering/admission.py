@@ -18,7 +18,7 @@ _CHUNK = 1 << 20
 _UNKNOWN = np.zeros(0, np.int64)
 _POSITIONS = 1 << 16
 """Never another: what is drawn for a position depends on where they are cut."""
-_SPREAD = 0.1
+_SPREAD = 0.02
 """Of the first row of an ID, up and down. Without it, all who never had a row would start, and move, alike."""
 
 
