@@ -28,12 +28,15 @@ def fold(
     codebook: np.ndarray = CODEBOOK,
     first: bool = False,
     pointers: np.ndarray = POINTERS,
+    importances: np.ndarray | None = None,
     **settings: Any,
 ) -> TableFold:
     return TableFold(
         codebook=codebook,
         codes=lambda positions: pointers[positions],
-        residents=ResidentRows(residency=residency or Residency(ages=AGES, phases=3, is_open=True), rows=rows),
+        residents=ResidentRows(
+            residency=residency or Residency(ages=AGES, phases=3, is_open=True), rows=rows, importances=importances
+        ),
         is_first=first,
         row_states={"momentum": np.ones((C, 2, K), np.float32)},
         pointer_dtype=np.dtype(np.uint8),
@@ -67,22 +70,43 @@ def test_every_id_points_at_the_codeword_nearest_to_what_it_was() -> None:
     assert not done.row_states["momentum"].any()
 
 
-def test_codewords_are_means_of_residents_and_of_the_old_codewords_of_others_who_had_a_row() -> None:
-    """Lloyd's fixed point, by a plain loop: who never had a row has no say."""
-    done, before = folded(points_per_centroid=10**6, num_threads=1), embeddings()
-    heard = AGES != 255
+@pytest.mark.parametrize("weighted", [False, True])
+def test_codewords_are_means_of_residents_and_of_the_old_codewords_of_others_who_had_a_row(weighted: bool) -> None:
+    """Lloyd's fixed point, by a plain loop: who never had a row has no say, nor has a row that was never trained."""
+    importances = np.random.default_rng(2).exponential(size=len(ROWS)).astype(np.float32) if weighted else None
+    masses = np.ones(N)
+    if importances is not None:
+        importances[:40] = 0
+        mean = importances[: len(RESIDENTS)].mean(dtype=np.float64)
+        masses[RESIDENTS] = importances[: len(RESIDENTS)] / mean
+    done, before = folded(points_per_centroid=10**6, num_threads=1, importances=importances), embeddings()
+    heard = (AGES != 255) & (masses > 0)
     for column in range(C):
         codewords = CODEBOOK[column].astype(np.float64)
-        points = before[heard, column]
+        points, weights = before[heard, column], masses[heard, None]
         for _ in range(10):
             nearest = np.square(points[:, None] - codewords).sum(axis=2).argmin(axis=1)
             codewords = np.stack(
                 [
-                    points[nearest == code].mean(axis=0) if (nearest == code).any() else codewords[code]
+                    (weights * points)[nearest == code].sum(axis=0) / weights[nearest == code].sum()
+                    if (nearest == code).any()
+                    else codewords[code]
                     for code in range(K)
                 ]
             )
         np.testing.assert_allclose(done.weights[column, 0], codewords, atol=2e-5)
+
+
+@pytest.mark.parametrize("importance", [0.0, 3.0])
+def test_rows_that_matter_alike_count_alike(importance: float) -> None:
+    """As where no row was trained."""
+    found = folded(importances=np.full(len(ROWS), importance, np.float32))
+    np.testing.assert_allclose(found.weights, folded().weights, atol=1e-6)
+
+
+def test_importances_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ClusteringError, match="NaN or infinite"):
+        folded(importances=np.full(len(ROWS), np.nan, np.float32))
 
 
 @pytest.mark.parametrize(("chunk_size", "num_threads"), [(1, 1), (117, 3), (5000, 2)])

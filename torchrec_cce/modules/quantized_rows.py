@@ -141,7 +141,7 @@ class QuantizedTable(nn.Module):
             self.numbers(),
             self.state.numpy(),
             np.float32(self.step.item()),
-            np.argsort(slots, kind="stable"),
+            _stable_order(slots),
             slots,
             bags,
             weights,
@@ -159,6 +159,13 @@ class QuantizedTable(nn.Module):
                 setattr(self, name, torch.zeros_like(buffer, device="cpu"))
             self.reset_parameters()
         return self
+
+
+def _stable_order(slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """What sorts `slots`, below 2³¹, equal ones in their order. Numbers sort twice as fast as indices of them."""
+    numbered = slots << 32 | np.arange(len(slots))
+    numbered.sort()
+    return numbered & 0xFFFF_FFFF
 
 
 class QuantizedStore:
@@ -250,15 +257,17 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
         mine = [(bags, part.cpu().numpy()) for bags, part in zip(ctx.bags, gradients, strict=True)]
-        everyones, share = [mine], np.float32(1)
+        everyones = [mine]
         if dist.is_initialized() and dist.get_world_size() > 1:
             everyones = [[] for _ in range(dist.get_world_size())]
             dist.all_gather_object(everyones, mine)
-            share = np.float32(1 / len(everyones))
         for name, table in ctx.tables.items():
             # Feature by feature, as one process has them: sums of floats depend on their order.
             parts = [part for ranks in zip(*everyones, strict=True) for part in ranks if part[0].table == name]
             first = np.cumsum([0, *(len(gradient) for _, gradient in parts)])
+            whole = np.concatenate([gradient for _, gradient in parts])
+            if len(everyones) > 1:
+                whole *= np.float32(1 / len(everyones))
             table.train_on(
                 np.concatenate([bags.slots for bags, _ in parts]),
                 np.concatenate(
@@ -268,7 +277,7 @@ class _Pool(torch.autograd.Function):
                     ]
                 ),
                 np.concatenate([bags.weights for bags, _ in parts]),
-                np.concatenate([gradient for _, gradient in parts]) * share,
+                whole,
             )
         return None, None, None
 
