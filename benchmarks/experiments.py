@@ -76,14 +76,20 @@ def _gowalla_residents(name: str, *, cap: int, fraction: float, phases: int, **w
 
 
 def _criteo_residents(
-    name: str, *, cap: int, min_pointer_bits: int = 8, count_first: bool = True, **wanted: float
+    name: str,
+    *,
+    cap: int,
+    num_columns: int = 8,
+    min_pointer_bits: int = 8,
+    count_first: bool = True,
+    **wanted: float,
 ) -> Residents:
     """In one epoch of 110 batches."""
     return Residents(
         name=name,
         caps=(cap,),
         sections={
-            "embedding": {"full_up_to": 2_000, "num_columns": 8, "min_pointer_bits": min_pointer_bits},
+            "embedding": {"full_up_to": 2_000, "num_columns": num_columns, "min_pointer_bits": min_pointer_bits},
             "recluster": {"ct": 1, "cf": 110, "num_iterations": 10},
             "residents": {"fraction": 0.5, "count_first": count_first},
             "training": {"evaluate_every": None},
@@ -127,7 +133,10 @@ EXPERIMENTS = (
         # in the last 2, 5 or 15 % of the batches the loss was no lower, with a quarter of the IDs it was 0.001 higher.
         residents=(
             _criteo_residents("residents, 1/2", cap=1_024, max_bce_errors=1),
-            _criteo_residents("residents, 1/2, 4-bit pointers", cap=256, min_pointer_bits=4, max_bce_gap=0.0006),
+            _criteo_residents("residents, 1/2, 8 × 4 bits", cap=256, min_pointer_bits=4),
+            _criteo_residents(
+                "residents, 1/2, 16 × 4 bits", cap=256, num_columns=16, min_pointer_bits=4, max_bce_gap=0.0006
+            ),
             _criteo_residents("residents, 1/2, first come", cap=1_024, count_first=False, max_bce_gap=0.001),
         ),
     ),

@@ -91,7 +91,8 @@ class Model(nn.Module):
             self.collection = CCEEmbeddingBagCollection(tables=case.tables(), is_weighted=case.pooling == "weighted")
         self.sums = Sums()
         self.top = nn.Linear(sum(t.embedding_dim * len(t.feature_names) for t in case.tables()), 3)
-        self.scale = world_size / NUM_ROWS
+        # Sums grow with the length of a bag: smaller steps, for losses that fall, and differences that do not grow.
+        self.scale = world_size / NUM_ROWS / (10 if case.in_sequences else 1)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's part of the loss, of which the mean over ranks is that of the global batch, and that again."""

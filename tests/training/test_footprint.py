@@ -60,6 +60,7 @@ def test_the_formula_says_what_is_held(case: str, log: Path, tmp_path: Path) -> 
                 recluster_sharded(run.model, run.optimizer, seed=0, frequencies=run.frequencies.totals())
             if number == 1 and run.has_residents:
                 run.admit()
+            run.count(batch)
             run.step(batch)
             held.append(measured(run))
     found = Footprint.sum_of(footprints(chosen).values())

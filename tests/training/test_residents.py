@@ -17,7 +17,7 @@ import torch
 from tests.support import runs
 from tests.support.launch import Job, command
 from tests.support.runs import assert_equal_metrics, assert_same_run, stop_after, train, train_on
-from torchrec_cce import CCEEmbeddingBagCollection
+from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig
 from torchrec_cce.clustering.fold import TableFold
 from torchrec_cce.errors import CCEError, ConfigError, MapFileError
 from torchrec_cce.maps.bundle import read_folder
@@ -418,6 +418,17 @@ url = "registry"
 """
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_a_budget_of_bytes_is_what_residents_of_all_tables_take(log: Path, dtype: str) -> None:
+    def with_residents(max_bytes: int) -> list[CCEEmbeddingBagConfig]:
+        tables = config(log, dtype, residents={"max_bytes": max_bytes}).table_configs()
+        return [table for table in tables if isinstance(table, CCEEmbeddingBagConfig)]
+
+    assert len(with_residents(20_000)) > 1
+    assert sum(table.resident_bytes for table in with_residents(20_000)) == pytest.approx(20_000, rel=0.02)
+    assert all(table.max_residents == table.num_embeddings for table in with_residents(10**9))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "what"),
     [
@@ -427,9 +438,10 @@ url = "registry"
         ('"cce_residents"', '"cce"', 9, "embedding.method: residents are for embedding.method='cce_residents'; it is"),
         ("fraction = 0.25", "fraction = 0.0", 17, "residents.fraction: Input should be greater than 0"),
         ("fraction = 0.25", "fraction = 1.5", 17, "residents.fraction: Input should be less than or equal to 1"),
-        ('"float32"', '"int4"', 18, "residents.dtype: Input should be 'float32' or 'int8'; found 'int4'"),
+        ('"float32"', '"int4"', 18, "residents.dtype: Input should be 'float32', 'float16' or 'int8'; found"),
         ("fraction = 0.25", "learning_rate = 0", 17, "residents.learning_rate: Input should be greater than 0"),
-        ("fraction = 0.25", "share = 0.25", 17, "residents.share: unknown key; allowed: fraction, shrinkage, "),
+        ("fraction = 0.25", "share = 0.25", 17, "residents.share: unknown key; allowed: fraction, max_bytes, "),
+        ("fraction = 0.25", "max_bytes = 100", 17, "residents.max_bytes: max_bytes=100 leaves nothing for rows"),
         ('"criteo"', '"remapped"', 13, "recluster.ct: ct=2: remapped data has the pointers of one version"),
         ("max_parameters = 800", "use_helper = false", 10, "embedding.use_helper: use_helper=false is for method="),
     ],
@@ -459,7 +471,8 @@ def test_a_plan_has_the_rows_that_torchrec_places(log: Path, tmp_path: Path, dty
     tables = {each["table"]: each for each in json.loads(finished.stdout)["plans"]["cce_residents"]["tables"]}
     rows = {f"residents.{name}_residents" for name in ("C1", "C2")} if dtype == "float32" else set()
     assert set(tables) == {"codewords.C1", "codewords.C2", "ebc.C3", *rows}
-    assert tables["codewords.C1"]["host_bytes"] == 1000 * 4 + 1000 + 16 * 12
+    replicas = 0 if dtype == "float32" else 2 * 250 * (16 + 4)  # of both ranks of the host
+    assert tables["codewords.C1"]["host_bytes"] == 1000 * 4 + 1000 + 16 * 12 + replicas
     (table, *_) = config(log, dtype, residents={"count_first": False}).table_configs()
     assert table.residency_bytes == 1000 + 16 * 12 + 250 * 4  # type: ignore[attr-defined]
 

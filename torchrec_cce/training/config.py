@@ -288,7 +288,7 @@ class RunConfig:
         beside = sum(table.residency_bytes for table in all_ids)
         if section.max_bytes <= beside:
             raise ValueError(
-                f"residents.max_bytes={section.max_bytes} leaves nothing for rows: who has one takes {beside} bytes"
+                f"max_bytes={section.max_bytes} leaves nothing for rows: to know who has one takes {beside} bytes"
             )
         fraction = min(1.0, (section.max_bytes - beside) / max(rows, 1))
         return self._table_configs(method, section.config(rate, fraction))
