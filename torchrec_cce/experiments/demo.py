@@ -96,13 +96,14 @@ def run_demo(
 
 
 def _residents(base: RunConfig, num_rows: int) -> MethodEntry:
-    """One long phase for the most frequent quarter of the IDs; the codewords are trained in the last 15 %."""
+    """One long phase for the most frequent half of the IDs, whose rows are folded after the last whole batch."""
     batches = int(num_rows * _SHARES[0]) / _BATCH_SIZE
     num_columns = min(base.embedding.dim, 8)
     return MethodEntry(
         method="cce_residents",
         num_columns=num_columns,
-        recluster={"ct": 1, "cf": max(1, int(0.85 * batches))},
+        recluster={"ct": 1, "cf": max(1, int(batches))},
+        residents={"fraction": 0.5},
     )
 
 
