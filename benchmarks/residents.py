@@ -180,6 +180,8 @@ def reader_figures() -> None:
             "tables": {name: sections["tables"][name] for name in (user, item)},
             "embedding": {"dim": DIM, "method": "cce_residents", "num_columns": COLUMNS, "max_parameters": 64 * DIM},
             "model": {"name": "gmf"},
+            "optimizer": {"embedding_learning_rate": 0.4, "dense_learning_rate": 0.02},
+            "residents": {"fraction": 0.5},
             "recluster": {"ct": 2, "cf": num_batches // 2},
             "training": {"batch_size": 1000, "epochs": 1},
             "registry": {"url": str(FOLDER / "registry")},
@@ -192,7 +194,6 @@ def reader_figures() -> None:
     embeddings = {name: read_embeddings(FOLDER / "registry", name)[log[name].to_numpy()] for name in (user, item)}
     dcp_to_torch_save(result.checkpoint, FOLDER / "weights.pt")
     weights = torch.load(FOLDER / "weights.pt")["model"]
-    print(weights.keys())
     scores = (embeddings[user] * embeddings[item]) @ weights["output.weight"][0].numpy() + weights["output.bias"].item()
     measured = quality(torch.from_numpy(scores), torch.from_numpy(log["label"].to_numpy().astype(np.float32)))
     difference = abs(measured.auc - result.best["test_auc"])
