@@ -21,6 +21,14 @@ CAP = 3200
 CASES: dict[str, dict[str, Any]] = {
     **{method: {"embedding": {"method": method}} for method in METHODS},
     "residents, int8": {"embedding": {"method": "cce_residents"}, "residents": {"dtype": "int8"}},
+    "residents, float16": {"embedding": {"method": "cce_residents"}, "residents": {"dtype": "float16"}},
+    **{  # so few rows that two batches take all, and so many that the first does not
+        f"residents, {dtype}, first come": {
+            "embedding": {"method": "cce_residents"},
+            "residents": {"dtype": dtype, "fraction": 0.12, "count_first": False},
+        }
+        for dtype in ("float32", "int8")
+    },
     "cce, weighed by frequency": {"recluster": {"weigh_by_frequency": True}},
     "cce without helper": {"embedding": {"use_helper": False}},
     **{
@@ -55,12 +63,13 @@ def test_the_formula_says_what_is_held(case: str, log: Path, tmp_path: Path) -> 
         run = Run(chosen, tmp_path, ranks)
         run.begin()
         held = []
-        for number, batch in zip(range(3), run.batches(chosen.data.train), strict=False):
-            if number > 0 and chosen.recluster.ct > 0:
+        for number, batch in zip(range(4), run.batches(chosen.data.train), strict=False):
+            if number > 1 and chosen.recluster.ct > 0:
                 recluster_sharded(run.model, run.optimizer, seed=0, frequencies=run.frequencies.totals())
-            if number == 1 and run.has_residents:
+            if number == 2 and run.has_residents:
                 run.admit()
             run.count(batch)
+            run.top_up()
             run.step(batch)
             held.append(measured(run))
     found = Footprint.sum_of(footprints(chosen).values())

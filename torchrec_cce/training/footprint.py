@@ -7,7 +7,6 @@ from pathlib import Path
 from torchrec import EmbeddingBagConfig
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 
-from torchrec_cce.maps.residency import residency_bytes
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.methods.compositional import CompositionalEmbeddingBagConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
@@ -143,4 +142,4 @@ def _resident_bytes(table: CCEEmbeddingBagConfig, optimizer: str) -> int:
         return table.resident_bytes + _INT8_SCALARS
     rows, width = table.max_residents, int(table.embedding_dim)
     stock = 4 * rows * width + _state_bytes(optimizer, rows, width)
-    return stock + residency_bytes(table.num_embeddings)
+    return stock + table.residency_bytes
