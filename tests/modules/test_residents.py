@@ -11,6 +11,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from tests.support.module_cases import random_features
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, ReclusterConfig
 from torchrec_cce.errors import ClusteringError, ConfigError
+from torchrec_cce.kernels.slots import NEVER
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.methods.residents import ResidentConfig
@@ -224,6 +225,27 @@ def test_the_optimizer_state_of_arrivals_is_zero_and_that_of_others_stays() -> N
     assert before[:40].any()
     assert not state[40:].any()
     torch.testing.assert_close(state, before, atol=0, rtol=0)
+
+
+def test_a_share_of_the_rows_is_kept_for_newcomers() -> None:
+    """In a later phase, too, in which all rows would go to IDs that were seen."""
+    few = collection(residents=ResidentConfig(fraction=0.3, newcomers=0.25))
+    counts = np.where(np.arange(N) < 100, np.arange(N)[::-1] + 1, 0)
+    for _ in range(2):
+        few.admit(seed=1, frequencies={"t": counts})
+        assert few.remap.free_rows("t") == 15
+        few.recluster(seed=1)
+    few.admit(seed=1, frequencies={"t": counts})
+    had = few.remap.residency("t")
+    counts[150:160] = 1
+    few.top_up(seed=1, frequencies={"t": counts})
+    now = few.remap.residency("t")
+    arrived = np.flatnonzero((now.ages == 0) & (had.ages != 0))
+    assert set(arrived) >= set(range(150, 160))
+    assert all(had.ages[arrived] == NEVER)
+    assert few.remap.free_rows("t") == 0 or counts[now.ages == NEVER].max() == 0
+    with pytest.raises(ConfigError, match="newcomers=1 is not at least 0 and below 1"):
+        ResidentConfig(newcomers=1)
 
 
 def test_what_an_id_is_that_never_had_a_row() -> None:

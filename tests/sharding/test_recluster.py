@@ -189,4 +189,4 @@ def test_columns_are_balanced_by_cost(costs: list[int], num_workers: int) -> Non
 def test_frequencies_of_an_unknown_table(log: Path, tmp_path: Path) -> None:
     config = runs.criteo_config(log, data={"train": {"path": str(log), "max_rows": 50}})
     for rank in on_ranks(tmp_path, 2, recluster_on_a_rank, config, {"C3": np.ones(50, np.int64)}, None):
-        assert rank.value[2] == "ConfigError: frequencies of ['C3'], which are not CCE tables of this model"
+        assert rank.value[2] == "ConfigError: frequencies of ['C3'], which are not CCE tables; those are: C1, C2"

@@ -207,7 +207,7 @@ def test_every_phase_has_trained_its_rows_alone(name: str, ranks: dict[str, list
 
 COMING = [
     case("row_wise", replace(FLOATS, first_come=True)),
-    case("table_wise", replace(FLOATS, first_come=True), pooling="sum and mean"),
+    case("table_wise", replace(FLOATS, first_come=True, newcomers=0.8), pooling="sum and mean"),
     case("data_parallel", replace(INTEGERS, first_come=True)),
 ]
 
@@ -328,7 +328,7 @@ def test_an_error_on_one_rank_is_raised_on_all_and_changes_nothing(tmp_path: Pat
         "a phase in a phase": "ConfigError: a phase of residents is open; recluster first",
         "a bad row, row_wise": bad_row,
         "a bad row, data_parallel": bad_row,
-        "an unknown table": "ConfigError: frequencies of ['day'], which are not CCE tables of this model",
+        "an unknown table": "ConfigError: frequencies of ['day'], which are not CCE tables; those are: item, user",
         **{
             f"{fault}, {dtype}": message
             for dtype in ("float32", "int8")

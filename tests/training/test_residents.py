@@ -28,7 +28,7 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
 from torchrec_cce.training import checkpoint, loop, run
-from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.config import RunConfig, parse_config
 from torchrec_cce.training.config_file import read_config, read_run_config
 from torchrec_cce.training.input import num_dense, read_batches
 from torchrec_cce.training.metrics import quality
@@ -137,7 +137,7 @@ def test_interrupted_and_resumed(
 
     def of(name: str) -> RunConfig:
         training = {"batch_size": runs.BATCH_SIZE, "checkpoint_in_background": in_background}
-        residents = {"count_first": count_first}
+        residents = {"count_first": True} if count_first else {"count_first": False, "newcomers": 0.3}
         return config(log, dtype, residents=residents, registry={"url": str(tmp_path / name)}, training=training)
 
     monkeypatch.setattr(loop, "_LOG_EVERY", 2)
@@ -442,6 +442,7 @@ def test_a_budget_of_bytes_is_what_residents_of_all_tables_take(log: Path, dtype
         ("fraction = 0.25", "learning_rate = 0", 17, "residents.learning_rate: Input should be greater than 0"),
         ("fraction = 0.25", "share = 0.25", 17, "residents.share: unknown key; allowed: fraction, max_bytes, "),
         ("fraction = 0.25", "max_bytes = 100", 17, "residents.max_bytes: max_bytes=100 leaves nothing for rows"),
+        ("fraction = 0.25", "newcomers = 0.1", 17, "residents.newcomers: newcomers=0.1 needs count_first=false"),
         ('"criteo"', '"remapped"', 13, "recluster.ct: ct=2: remapped data has the pointers of one version"),
         ("max_parameters = 800", "use_helper = false", 10, "embedding.use_helper: use_helper=false is for method="),
     ],
@@ -461,6 +462,15 @@ def test_residents_are_as_usual_where_no_section_describes_them(tmp_path: Path) 
     (table,) = read_config(tmp_path / "run.toml").table_configs()
     assert table.max_residents == 250  # type: ignore[attr-defined]
     assert table.residents.learning_rate == 0.05  # type: ignore[attr-defined]
+
+
+def test_what_older_runs_did_not_know_is_not_in_their_digests(log: Path) -> None:
+    usual = config(log)
+    assert not {"max_bytes", "newcomers"} & usual.as_dict()["residents"].keys()
+    for section in ({"max_bytes": 20_000}, {"count_first": False, "newcomers": 0.1}):
+        changed = config(log, residents=section)
+        assert parse_config(changed.as_dict()) == changed
+        assert section.items() <= changed.as_dict()["residents"].items()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

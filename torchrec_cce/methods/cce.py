@@ -121,7 +121,7 @@ class CCEConfig(CompositionalConfig):
         """Bytes in host memory while there are residents: ages and slots of all IDs, and in which order they came."""
         if self.residents is None:
             return 0
-        return residency_bytes(self.num_embeddings, self.max_residents if self.residents.first_come else 0)
+        return residency_bytes(self.num_embeddings, self.max_residents if self.residents.are_topped_up else 0)
 
     def resident_feature_names(self) -> list[str]:
         """The features of that table: `f#table#residents`."""

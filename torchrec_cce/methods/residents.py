@@ -6,6 +6,8 @@ from typing import Literal, get_args
 from torchrec_cce.errors import ConfigError
 
 RowType = Literal["float32", "float16", "int8"]
+NO_RESIDENTS = "no table has residents; give its config residents=ResidentConfig(…)"
+"""What is said where a phase is to begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,9 @@ class ResidentConfig:
     first_come: bool = False
     """Whether only IDs that were seen get a row. `admit` then leaves rows free, all of them if no frequencies are
     known, which `top_up` gives to IDs as they arrive. The order in which they came takes 4 bytes a row."""
+    newcomers: float = 0.0
+    """Of the rows, the share that `admit` leaves free in every phase, below 1: `top_up` gives them to IDs that were
+    seen and never had one. In a stream, new IDs then need not wait for the next phase."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -44,7 +49,18 @@ class ResidentConfig:
             raise ConfigError(f"residents: learning_rate={self.learning_rate} is not above 0")
         if not self.weight_decay >= 0:
             raise ConfigError(f"residents: weight_decay={self.weight_decay} is not at least 0")
+        if not 0 <= self.newcomers < 1:
+            raise ConfigError(f"residents: newcomers={self.newcomers} is not at least 0 and below 1; 0.1 is usual")
+
+    @property
+    def are_topped_up(self) -> bool:
+        """Whether IDs get rows in the middle of a phase, and so not in the order of their positions."""
+        return self.first_come or self.newcomers > 0
 
     def num_rows(self, num_embeddings: int) -> int:
         """The rows of a table of `num_embeddings` IDs, at least 1."""
         return max(1, round(self.fraction * num_embeddings))
+
+    def num_admitted(self, num_rows: int) -> int:
+        """How many of `num_rows` are given when a phase begins, at least 1; the others are kept for newcomers."""
+        return num_rows - min(int(self.newcomers * num_rows), num_rows - 1)

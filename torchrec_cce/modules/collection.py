@@ -17,10 +17,18 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable
+from torchrec_cce.methods.residents import NO_RESIDENTS
 from torchrec_cce.modules.quantized_rows import QuantizedStore, QuantizedTable
-from torchrec_cce.modules.recluster import ParameterStore, ResidentStore, TableReport, TableRows, recluster_rows
+from torchrec_cce.modules.recluster import (
+    ParameterStore,
+    ResidentStore,
+    TableReport,
+    TableRows,
+    check_names,
+    recluster_rows,
+)
 from torchrec_cce.modules.remap import Remap
-from torchrec_cce.modules.residents import residency_of_phase, rows_of_phase
+from torchrec_cce.modules.residents import rows_given
 from torchrec_cce.modules.state_names import quantized_rows
 
 
@@ -291,25 +299,28 @@ class CCECollection(ABC, nn.Module):
         frequencies: Mapping[str, npt.NDArray[np.integer]],
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        given = []
-        for config in tables:
-            rows = self._residents_store(config, optimizer)
-            before = self.remap.residency(config.name)
-            after = residency_of_phase(config, before, frequencies=frequencies.get(config.name), seed=seed)
-            weights = self._store(config.name).read().weights
-            fresh = rows_of_phase(config, self.pointer_map(config.name), weights, before, after, seed=seed)
-            given.append((config.name, rows.fill if before.is_open else rows.restart, fresh, after))
-        for name, write, fresh, after in given:
-            write(fresh)
-            self.remap.attach_residency(name, after)
+        given = {
+            config.name: rows_given(
+                config,
+                self.pointer_map(config.name),
+                self._store(config.name).read().weights,
+                self.remap.residency(config.name),
+                self._residents_store(config, optimizer),
+                frequencies=frequencies.get(config.name),
+                seed=seed,
+            )
+            for config in tables
+        }
+        for name, (residency, write_rows) in given.items():
+            write_rows()
+            self.remap.attach_residency(name, residency)
 
     def _checked(
         self, frequencies: Mapping[str, npt.NDArray[np.integer]] | None
     ) -> Mapping[str, npt.NDArray[np.integer]]:
-        unknown = set(frequencies or ()) - set(self.cce_tables())
-        if unknown:
-            raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this collection")
-        return frequencies or {}
+        frequencies = frequencies or {}
+        check_names(frequencies, self.cce_tables())
+        return frequencies
 
     def configs_with_residents(self) -> list[CCEConfig]:
         """The tables that have residents, now or at times."""
@@ -318,7 +329,7 @@ class CCECollection(ABC, nn.Module):
     def check_no_phase_is_open(self) -> None:
         """Raise ConfigError unless a phase of residents may begin."""
         if not self.configs_with_residents():
-            raise ConfigError("no table has residents; give its config residents=ResidentConfig(…)")
+            raise ConfigError(NO_RESIDENTS)
         if self.remap.phase_is_open:
             raise ConfigError("a phase of residents is open; recluster first, which folds their rows")
 

@@ -4,7 +4,7 @@
 parameter, which a `ParameterStore` reads and writes, or shards on several ranks (`torchrec_cce.sharding.tables`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,6 +102,14 @@ class ParameterStore:
         with torch.no_grad():
             for first, rows in parts:
                 self._parameter[first : first + len(rows)] = torch.from_numpy(rows)
+
+
+def check_names(frequencies: Mapping[str, object], cce_tables: Collection[str]) -> None:
+    """Raise ConfigError unless `frequencies` are those of some of `cce_tables`."""
+    unknown = sorted(frequencies.keys() - set(cce_tables))
+    if unknown:
+        known = ", ".join(sorted(cce_tables))
+        raise ConfigError(f"frequencies of {unknown}, which are not CCE tables; those are: {known or 'none'}")
 
 
 def squares_among(states: Iterable[str]) -> str | None:

@@ -2,7 +2,7 @@
 from."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.maps.residency import Residency, Slots
 from torchrec_cce.methods.cce import CCEConfig
+from torchrec_cce.modules.recluster import ResidentStore
 
 Make = Callable[[int, np.dtype[Any], Callable[[npt.NDArray[Any]], object]], npt.NDArray[Any]]
 """An array of so many numbers, once a function has filled it in."""
@@ -27,27 +28,53 @@ def _in_memory(size: int, dtype: np.dtype[Any], fill: Callable[[npt.NDArray[Any]
     return out
 
 
-def residency_of_phase(
+def rows_given(
     config: CCEConfig,
+    pointer_map: PointerMap,
+    weights: npt.NDArray[np.float32],
     before: Residency,
+    store: ResidentStore,
     *,
     frequencies: npt.NDArray[np.integer] | None,
     seed: int,
     make: Make = _in_memory,
-) -> Residency:
-    """The phase after `before`; or the same once others arrived, if it is open. All cores choose; see `admitted_ages`.
+) -> tuple[Residency, Callable[[], None]]:
+    """The phase after `before`; or the same once others arrived, if it is open.
 
     Args:
-        seed: of all tables, as that of `rows_of_phase`.
+        weights: [2·c·k, d/c], the codewords.
+        store: of the rows.
+        frequencies: [n] counts, see `admitted_ages`.
+        seed: of all tables, from which each derives its own.
         make: where the new arrays are.
+
+    Returns:
+        The residency, and what writes to `store` the rows that were given. Until it is called, nothing has changed.
     """
     assert config.residents is not None
+    seed = derive_seed(seed, config.name)
+    after = _next_residency(config, before, frequencies=frequencies, seed=seed, make=make)
+    fresh = fresh_rows(
+        before,
+        after,
+        seed=seed,
+        shrinkage=config.residents.shrinkage,
+        embed=lambda positions: config.embed(weights, pointer_map.codebook_codes(positions)),
+    )
+    return after, partial(store.fill if before.is_open else store.restart, fresh)
+
+
+def _next_residency(
+    config: CCEConfig, before: Residency, *, frequencies: npt.NDArray[np.integer] | None, seed: int, make: Make
+) -> Residency:
+    assert config.residents is not None
+    num_rows = config.max_residents
     choose = partial(
         admitted_ages,
         before,
-        config.max_residents,
+        num_rows if before.is_open else config.residents.num_admitted(num_rows),
         frequencies=frequencies,
-        seed=derive_seed(seed, config.name),
+        seed=seed,
         seen_only=config.residents.first_come,
         num_threads=os.cpu_count() or 1,
     )
@@ -79,27 +106,3 @@ def carried_over(residency: Residency, renumbering: Renumbering, *, make: Make =
         size = Slots(ages).num_slots
         order = make(size, np.dtype(np.uint32), lambda out: renumbering.order(residency, ages, out))
     return replace(residency, ages=ages, order=order)
-
-
-def rows_of_phase(
-    config: CCEConfig,
-    pointer_map: PointerMap,
-    weights: npt.NDArray[np.float32],
-    before: Residency,
-    after: Residency,
-    *,
-    seed: int,
-) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """The rows of the phase `after`, which follows `before`, or of those who arrived between the two; see `fresh_rows`.
-
-    Args:
-        weights: [2·c·k, d/c], the codewords.
-    """
-    assert config.residents is not None
-    return fresh_rows(
-        before,
-        after,
-        seed=derive_seed(seed, config.name),
-        shrinkage=config.residents.shrinkage,
-        embed=lambda positions: config.embed(weights, pointer_map.codebook_codes(positions)),
-    )

@@ -8,9 +8,10 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.modules.residents import residency_of_phase, rows_of_phase
+from torchrec_cce.methods.residents import NO_RESIDENTS
+from torchrec_cce.modules.recluster import check_names
+from torchrec_cce.modules.residents import rows_given
 from torchrec_cce.sharding.host_file import in_a_file
-from torchrec_cce.sharding.recluster import check_names
 from torchrec_cce.sharding.tables import ShardedTable, tables_of
 
 
@@ -59,10 +60,10 @@ def _tables_with_residents(
     model: DistributedModelParallel, optimizer: KeyedOptimizer | None, frequencies: Mapping[str, object]
 ) -> list[ShardedTable]:
     tables = tables_of(model, optimizer)
-    check_names(frequencies, tables)
+    check_names(frequencies, [table.config.name for table in tables])
     found = [table for table in tables if table.residents is not None]
     if not found:
-        raise ConfigError("no table has residents; give its config residents=ResidentConfig(…)")
+        raise ConfigError(NO_RESIDENTS)
     return found
 
 
@@ -70,11 +71,17 @@ def _give_rows(tables: Sequence[ShardedTable], seed: int, frequencies: Mapping[s
     given = []
     for collection, config, store, rows in tables:
         assert rows is not None
-        before, counted = collection.remap.residency(config.name), frequencies.get(config.name)
-        after = residency_of_phase(config, before, frequencies=counted, seed=seed, make=in_a_file)
-        pointer_map, weights = collection.pointer_map(config.name), store.read().weights
-        fresh = rows_of_phase(config, pointer_map, weights, before, after, seed=seed)
-        given.append((collection.remap, config.name, rows.fill if before.is_open else rows.restart, fresh, after))
-    for remap, name, write, fresh, after in given:
-        write(fresh)
-        remap.attach_residency(name, after)
+        residency, write_rows = rows_given(
+            config,
+            collection.pointer_map(config.name),
+            store.read().weights,
+            collection.remap.residency(config.name),
+            rows,
+            frequencies=frequencies.get(config.name),
+            seed=seed,
+            make=in_a_file,
+        )
+        given.append((collection.remap, config.name, residency, write_rows))
+    for remap, name, residency, write_rows in given:
+        write_rows()
+        remap.attach_residency(name, residency)

@@ -18,12 +18,12 @@ from torchrec_cce.clustering.resident_adoption import ResidentAdoption
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.clustering.table import ClusteredTable
 from torchrec_cce.clustering.task import TableTask, recluster_maps
-from torchrec_cce.errors import ConfigError, MapMismatchError
+from torchrec_cce.errors import MapMismatchError
 from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
-from torchrec_cce.modules.recluster import TableReport, physical_rows, table_task
+from torchrec_cce.modules.recluster import TableReport, check_names, physical_rows, table_task
 from torchrec_cce.modules.residents import carried_over
 from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks
 from torchrec_cce.sharding.executor import RankExecutor
@@ -142,13 +142,6 @@ def adopt_sharded(
     return reports
 
 
-def check_names(frequencies: Mapping[str, object], tables: Sequence[ShardedTable]) -> None:
-    """Raise ConfigError unless `frequencies` are those of some of `tables`."""
-    unknown = frequencies.keys() - {table.config.name for table in tables}
-    if unknown:
-        raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this model")
-
-
 def _tasks(
     tables: Sequence[ShardedTable],
     *,
@@ -157,7 +150,7 @@ def _tasks(
     settings: ReclusterConfig,
 ) -> list[TableTask]:
     """Tables as they are now, on every rank the same. A rank may use its part of the threads that its host has."""
-    check_names(frequencies, tables)
+    check_names(frequencies, [table.config.name for table in tables])
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
     settings = replace(settings, num_threads=max(1, settings.num_threads // ranks_here))
     rows = {table.config.name: table.store.read() for table in tables}

@@ -309,6 +309,7 @@ class RunConfig:
 
     @property
     def resident_settings(self) -> ResidentsSection:
+        """The section `residents`, or what is usual without it."""
         return self.residents or ResidentsSection()
 
     @property
@@ -327,8 +328,11 @@ class RunConfig:
         # What older runs did not know is left out where it says nothing, so that their digests stay what they are.
         if self.residents is None:
             del values["residents"]
-        elif self.residents.max_bytes is None:
-            del values["residents"]["max_bytes"]
+        else:
+            if self.residents.max_bytes is None:
+                del values["residents"]["max_bytes"]
+            if self.residents.newcomers == 0:
+                del values["residents"]["newcomers"]
         if self.embedding.full_up_to == 0:
             del values["embedding"]["full_up_to"]
         if self.derive is not None and self.derive.bits is None:

@@ -67,8 +67,12 @@ class ResidentsSection:
     count_first: bool = True
     """Whether to read the training split once before the first batch, to count how often each ID occurs: the first rows
     go to the most frequent ones. If not, they are counted on the way, and the first rows go to IDs as they arrive."""
+    newcomers: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.0
+    """With `count_first = false`: the share of rows that are kept in every phase for IDs that come in it."""
 
     def __post_init__(self) -> None:
+        if self.newcomers > 0 and self.count_first:
+            raise ValueError(f"newcomers={self.newcomers} needs count_first=false, which counts IDs as they come")
         self.config(learning_rate=1.0)
 
     def config(self, learning_rate: float, fraction: float | None = None) -> ResidentConfig:
@@ -80,4 +84,5 @@ class ResidentsSection:
             learning_rate=learning_rate,
             weight_decay=self.weight_decay,
             first_come=not self.count_first,
+            newcomers=self.newcomers,
         )
