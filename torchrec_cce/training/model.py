@@ -16,6 +16,7 @@ from torchrec_cce.methods.table import CompressedConfig
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.training.config import RunConfig
+from torchrec_cce.training.interaction import FlatInteraction
 from torchrec_cce.training.rowwise import Bits, row_bytes
 
 
@@ -31,6 +32,7 @@ class DLRMClicks(nn.Module):
             dense_arch_layer_sizes=[*config.model.bottom, config.embedding.dim],
             over_arch_layer_sizes=[*config.model.top, 1],
         )
+        self.dlrm.inter_arch = FlatInteraction(self.dlrm.inter_arch.F)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits `[B]`."""

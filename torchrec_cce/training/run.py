@@ -120,7 +120,8 @@ class Run:
 
     def step(self, batch: RankBatch) -> torch.Tensor:
         """One step on the mean loss of the global batch. Returns this rank's sum of losses and its rows, `[2]`."""
-        self.model.train()
+        if not self.model.training:  # else it visits every module for nothing
+            self.model.train()
         self.optimizer.zero_grad()
         part = batch.part.to(self.ranks.device)
         logits, labels = self.model(part)[: batch.rows], part.labels[: batch.rows]
