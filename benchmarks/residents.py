@@ -144,10 +144,11 @@ def _fold(num_ids: int) -> Clustering:
     ages[::NEVER] = NEVER
     residency = Residency.nobody(num_ids).next_phase(ages)
     rows = 0.3 * rng.standard_normal((residency.slots.num_slots, DIM), np.float32)
+    importances = np.float32(1) - rng.random(len(rows), np.float32)  # above 0
     return TableFold(
         codebook=_codebook(),
         codes=lambda positions: pointers[positions],
-        residents=ResidentRows(residency=residency, rows=rows),
+        residents=ResidentRows(residency=residency, rows=rows, importances=importances),
         is_first=False,
         row_states={},
         pointer_dtype=np.dtype(np.uint8),

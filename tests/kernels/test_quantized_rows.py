@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from torchrec_cce.kernels.quantized_rows import pool_rows, train_rows
+from torchrec_cce.hashing import derive_seed, mixed
+from torchrec_cce.kernels.quantized_rows import pool_rows, round_rows, train_rows
 
 M, D, B = 20, 6, 9
 RATE = 0.1
@@ -32,9 +33,25 @@ def stored(rows: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("numbers", FORMATS)
 def test_sums_of_bags(numbers: str, weighted: bool) -> None:
+    """Into the columns 3 to 9 of 10, from the third row on."""
     at = case(numbers, weighted=weighted)
-    out = np.zeros((B, D), np.float32)
-    pool_rows(stored(at["rows"]), STEPS[numbers], at["slots"], at["lengths"], at["weights"], out)
+    whole, starts = np.full((2 + B, 10), np.nan, np.float32), np.empty_like(at["slots"])
+    first = 2 * 10 + 3
+    pool_rows(
+        stored(at["rows"]),
+        STEPS[numbers],
+        at["slots"],
+        at["lengths"],
+        at["weights"],
+        first,
+        10,
+        whole.reshape(-1),
+        starts,
+    )
+    out = whole[2:, 3 : 3 + D].copy()
+    whole[2:, 3 : 3 + D] = np.nan
+    assert np.isnan(whole).all()  # what lies beside is as before
+    np.testing.assert_array_equal(starts, first + 10 * np.arange(B).repeat(at["lengths"]))
 
     weights = at["weights"] if weighted else np.ones(len(at["slots"]))
     each = weights[:, None] * at["rows"][at["slots"]].astype(np.float64) * STEPS[numbers]
@@ -47,7 +64,8 @@ def test_every_float16_number_is_read_as_what_it_is() -> None:
     every = np.arange(1 << 16, dtype=np.uint16).reshape(-1, 16)
     out = np.zeros(every.shape, np.float32)
     one_by_one = np.ones(len(every), np.int64)
-    pool_rows(every, np.float32(1), np.arange(len(every)), one_by_one, np.empty(0, np.float32), out)
+    slots, starts = np.arange(len(every)), np.empty(len(every), np.int64)
+    pool_rows(every, np.float32(1), slots, one_by_one, np.empty(0, np.float32), 0, 16, out.reshape(-1), starts)
     expected = every.view(np.float16).astype(np.float32)
     np.testing.assert_array_equal(out, np.where(np.isfinite(expected), expected, np.nan))
 
@@ -70,9 +88,9 @@ def trained(
         STEPS[numbers],
         np.argsort(at["slots"], kind="stable"),
         at["slots"],
-        np.arange(len(at["lengths"])).repeat(at["lengths"]),
+        gradients.shape[1] * np.arange(len(at["lengths"])).repeat(at["lengths"]),
         at["weights"],
-        gradients,
+        gradients.reshape(-1),
         np.float32(rate),
         np.float32(decay),
         np.float32(1e-8),
@@ -112,6 +130,61 @@ def test_an_update_is_row_wise_adagrad_up_to_a_rounding_and_on_average_exactly(
     errors = (np.mean(draws, axis=0) - expected) / roundings
     np.testing.assert_allclose(errors, 0, atol=0.04)  # five standard errors
     np.testing.assert_array_equal(trained(numbers, at, gradients, before.copy(), decay=decay, seed=7), draws[7])
+
+
+def draws_of_row(seed: int, row: int, width: int) -> np.ndarray:
+    """24 bits for each number of a row: the highest 24 of a hash for the first half, the next 24 for the second."""
+    half = (width + 1) // 2
+    hashes = [int(mixed(np.uint64(seed ^ (row * half + i)))) for i in range(half)]
+    draws = [each >> 40 for each in hashes] + [each >> 16 & 0xFFFFFF for each in hashes]
+    return np.array(draws[:width], np.float32) / np.float32(2**24)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # of a hash, which is modulo 2⁶⁴
+@pytest.mark.parametrize("width", [1, 4, 7, 32, 37])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_an_update_of_int8_rows_is_that_of_a_plain_loop_bit_by_bit(width: int, weighted: bool) -> None:
+    at, rng = case("int8", weighted=weighted), np.random.default_rng(2)
+    at["rows"] = rng.integers(-127, 128, (M, width)).astype(np.int8)
+    gradients = rng.normal(size=(B, width)).astype(np.float32)
+    state = rng.random(M).astype(np.float32)
+    expected, expected_state = at["rows"].copy(), state.copy()
+    bags = np.arange(B).repeat(at["lengths"])
+    for slot in np.unique(at["slots"]):
+        total = np.zeros(width, np.float32)
+        for i in np.flatnonzero(at["slots"] == slot):
+            total += (at["weights"][i] if weighted else np.float32(1)) * gradients[bags[i]]
+        sums = np.zeros(4, np.float32)
+        for dim in range(width):
+            sums[dim % 4 if dim < width - width % 4 else 0] += total[dim] * total[dim]
+        expected_state[slot] += ((sums[0] + sums[1]) + (sums[2] + sums[3])) / np.float32(width)
+        rate = np.float32(RATE) / (np.sqrt(expected_state[slot]) + np.float32(1e-8)) / STEPS["int8"]
+        value = (np.float32(1) - np.float32(RATE) * np.float32(0.5)) * expected[slot] - rate * total
+        expected[slot] = np.clip(np.floor(value + draws_of_row(11, int(slot), width)), -127, 127)
+
+    found = trained("int8", at, gradients, state, decay=0.5, seed=11)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(state, expected_state)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("width", [1, 7, 8])
+def test_rows_that_are_rounded_again_have_the_same_draws(width: int) -> None:
+    values = np.random.default_rng(3).uniform(-4, 4, (M, width)).astype(np.float32)
+    out, step = np.empty((M, width), np.int8), np.float32(0.03)
+    round_rows(values, step, 5, np.uint64(12), out)
+    draws = np.stack([draws_of_row(12, 5 + i, width) for i in range(M)])
+    np.testing.assert_array_equal(out, np.clip(np.floor(values / step + draws), -127, 127))
+
+
+def test_the_draws_of_a_row_do_not_depend_on_each_other() -> None:
+    """Nor those of its neighbours, and of the next update."""
+    seeds = [derive_seed("update", number) for number in range(2)]
+    ups = np.stack([moved(0.0, 0.5, "int8", shape=(20_001, 8), seed=seed) for seed in seeds])
+    assert set(np.unique(ups)) == {0, 1}
+    draws = np.concatenate([ups[0, :-1], ups[0, 1:], ups[1, :-1]], axis=1)
+    between = np.corrcoef(draws, rowvar=False) - np.eye(24)
+    assert np.abs(between).max() < 5 / len(draws) ** 0.5  # five standard errors
 
 
 def moved(start: float, by: float, numbers: str, *, shape: tuple[int, int], seed: int = 0) -> np.ndarray:

@@ -380,6 +380,17 @@ def test_quantized_rows_go_on_from_the_state_dict(dtype: str) -> None:
     torch.testing.assert_close(copy.deepcopy(one)(step_on).values(), other(step_on).values(), atol=0, rtol=0)
 
 
+def test_quantized_rows_of_a_variable_batch_that_nothing_repeats_are_refused() -> None:
+    batch = KeyedJaggedTensor(
+        keys=["day", "b", "a"],
+        values=torch.arange(7),
+        lengths=torch.ones(7, dtype=torch.int64),
+        stride_per_key_per_rank=[[2], [3], [2]],
+    )
+    with pytest.raises(ConfigError, match="features have 2 and 3 bags; give the variable batch inverse_indices"):
+        learned("int8")(batch)
+
+
 def test_from_the_meta_device() -> None:
     for dtype in DTYPES:
         one = collection(dtype, device="meta").to_empty(device="cpu")

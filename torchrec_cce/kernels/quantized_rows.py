@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.hashing import fmix64
-from torchrec_cce.jit import jit
+from torchrec_cce.jit import jit, prefetch
 
 LARGEST = 127
 """The largest absolute value of an int8 number: the negative side has none that the positive lacks."""
@@ -19,7 +19,12 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 _DRAW_BITS = 24
 _DRAW = np.float32(2.0**-_DRAW_BITS)
-_DRAW_SHIFT = np.uint64(64 - _DRAW_BITS)
+_FIRST_DRAW, _SECOND_DRAW = np.uint64(64 - _DRAW_BITS), np.uint64(64 - 2 * _DRAW_BITS)
+_DRAW_MASK = np.uint64((1 << _DRAW_BITS) - 1)
+_ONE = np.uint64(1)
+_FOUR = np.uint64(4)
+_AHEAD = np.uint64(16)
+"""Rows are asked for so long before they are needed: no cache holds a table."""
 
 # A float16 has a sign, 5 bits of exponent and 10 of mantissa; a float32 has 13 more of mantissa, and an exponent that
 # is 112 larger for the same value. Below the exponent 1, float16 numbers are multiples of 2⁻²⁴.
@@ -49,7 +54,7 @@ def _float_of_half(half: np.uint16) -> np.float32:
 
 
 @jit
-def _half_of(value: np.float32, draw: np.uint64) -> np.uint16:
+def _half_of(value: np.float32, draw: np.int32) -> np.uint16:
     """One of the two float16 numbers around `value`, by chance, so that the mean is `value`; NaN for NaN.
 
     Args:
@@ -70,7 +75,7 @@ def _half_of(value: np.float32, draw: np.uint64) -> np.uint16:
 
 
 @jit
-def _drawn_byte(value: np.float32, draw: np.uint64) -> np.int8:
+def _drawn_byte(value: np.float32, draw: np.int32) -> np.int8:
     """One of the two int8 numbers around `value`, by chance, so that the mean is `value`.
 
     Args:
@@ -82,10 +87,33 @@ def _drawn_byte(value: np.float32, draw: np.uint64) -> np.int8:
 
 
 @jit
-def _draw(seed: np.uint64, number: np.uint64) -> np.uint64:
-    """The 24 random bits for one number of a table."""
-    bits: np.uint64 = fmix64(seed ^ number) >> _DRAW_SHIFT
-    return bits
+def _draw_for_row(seed: np.uint64, row: np.uint64, draws: npt.NDArray[np.int32]) -> None:
+    """Fill in the 24 random bits for each number of a row: `draws: [d]`, with room for one more where `d` is odd.
+
+    A hash gives two, for numbers that are half a row apart.
+    """
+    half = np.uint64(len(draws)) >> _ONE
+    for at in range(half):
+        bits = fmix64(seed ^ (row * half + at))
+        draws[at] = np.int32(bits >> _FIRST_DRAW)
+        draws[half + at] = np.int32((bits >> _SECOND_DRAW) & _DRAW_MASK)
+
+
+@jit
+def _mean_square(values: Floats) -> np.float32:
+    """Of `values: [d]`, in four sums, which are added up at once; the result depends on this order."""
+    width = np.uint64(len(values))
+    fours = width & ~np.uint64(3)
+    first = second = third = fourth = np.float32(0)
+    for at in range(np.uint64(0), fours, _FOUR):
+        first += values[at] * values[at]
+        second += values[at + 1] * values[at + 1]
+        third += values[at + 2] * values[at + 2]
+        fourth += values[at + 3] * values[at + 3]
+    for at in range(fours, width):
+        first += values[at] * values[at]
+    mean: np.float32 = ((first + second) + (third + fourth)) / np.float32(width)
+    return mean
 
 
 class QuantizedArray:
@@ -107,29 +135,43 @@ def pool_rows(
     slots: Integers,
     lengths: npt.NDArray[np.integer],
     weights: Floats,
+    first: int,
+    stride: int,
     out: Floats,
+    starts: Integers,
 ) -> None:
-    """Add the weighted sums of the rows of bags to `out`.
+    """Write the weighted sums of the rows of bags into `out`.
 
     Args:
         rows: [m, d], of which each number stands for itself times `step`, which is 1 for float16.
         slots: [R], each inside, bag after bag.
         lengths: [B].
         weights: [R], or [0] where all are 1.
-        out: [B, d].
+        first, stride, out: the sum of bag `i` goes to `out[first + i · stride:]`.
+        starts: [R], to write to: where in `out` the sum that each row is part of begins.
     """
     is_half = rows.itemsize == 2
-    at = 0
+    width = np.uint64(rows.shape[1])
+    count = np.uint64(len(slots))
+    at, start = np.uint64(0), np.uint64(first)
     for bag in range(len(lengths)):
-        for _ in range(lengths[bag]):
+        for dim in range(width):
+            out[start + dim] = np.float32(0)
+        stop = at + np.uint64(lengths[bag])
+        while at < stop:
+            if at + _AHEAD < count:
+                prefetch(rows, slots[at + _AHEAD])
+            starts[at] = start
+            slot = np.uint64(slots[at])
             weight = step * weights[at] if len(weights) else step
             if is_half:
-                for dim in range(rows.shape[1]):
-                    out[bag, dim] += weight * _float_of_half(np.uint16(rows[slots[at], dim]))
+                for dim in range(width):
+                    out[start + dim] += weight * _float_of_half(np.uint16(rows[slot, dim]))
             else:
-                for dim in range(rows.shape[1]):
-                    out[bag, dim] += weight * np.float32(rows[slots[at], dim])
-            at += 1
+                for dim in range(width):
+                    out[start + dim] += weight * np.float32(rows[slot, dim])
+            at += _ONE
+        start += np.uint64(stride)
 
 
 @jit
@@ -139,7 +181,7 @@ def train_rows(
     step: np.float32,
     order: Integers,
     slots: Integers,
-    bags: Integers,
+    starts: Integers,
     weights: Floats,
     gradients: Floats,
     learning_rate: np.float32,
@@ -153,42 +195,41 @@ def train_rows(
         rows, step: see `pool_rows`; rows are written to.
         state: [m], each row's sum of mean squared gradients; written to.
         order: [R] indices that sort `slots` stably.
-        slots, weights: see `pool_rows`.
-        bags: [R], the row of `gradients` of each.
-        gradients: [B, d].
+        slots, weights, starts: see `pool_rows`.
+        gradients: those of `out` there.
         weight_decay: a row that is trained is first multiplied by `1 − learning_rate · weight_decay`.
         seed: of the draws; a new one for every step.
     """
     is_half = rows.itemsize == 2
-    width = rows.shape[1]
-    total = np.empty(width, np.float32)
-    start = 0
-    while start < len(order):
-        slot = slots[order[start]]
+    width = np.uint64(rows.shape[1])
+    count = np.uint64(len(order))
+    kept = np.float32(1) - learning_rate * weight_decay
+    total, draws = np.empty(width, np.float32), np.empty(width + width % 2, np.int32)
+    at = np.uint64(0)
+    while at < count:
+        if at + _AHEAD < count:
+            prefetch(rows, slots[order[at + _AHEAD]])
+            prefetch(state, slots[order[at + _AHEAD]])
+        slot = np.uint64(slots[order[at]])
         total[:] = np.float32(0)
-        stop = start
-        while stop < len(order) and slots[order[stop]] == slot:
-            at = order[stop]
-            weight = weights[at] if len(weights) else np.float32(1)
+        while at < count and np.uint64(slots[order[at]]) == slot:
+            member = np.uint64(order[at])
+            weight = weights[member] if len(weights) else np.float32(1)
+            start = np.uint64(starts[member])
             for dim in range(width):
-                total[dim] += weight * gradients[bags[at], dim]
-            stop += 1
-        squares = np.float32(0)
-        for dim in range(width):
-            squares += total[dim] * total[dim]
-        state[slot] += squares / np.float32(width)
+                total[dim] += weight * gradients[start + dim]
+            at += _ONE
+        state[slot] += _mean_square(total)
         rate = learning_rate / (np.sqrt(state[slot]) + epsilon) / step
-        kept = np.float32(1) - learning_rate * weight_decay
-        first = np.uint64(slot * width)
+        _draw_for_row(seed, slot, draws)
         if is_half:
             for dim in range(width):
                 value = kept * _float_of_half(np.uint16(rows[slot, dim])) - rate * total[dim]
-                rows[slot, dim] = _half_of(value, _draw(seed, first + np.uint64(dim)))
+                rows[slot, dim] = _half_of(value, draws[dim])
         else:
             for dim in range(width):
                 value = kept * np.float32(rows[slot, dim]) - rate * total[dim]
-                rows[slot, dim] = _drawn_byte(value, _draw(seed, first + np.uint64(dim)))
-        start = stop
+                rows[slot, dim] = _drawn_byte(value, draws[dim])
 
 
 @jit
@@ -202,11 +243,12 @@ def round_rows(values: Floats, step: np.float32, first: int, seed: np.uint64, ou
     """
     is_half = out.itemsize == 2
     width = values.shape[1]
+    draws = np.empty(width + width % 2, np.int32)
     for i in range(len(values)):
-        start = np.uint64((first + i) * width)
+        _draw_for_row(seed, np.uint64(first + i), draws)
         if is_half:
             for dim in range(width):
-                out[i, dim] = _half_of(values[i, dim], _draw(seed, start + np.uint64(dim)))
+                out[i, dim] = _half_of(values[i, dim], draws[dim])
         else:
             for dim in range(width):
-                out[i, dim] = _drawn_byte(values[i, dim] / step, _draw(seed, start + np.uint64(dim)))
+                out[i, dim] = _drawn_byte(values[i, dim] / step, draws[dim])

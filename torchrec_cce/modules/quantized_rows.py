@@ -5,7 +5,8 @@ whatever `stochastic_rounding` says, to the nearest, by which small updates are 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,14 @@ from torch import nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from torchrec_cce.clustering.fold import ResidentRows, RowArray
+from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.kernels.quantized_rows import LARGEST, Numbers, QuantizedArray, pool_rows, round_rows, train_rows
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.methods.cce import CCEConfig
 
 Floats = npt.NDArray[np.float32]
+Number = TypeVar("Number", bound=np.generic)
 
 _FIRST_STEPS = {torch.int8: 0.01, torch.float16: 1.0}
 """What 1 stands for until it is known how large rows become; of float16 numbers, always."""
@@ -56,21 +59,33 @@ class QuantizedRows(nn.Module):
         self._dims = [table.embedding_dim for table in tables for _ in table.feature_names]
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """`[B, Σ d]` float32 with one key `f#table#residents` a feature, from the slots under that key."""
-        parts = self._pool([_bags_of(features[key], table) for table, key in self._keys], features.device())
-        inverse = features.inverse_indices_or_none()
-        if inverse is not None:  # a variable batch for each feature
-            names, indices = inverse
-            parts = [part[indices[names.index(key)]] for part, (_, key) in zip(parts, self._keys, strict=True)]
-        keys = [key for _, key in self._keys]
-        return KeyedTensor(keys=keys, length_per_key=self._dims, values=torch.cat(parts, dim=1))
+        """`[B, Σ d]` float32 with one key `f#table#residents` a feature, from the slots under that key.
 
-    def _pool(self, bags: list["_Bags"], device: torch.device) -> list[torch.Tensor]:
-        """The sums of the bags of each feature, on `device`."""
+        Raises:
+            ConfigError: a variable batch for each feature without inverse indices.
+        """
+        keys = [key for _, key in self._keys]
+        bags = [_bags_of(features[key], table) for table, key in self._keys]
+        inverse = features.inverse_indices_or_none()
+        if inverse is None:
+            heights = sorted({len(each.lengths) for each in bags})
+            if len(heights) > 1:
+                raise ConfigError(
+                    f"features have {' and '.join(map(str, heights))} bags; give the variable batch inverse_indices"
+                )
+            (values,) = self._pool([bags], features.device())
+        else:  # a variable batch for each feature
+            names, indices = inverse
+            parts = self._pool([[each] for each in bags], features.device())
+            values = torch.cat([part[indices[names.index(key)]] for part, key in zip(parts, keys, strict=True)], dim=1)
+        return KeyedTensor(keys=keys, length_per_key=self._dims, values=values)
+
+    def _pool(self, blocks: list[list["_Bags"]], device: torch.device) -> list[torch.Tensor]:
+        """`[B, Σ d]` on `device` of each block of features that have as many bags: their sums, side by side."""
         # Autograd goes back to where some input needs a gradient.
         start = torch.zeros(0, requires_grad=torch.is_grad_enabled())
-        pooled: tuple[torch.Tensor, ...] = _Pool.apply(start, self.tables, bags)  # type: ignore[no-untyped-call]
-        return [part.to(device) for part in pooled]
+        pooled: tuple[torch.Tensor, ...] = _Pool.apply(start, self.tables, blocks)  # type: ignore[no-untyped-call]
+        return [block.to(device) for block in pooled]
 
 
 class QuantizedSequences(QuantizedRows):
@@ -80,7 +95,7 @@ class QuantizedSequences(QuantizedRows):
         """`f#table#residents` → `[R, d]` float32 of the R slots under that key, and the lengths of their bags."""
         sequences = {key: features[key] for _, key in self._keys}
         parts = self._pool(
-            [_bags_of(sequences[key], table).one_by_one() for table, key in self._keys], features.device()
+            [[_bags_of(sequences[key], table).one_by_one()] for table, key in self._keys], features.device()
         )
         return {
             key: JaggedTensor(values=part, lengths=bags.lengths())
@@ -125,16 +140,16 @@ class QuantizedTable(nn.Module):
         numbers: Numbers = self.rows.numpy()
         return numbers.view(np.uint16) if self.rows.dtype == torch.float16 else numbers
 
-    def pool(self, bags: "_Bags") -> Floats:
-        """Weighted sums, [B, d]."""
-        out = np.zeros((len(bags.lengths), self.width), np.float32)
-        pool_rows(self.numbers(), np.float32(self.step.item()), bags.slots, bags.lengths, bags.weights, out)
-        return out
+    def pool(self, bags: "_Bags", first: int, stride: int, out: Floats) -> "_Members":
+        """Write weighted sums to `out`; arguments as of `pool_rows`."""
+        starts = np.empty(len(bags.slots), np.int64)
+        step = np.float32(self.step.item())
+        pool_rows(self.numbers(), step, bags.slots, bags.lengths, bags.weights, first, stride, out, starts)
+        return _Members(bags.table, bags.slots, bags.weights, starts)
 
-    def train_on(
-        self, slots: npt.NDArray[np.int64], bags: npt.NDArray[np.int64], weights: Floats, gradients: Floats
-    ) -> None:
-        """One update by the gradients of the sums of bags; arguments as of `train_rows`."""
+    def train_on(self, members: list["_Members"], gradients: Floats) -> None:
+        """One update by the gradients of what members are part of; see `train_rows`."""
+        slots = _joined([each.slots for each in members])
         seed = derive_seed(self.seed, int(self.updates))
         self.updates += 1
         train_rows(
@@ -143,8 +158,8 @@ class QuantizedTable(nn.Module):
             np.float32(self.step.item()),
             _stable_order(slots),
             slots,
-            bags,
-            weights,
+            _joined([each.starts for each in members]),
+            _joined([each.weights for each in members]),
             gradients,
             np.float32(self.learning_rate),
             np.float32(self.weight_decay),
@@ -166,6 +181,11 @@ def _stable_order(slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     numbered = slots << 32 | np.arange(len(slots))
     numbered.sort()
     return numbered & 0xFFFF_FFFF
+
+
+def _joined(parts: list[npt.NDArray[Number]]) -> npt.NDArray[Number]:
+    """One array of all parts; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class QuantizedStore:
@@ -246,39 +266,58 @@ def _bags_of(bags: JaggedTensor, table: str) -> _Bags:
     )
 
 
+class _Members(NamedTuple):
+    """The residents of one feature, and where their sums are in an array of all."""
+
+    table: str
+    slots: npt.NDArray[np.int64]
+    """[R]."""
+    weights: Floats
+    """[R], or [0] where all are 1."""
+    starts: npt.NDArray[np.int64]
+    """[R]."""
+
+
 class _Pool(torch.autograd.Function):
-    """Sums of rows; the backward pass trains them."""
+    """Sums of rows, block by block; the backward pass trains them."""
 
     @staticmethod
-    def forward(ctx: Any, _start: torch.Tensor, tables: nn.ModuleDict, bags: list[_Bags]) -> tuple[torch.Tensor, ...]:
-        ctx.tables, ctx.bags = tables, bags
-        return tuple(torch.from_numpy(_table(tables, each.table).pool(each)) for each in bags)
+    def forward(
+        ctx: Any, _start: torch.Tensor, tables: nn.ModuleDict, blocks: list[list[_Bags]]
+    ) -> tuple[torch.Tensor, ...]:
+        shapes = [(len(block[0].lengths), sum(_table(tables, each.table).width for each in block)) for block in blocks]
+        ends = list(accumulate(height * width for height, width in shapes))
+        sums = np.empty(ends[-1], np.float32)
+        ctx.tables, ctx.members = tables, []
+        for block, first, (_, stride) in zip(blocks, [0, *ends], shapes, strict=False):
+            for bags in block:
+                table = _table(tables, bags.table)
+                ctx.members.append(table.pool(bags, first, stride, sums))
+                first += table.width
+        parts = np.split(sums, ends[:-1])
+        return tuple(torch.from_numpy(part.reshape(shape)) for part, shape in zip(parts, shapes, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
-        mine = [(bags, part.cpu().numpy()) for bags, part in zip(ctx.bags, gradients, strict=True)]
+        mine = ctx.members, _joined([block.contiguous().flatten().numpy() for block in gradients])
         everyones = [mine]
         if dist.is_initialized() and dist.get_world_size() > 1:
-            everyones = [[] for _ in range(dist.get_world_size())]
+            everyones = [mine] * dist.get_world_size()
             dist.all_gather_object(everyones, mine)
+        whole = _joined([of_sums for _, of_sums in everyones])
+        if len(everyones) > 1:
+            whole *= np.float32(1 / len(everyones))
+        firsts = list(accumulate((len(of_sums) for _, of_sums in everyones[:-1]), initial=0))
         for name, table in ctx.tables.items():
             # Feature by feature, as one process has them: sums of floats depend on their order.
-            parts = [part for ranks in zip(*everyones, strict=True) for part in ranks if part[0].table == name]
-            first = np.cumsum([0, *(len(gradient) for _, gradient in parts)])
-            whole = np.concatenate([gradient for _, gradient in parts])
-            if len(everyones) > 1:
-                whole *= np.float32(1 / len(everyones))
-            table.train_on(
-                np.concatenate([bags.slots for bags, _ in parts]),
-                np.concatenate(
-                    [
-                        start + np.arange(len(b.lengths)).repeat(b.lengths)
-                        for start, (b, _) in zip(first, parts, strict=False)
-                    ]
-                ),
-                np.concatenate([bags.weights for bags, _ in parts]),
-                whole,
-            )
+            of_features = zip(*(members for members, _ in everyones), strict=True)
+            found = [
+                members._replace(starts=members.starts + first)
+                for of_ranks in of_features
+                for members, first in zip(of_ranks, firsts, strict=True)
+                if members.table == name
+            ]
+            table.train_on(found, whole)
         return None, None, None
 
 
