@@ -1,0 +1,56 @@
+"""Optimizers' steps on the rows of a table that a batch has touched, whose gradient is left zero for the next.
+
+A row whose gradient is zero is not touched, as by FBGEMM's exact optimizers: its state and its weights stay.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_cce.jit import jit
+
+Floats = npt.NDArray[np.float32]
+
+
+@jit
+def rowwise_adagrad(weights: Floats, gradients: Floats, state: Floats, rate: np.float32, epsilon: np.float32) -> None:
+    """`s += mean(g²)`, `w -= rate · g / (√s + ε)`: FBGEMM's exact row-wise Adagrad, and TorchRec's `RowWiseAdagrad`.
+
+    Args:
+        weights: [n, w], gradients: [n, w], state: [n]; all written to.
+    """
+    width = weights.shape[1]
+    for row in range(len(weights)):
+        squares = np.float32(0)
+        for at in range(width):
+            squares += gradients[row, at] * gradients[row, at]
+        if squares > 0:
+            state[row] += squares / np.float32(width)
+            step = rate / (np.sqrt(state[row]) + epsilon)
+            for at in range(width):
+                weights[row, at] -= step * gradients[row, at]
+                gradients[row, at] = 0
+
+
+@jit
+def adagrad(weights: Floats, gradients: Floats, state: Floats, rate: np.float32, epsilon: np.float32) -> None:
+    """`s += g²`, `w -= rate · g / (√s + ε)`, element by element, as PyTorch's `Adagrad`.
+
+    Args:
+        weights, gradients, state: [n, w]; all written to.
+    """
+    for row in range(len(weights)):
+        for at in range(weights.shape[1]):
+            gradient = gradients[row, at]
+            if gradient != 0:
+                state[row, at] += gradient * gradient
+                weights[row, at] -= rate * gradient / (np.sqrt(state[row, at]) + epsilon)
+                gradients[row, at] = 0
+
+
+@jit
+def sgd(weights: Floats, gradients: Floats, rate: np.float32) -> None:
+    """`w -= rate · g`. `weights, gradients: [n, w]`, both written to."""
+    for row in range(len(weights)):
+        for at in range(weights.shape[1]):
+            weights[row, at] -= rate * gradients[row, at]
+            gradients[row, at] = 0
