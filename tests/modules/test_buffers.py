@@ -33,5 +33,5 @@ def test_what_fits_badly_is_given_up() -> None:
     num_bytes = (1 << 25) + 1
     tight = buffers.empty((num_bytes,), torch.uint8)
     assert tight.untyped_storage().nbytes() == num_bytes
-    kept = len(buffers._storages)
-    assert kept == 1
+    num_kept = len(buffers._storages)
+    assert num_kept == 1

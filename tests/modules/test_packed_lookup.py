@@ -137,7 +137,8 @@ def test_ids_of_a_vocabulary_and_unseen_ones() -> None:
     assert collection.unseen_ids() == {"t_user": 3}
 
 
-def test_any_number_of_threads_gives_the_same_bits(_one_thread: None) -> None:
+@pytest.mark.usefixtures("_one_thread")
+def test_any_number_of_threads_gives_the_same_bits() -> None:
     torch.manual_seed(0)
     collection = CCEEmbeddingBagCollection(tables=tables())
     features = random_features(SIZES, 2000, 4, seed=0)

@@ -159,8 +159,8 @@ def _check(offsets: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64], num_so
     inside = len(bounds) == num_sources + 1 and bounds[0] >= 0 and bounds[-1] <= num_ids
     if not inside or bool((offsets[1:] < offsets[:-1]).any()):
         raise ConfigError(
-            f"bags of {num_sources} features with offsets {offsets[:3].tolist()} … {offsets[-3:].tolist()} do not divide "
-            f"{num_ids} IDs; offsets begin at 0 and never fall, lengths are not negative"
+            f"bags of {num_sources} features with offsets {offsets[:3].tolist()} … {offsets[-3:].tolist()} do not "
+            f"divide {num_ids} IDs; offsets begin at 0 and never fall, lengths are not negative"
         )
 
 
@@ -211,7 +211,13 @@ def _codes(remap: Remap, table: str, shape: FeatureTable, word: int) -> Codes | 
 
 
 @torch.library.custom_op("torchrec_cce::pack", mutates_args=(), device_types="cpu")
-def pack(ids: torch.Tensor, offsets: torch.Tensor, batch: int, lookup: int, num_words: int) -> torch.Tensor:
+def pack(
+    ids: torch.Tensor,
+    offsets: torch.Tensor,
+    batch: int,
+    lookup: int,
+    num_words: int,  # noqa: ARG001  for fake tensors
+) -> torch.Tensor:
     """The codes of raw `ids: [N]` in words, `[num_words, N]` int64.
 
     Args:
@@ -234,7 +240,7 @@ def pool(
     tables: list[torch.Tensor],
     batch: int,
     lookup: int,
-    dim: int,
+    dim: int,  # noqa: ARG001  for fake tensors
 ) -> torch.Tensor:
     """Pooled embeddings `[batch, dim]` of IDs in `words`, from `tables` of float32.
 

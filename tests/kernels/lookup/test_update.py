@@ -16,7 +16,7 @@ _RATE, _EPSILON = 0.1, 1e-3
 @pytest.mark.parametrize(
     ("step", "state_shape", "optimizer"),
     [
-        (rowwise_adagrad, (30,), partial(RowWiseAdagrad, eps=_EPSILON)),
+        (partial(rowwise_adagrad, width=(None,) * 5), (30,), partial(RowWiseAdagrad, eps=_EPSILON)),
         (adagrad, (30, 5), partial(torch.optim.Adagrad, eps=_EPSILON)),
         (sgd, None, torch.optim.SGD),
     ],
@@ -42,6 +42,6 @@ def test_steps_equal_those_of_an_optimizer(
 
 def test_a_row_that_was_not_touched_stays_even_without_epsilon() -> None:
     weights, gradients = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
-    rowwise_adagrad(weights, gradients, np.zeros(2, np.float32), np.float32(1), np.float32(0))
+    rowwise_adagrad(weights, gradients, np.zeros(2, np.float32), np.float32(1), np.float32(0), (None,) * 3)
     adagrad(weights, gradients, np.zeros((2, 3), np.float32), np.float32(1), np.float32(0))
     assert (weights == 1).all()

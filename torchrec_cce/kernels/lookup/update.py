@@ -12,21 +12,29 @@ Floats = npt.NDArray[np.float32]
 
 
 @jit
-def rowwise_adagrad(weights: Floats, gradients: Floats, state: Floats, rate: np.float32, epsilon: np.float32) -> None:
+def rowwise_adagrad(
+    weights: Floats,
+    gradients: Floats,
+    state: Floats,
+    rate: np.float32,
+    epsilon: np.float32,
+    width: tuple[None, ...],
+) -> None:
     """`s += mean(g²)`, `w -= rate · g / (√s + ε)`: FBGEMM's exact row-wise Adagrad, and TorchRec's `RowWiseAdagrad`.
 
     Args:
         weights: [n, w], gradients: [n, w], state: [n]; all written to.
+        width: as long as `w` is, so that every width is compiled by itself: rows of CCE tables are short.
     """
-    width = weights.shape[1]
-    for row in range(len(weights)):
+    size = np.uint64(len(width))
+    for row in range(np.uint64(len(weights))):
         squares = np.float32(0)
-        for at in range(width):
+        for at in range(size):
             squares += gradients[row, at] * gradients[row, at]
         if squares > 0:
-            state[row] += squares / np.float32(width)
+            state[row] += squares / np.float32(len(width))
             step = rate / (np.sqrt(state[row]) + epsilon)
-            for at in range(width):
+            for at in range(size):
                 weights[row, at] -= step * gradients[row, at]
                 gradients[row, at] = 0
 
