@@ -52,7 +52,7 @@ def is_packed(collection: CCEEmbeddingBagCollection, features: KeyedJaggedTensor
         called.append(arguments)
         return forward(*arguments)
 
-    collection.ebc.forward = record  # type: ignore[method-assign]
+    collection.ebc.forward = record
     try:
         collection(features)
     finally:

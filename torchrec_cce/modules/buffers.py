@@ -1,7 +1,7 @@
 """`Buffers`: memory for large tensors that is used again once nobody has them any more.
 
-glibc gives large blocks back to the system as soon as they are free, those above 32 MB always, and asks for them afresh:
-the kernel then zeroes every page. A training step that makes three of 50 MB takes 1.4 to 1.8 times as long.
+glibc gives large blocks back to the system when they are free, those above 32 MB always, and asks for them afresh: the
+kernel then zeroes every page. A training step that makes three of 50 MB takes 1.4 to 1.8 times as long.
 """
 
 from collections.abc import Sequence

@@ -364,7 +364,7 @@ def _plain_weights(stock: EmbeddingBagCollection, tables: Sequence[str]) -> list
     """The weights of tables, if nothing but these would be used of the stock collection: no wrapper, and no hook."""
     if type(stock) is not EmbeddingBagCollection or _has_hooks(stock):
         return None
-    weights = []
+    weights: list[torch.Tensor] = []
     for table in tables:
         bag = stock.embedding_bags[table]
         if type(bag) is not nn.EmbeddingBag or _has_hooks(bag):
