@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.jit import jit
+from torchrec_cce.kernels.lookup.vectors import add_scaled, load_row, store_row, zero_row
 
 Floats = npt.NDArray[np.float32]
 
@@ -23,20 +24,21 @@ def rowwise_adagrad(
     """`s += mean(g²)`, `w -= rate · g / (√s + ε)`: FBGEMM's exact row-wise Adagrad, and TorchRec's `RowWiseAdagrad`.
 
     Args:
-        weights: [n, w], gradients: [n, w], state: [n]; all written to.
+        weights, gradients: [n, w], state: [n]; C-contiguous, all written to.
         width: as long as `w` is, so that every width is compiled by itself: rows of CCE tables are short.
     """
-    size = np.uint64(len(width))
+    of_weights, of_gradients = np.uint64(weights.ctypes.data), np.uint64(gradients.ctypes.data)
+    row_bytes = np.uint64(len(width) * 4)
     for row in range(np.uint64(len(weights))):
         squares = np.float32(0)
-        for at in range(size):
+        for at in range(np.uint64(len(width))):
             squares += gradients[row, at] * gradients[row, at]
         if squares > 0:
             state[row] += squares / np.float32(len(width))
             step = rate / (np.sqrt(state[row]) + epsilon)
-            for at in range(size):
-                weights[row, at] -= step * gradients[row, at]
-                gradients[row, at] = 0
+            weight, gradient = of_weights + row * row_bytes, of_gradients + row * row_bytes
+            store_row(weight, add_scaled(load_row(weight, width), load_row(gradient, width), -step))
+            store_row(gradient, zero_row(width))
 
 
 @jit
