@@ -6,9 +6,7 @@ tensors and numbers, so a lookup has a number by which it is found.
 """
 
 from collections.abc import Sequence
-from itertools import count
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +26,8 @@ from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import HashedScheme, SignedScheme
 from torchrec_cce.methods.table import FullScheme, scheme_of
 from torchrec_cce.modules.buffers import Buffers
+from torchrec_cce.modules.lookup_operators import numbered, pack, pool
 from torchrec_cce.modules.remap import Remap
-
-_numbers = count()
-_lookups: WeakValueDictionary[int, "PackedLookup"] = WeakValueDictionary()
 
 
 class PackedLookup:
@@ -43,8 +39,7 @@ class PackedLookup:
     """
 
     def __init__(self, remap: Remap, keys: Sequence[str]) -> None:
-        self.number = next(_numbers)
-        _lookups[self.number] = self
+        self.number = numbered(self)
         self._remap, self._keys = remap, keys
         self._maps = {table: remap.pointer_map(table) for table in remap.cce_tables()}
         self.tables = list(dict.fromkeys(table for table, _ in remap.table_features))
@@ -208,168 +203,6 @@ def _codes(remap: Remap, table: str, shape: FeatureTable, word: int) -> Codes | 
     if isinstance(scheme, FullScheme):
         return Codes(**common, num_ids=scheme.num_ids)
     return None
-
-
-@torch.library.custom_op("torchrec_cce::pack", mutates_args=(), device_types="cpu")
-def pack(
-    ids: torch.Tensor,
-    offsets: torch.Tensor,
-    batch: int,
-    lookup: int,
-    num_words: int,  # noqa: ARG001  for fake tensors
-) -> torch.Tensor:
-    """The codes of raw `ids: [N]` in words, `[num_words, N]` int64.
-
-    Args:
-        offsets: [sources · batch + 1] int64, of their bags.
-        lookup: the number of a `PackedLookup`.
-    """
-    return _lookups[lookup].pack(ids.contiguous().numpy(), offsets.numpy(), batch)
-
-
-@pack.register_fake
-def _(ids: torch.Tensor, offsets: torch.Tensor, batch: int, lookup: int, num_words: int) -> torch.Tensor:  # noqa: ARG001
-    return ids.new_empty((num_words, ids.numel()), dtype=torch.int64)
-
-
-# `pool` has an autograd function of its own: what `torch.library.custom_op` makes of lists of tensors takes half a
-# millisecond for 26 tables.
-_library = torch.library.Library("torchrec_cce", "FRAGMENT")
-_library.define(
-    "pool(Tensor words, Tensor offsets, Tensor? weights, Tensor[] tables, SymInt batch, int lookup, SymInt dim) "
-    "-> Tensor"
-)
-_library.define(
-    "pool_backward(Tensor gradient, Tensor words, Tensor offsets, Tensor? weights, SymInt[] rows, SymInt[] widths, "
-    "int lookup) -> Tensor[]"
-)
-
-
-def pool(
-    words: torch.Tensor,
-    offsets: torch.Tensor,
-    weights: torch.Tensor | None,
-    tables: list[torch.Tensor],
-    batch: int,
-    lookup: int,
-    dim: int,
-) -> torch.Tensor:
-    """Pooled embeddings `[batch, dim]` of IDs in `words`, from `tables` of float32.
-
-    Args:
-        words, offsets, lookup: see `pack`.
-        weights: [N] float32, or None where all are 1.
-    """
-    pooled: torch.Tensor = torch.ops.torchrec_cce.pool(words, offsets, weights, tables, batch, lookup, dim)
-    return pooled
-
-
-@torch.library.impl(_library, "pool", "CPU")
-def _(
-    words: torch.Tensor,
-    offsets: torch.Tensor,
-    weights: torch.Tensor | None,
-    tables: list[torch.Tensor],
-    batch: int,
-    lookup: int,
-    dim: int,  # noqa: ARG001  for fake tensors
-) -> torch.Tensor:
-    return _lookups[lookup].pool(words, offsets, weights, tables, batch)
-
-
-@torch.library.register_fake("torchrec_cce::pool", lib=_library)
-def _(
-    words: torch.Tensor,  # noqa: ARG001
-    offsets: torch.Tensor,  # noqa: ARG001
-    weights: torch.Tensor | None,  # noqa: ARG001
-    tables: list[torch.Tensor],
-    batch: int,
-    lookup: int,  # noqa: ARG001
-    dim: int,
-) -> torch.Tensor:
-    return tables[0].new_empty((batch, dim))
-
-
-@torch.library.impl(_library, "pool_backward", "CPU")
-def _(
-    gradient: torch.Tensor,
-    words: torch.Tensor,
-    offsets: torch.Tensor,
-    weights: torch.Tensor | None,
-    rows: list[int],
-    widths: list[int],
-    lookup: int,
-) -> list[torch.Tensor]:
-    """Gradients of the tables of `pool`, of so many rows each; -1: none is wanted."""
-    return _lookups[lookup].gradients(gradient, words, offsets, weights, rows, widths)
-
-
-@torch.library.register_fake("torchrec_cce::pool_backward", lib=_library)
-def _(
-    gradient: torch.Tensor,
-    words: torch.Tensor,  # noqa: ARG001
-    offsets: torch.Tensor,  # noqa: ARG001
-    weights: torch.Tensor | None,  # noqa: ARG001
-    rows: list[int],
-    widths: list[int],
-    lookup: int,  # noqa: ARG001
-) -> list[torch.Tensor]:
-    return [
-        gradient.new_empty((num_rows, width) if num_rows >= 0 else (0,))
-        for num_rows, width in zip(rows, widths, strict=True)
-    ]
-
-
-class _Pool(torch.autograd.Function):
-    """`pool`, whose backward pass gives gradients to tables alone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        words: torch.Tensor,
-        offsets: torch.Tensor,
-        weights: torch.Tensor | None,
-        batch: int,
-        lookup: int,
-        dim: int,
-        *tables: torch.Tensor,
-    ) -> torch.Tensor:
-        # Not the tables: an optimizer may change them before the backward pass.
-        ctx.save_for_backward(words, offsets, weights)
-        ctx.shapes = [tuple(table.shape) for table in tables]
-        ctx.lookup, ctx.owner = lookup, _lookups.get(lookup)  # which lives until then
-        with torch._C._AutoDispatchBelowAutograd():
-            return pool(words, offsets, weights, list(tables), batch, lookup, dim)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        wanted = ctx.needs_input_grad[6:]
-        rows = [rows if needed else -1 for (rows, _), needed in zip(ctx.shapes, wanted, strict=True)]
-        widths = [width for _, width in ctx.shapes]
-        found = torch.ops.torchrec_cce.pool_backward(gradient, *ctx.saved_tensors, rows, widths, ctx.lookup)
-        return (
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            *(each if needed else None for each, needed in zip(found, wanted, strict=True)),
-        )
-
-
-@torch.library.impl(_library, "pool", "Autograd")
-def _(
-    words: torch.Tensor,
-    offsets: torch.Tensor,
-    weights: torch.Tensor | None,
-    tables: list[torch.Tensor],
-    batch: int,
-    lookup: int,
-    dim: int,
-) -> torch.Tensor:
-    pooled: torch.Tensor = _Pool.apply(words, offsets, weights, batch, lookup, dim, *tables)  # type: ignore[no-untyped-call]
-    return pooled
 
 
 class PackedLookups:
