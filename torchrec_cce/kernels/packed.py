@@ -102,7 +102,7 @@ def gather_rows(
 
 @jit
 def packed_hashes(
-    ids: npt.NDArray[np.int64],
+    ids: npt.NDArray[np.integer],
     multipliers: npt.NDArray[np.uint64],
     offsets: npt.NDArray[np.uint64],
     num_rows: int,

@@ -23,6 +23,7 @@ from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTables
 from torchrec_cce.methods.table import row_feature_names
 from torchrec_cce.modules.collection import CCECollection
+from torchrec_cce.modules.packed_lookup import PackedLookups
 from torchrec_cce.modules.quantized_rows import QuantizedRows
 from torchrec_cce.modules.remap import row_segments
 from torchrec_cce.modules.state_names import codewords_weight, pooled_weight, residents_weight
@@ -92,6 +93,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         self.computed = ComputedTables(computed, is_weighted=is_weighted, device=device) if computed else None
         self.split = Split(tables) if with_residents else None
         self.combine = Combine(tables, list(self._physical.values()))
+        self._packed = PackedLookups()
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Pooled embeddings, `[B, Σ d]` float32 with one key a feature, of bags of raw IDs.
@@ -99,6 +101,9 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         Raises:
             InvalidIDError: a raw ID outside its table's universe, or not an integer; names feature and value.
         """
+        packed = self._look_up_packed(features)
+        if packed is not None:
+            return self.combine.label(packed)
         rows = self.remap(features)
         parts = [rows] if self.split is None else self.split(rows)
         # Under way, if sharded, while others are computed.
@@ -112,6 +117,13 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
             looked_up.append(self.computed(parts[0]))
         pooled: KeyedTensor = self.combine(looked_up, residents)
         return pooled
+
+    def _look_up_packed(self, features: KeyedJaggedTensor) -> torch.Tensor | None:
+        """The embeddings by one step, where nothing takes part but maps and plain parameters on this CPU."""
+        is_bare = self.remap is self._own_remap[0] and not (self.residents or self.quantized_residents or self.computed)
+        if not is_bare or self.codewords is not None:
+            return None
+        return self._packed.pooled(self.remap, self.ebc, features, weighted=self._is_weighted)
 
     def _look_codewords_up(self, rows: KeyedJaggedTensor) -> KeyedTensor:
         assert self.codewords is not None
@@ -208,6 +220,10 @@ class Combine(nn.Module):
                 part if key is None else part + rows[key] for part, key in zip(parts, self._resident_keys, strict=True)
             ]
             values = torch.cat(added, dim=1)
+        return self.label(values)
+
+    def label(self, values: torch.Tensor) -> KeyedTensor:
+        """`values: [B, Σ d]` with the keys of the caller's features."""
         return KeyedTensor(keys=self._keys, length_per_key=self._dims, values=values)
 
 

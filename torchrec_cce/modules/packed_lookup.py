@@ -1,0 +1,277 @@
+"""`PackedLookup`: pooled embeddings of raw IDs in one step, where stock tables are plain parameters on the CPU.
+
+Raw IDs are packed to codes and pooled from the weights of the stock `EmbeddingBagCollection`, which is not called: no
+list of rows and no sort, in one pass over all tables. Both steps are custom operators of PyTorch. An operator has only
+tensors and numbers, so a lookup has a number by which it is found.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.kernels.lookup.layout import FeatureTable, Layout
+from torchrec_cce.kernels.lookup.lookup import Lookup
+from torchrec_cce.kernels.lookup.pack import Codes, Packer
+from torchrec_cce.maps.pointer_format import PointerFormat
+from torchrec_cce.maps.pointer_map import PointerMap
+from torchrec_cce.methods.cce import CCEConfig
+from torchrec_cce.methods.compositional import HashedScheme, SignedScheme
+from torchrec_cce.methods.table import FullScheme, scheme_of
+from torchrec_cce.modules.buffers import Buffers
+from torchrec_cce.modules.lookup_operators import numbered, pack, pool
+from torchrec_cce.modules.remap import Remap
+
+
+class PackedLookup:
+    """Of a collection without residents and computed or signed tables, for inputs with certain keys.
+
+    Args:
+        remap: of the collection.
+        keys: of the features of the input.
+    """
+
+    def __init__(self, remap: Remap, keys: Sequence[str]) -> None:
+        self.number = numbered(self)
+        self._remap, self._keys = remap, keys
+        self._maps = {table: remap.pointer_map(table) for table in remap.cce_tables()}
+        self.tables = list(dict.fromkeys(table for table, _ in remap.table_features))
+        shapes = [
+            _shape(remap, table, self.tables.index(table), keys.index(feature))
+            for table, feature in remap.table_features
+        ]
+        layout = Layout.of(shapes)
+        codes = [
+            _codes(remap, table, shape, word)
+            for (table, _), shape, word in zip(remap.table_features, shapes, layout.first_words, strict=True)
+        ]
+        self._lookup = Lookup(layout, Packer([each for each in codes if each is not None]))
+        packed = [feature for feature, each in zip(remap.table_features, codes, strict=True) if each is not None]
+        self._packed = packed
+        self._by_rows = [
+            (feature, shape, word)
+            for feature, shape, word, each in zip(remap.table_features, shapes, layout.first_words, codes, strict=True)
+            if each is None
+        ]
+        self.num_words, self.dim = layout.num_words, layout.dim
+        self.buffers = Buffers()
+
+    def is_of(self, keys: Sequence[str]) -> bool:
+        """Whether this still is the lookup of inputs with such keys: no other map was attached."""
+        return keys == self._keys and all(self._remap.pointer_map(table) is used for table, used in self._maps.items())
+
+    def __call__(self, features: KeyedJaggedTensor, weights: Sequence[torch.Tensor], *, weighted: bool) -> torch.Tensor:
+        """[B, Σ d] pooled embeddings.
+
+        Args:
+            weights: of each of `tables`.
+            weighted: whether to take per-sample weights from `features`.
+        """
+        offsets, batch = features.offsets().long(), features.stride()
+        words = pack(features.values(), offsets, batch, self.number, self.num_words)
+        sample_weights = features.weights().contiguous() if weighted else None
+        pooled: torch.Tensor = pool(words, offsets, sample_weights, list(weights), batch, self.number, self.dim)
+        return pooled
+
+    def pack(self, ids: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], batch: int) -> torch.Tensor:
+        """[W, N] int64 words. Raises InvalidIDError, ConfigError of bags that are none."""
+        bounds = offsets[::batch] if batch else np.zeros(len(self._keys) + 1, np.int64)
+        words = self.buffers.empty((self.num_words, len(ids)), torch.int64)
+        flat = words.numpy().view(np.uint64)
+        _check(offsets, bounds, len(self._keys), len(ids))
+        number, _ = self._lookup.pack(ids, bounds, flat, num_threads=torch.get_num_threads())
+        outside = self._packed[number : number + 1] if number >= 0 else []
+        for table, feature in outside:
+            self._remap.look_up(table, feature, _of(ids, bounds, self._keys.index(feature)))  # names the ID
+        for (table, feature), shape, word in self._by_rows:
+            rows = self._remap.look_up(table, feature, _of(ids, bounds, shape.source))
+            mine = slice(bounds[shape.source], bounds[shape.source + 1])
+            flat[word : word + shape.num_words, mine] = rows.transpose(2, 0, 1).reshape(shape.num_words, -1)
+        return words
+
+    def pool(
+        self,
+        words: torch.Tensor,
+        offsets: torch.Tensor,
+        weights: torch.Tensor | None,
+        tables: Sequence[torch.Tensor],
+        batch: int,
+    ) -> torch.Tensor:
+        """[B, Σ d] float32."""
+        out = self.buffers.empty((batch, self.dim), torch.float32)
+        self._lookup.pool(
+            _addresses(tables),
+            words.numpy().view(np.uint64),
+            offsets.numpy(),
+            None if weights is None else weights.numpy(),
+            out.numpy(),
+            num_threads=torch.get_num_threads(),
+        )
+        return out
+
+    def gradients(
+        self,
+        gradient: torch.Tensor,
+        words: torch.Tensor,
+        offsets: torch.Tensor,
+        weights: torch.Tensor | None,
+        rows: Sequence[int],
+        widths: Sequence[int],
+    ) -> list[torch.Tensor]:
+        """Of each table, `[rows, width]`; of those with -1 rows, which want none, `[0]`."""
+        found = [
+            self.buffers.zeros((num_rows, width), torch.float32) if num_rows >= 0 else torch.empty(0)
+            for num_rows, width in zip(rows, widths, strict=True)
+        ]
+        self._lookup.add_gradients(
+            _addresses(found),
+            words.numpy().view(np.uint64),
+            offsets.numpy(),
+            None if weights is None else weights.numpy(),
+            gradient.contiguous().numpy(),
+            num_threads=torch.get_num_threads(),
+        )
+        return found
+
+
+def _addresses(tensors: Sequence[torch.Tensor]) -> npt.NDArray[np.uint64]:
+    return np.array([tensor.data_ptr() for tensor in tensors], np.uint64)
+
+
+def _of(ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64], source: int) -> npt.NDArray[np.int64]:
+    return ids[bounds[source] : bounds[source + 1]].astype(np.int64, copy=False)
+
+
+def _check(offsets: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64], num_sources: int, num_ids: int) -> None:
+    """The compiled loops read what offsets point at."""
+    inside = len(bounds) == num_sources + 1 and bounds[0] >= 0 and bounds[-1] <= num_ids
+    if not inside or bool((offsets[1:] < offsets[:-1]).any()):
+        raise ConfigError(
+            f"bags of {num_sources} features with offsets {offsets[:3].tolist()} … {offsets[-3:].tolist()} do not "
+            f"divide {num_ids} IDs; offsets begin at 0 and never fall, lengths are not negative"
+        )
+
+
+def _form(pointer_map: PointerMap) -> PointerFormat:
+    return pointer_map.word_format if pointer_map.stored is None else pointer_map.pointer_format
+
+
+def _by_position(remap: Remap, table: str) -> PointerMap | None:
+    """The map of a CCE table whose raw IDs are positions."""
+    found = remap.pointer_map(table) if table in remap.cce_tables() else None
+    return None if found is None or found.takes_any_id else found
+
+
+def _shape(remap: Remap, table: str, number: int, source: int) -> FeatureTable:
+    config = remap.config(table)
+    scheme, pointer_map = scheme_of(config), _by_position(remap, table)
+    width = config.embedding_dim // scheme.num_columns
+    is_mean = getattr(config, "pooling", None) == PoolingType.MEAN
+    common: dict[str, Any] = {"table": number, "source": source, "width": width, "is_mean": is_mean}
+    common |= {"num_columns": scheme.num_columns, "num_terms": scheme.num_terms}
+    if pointer_map is not None:
+        k = pointer_map.num_rows
+        return FeatureTable(**common, bits=_form(pointer_map).bits, column_rows=2 * k, term_rows=k)
+    if isinstance(scheme, HashedScheme):
+        k, terms = scheme.terms[0].num_rows, scheme.num_terms
+        bits = PointerFormat.that_holds(k, num_columns=scheme.num_columns).bits
+        return FeatureTable(**common, bits=bits, column_rows=terms * k, term_rows=k)
+    return FeatureTable(**common, bits=64, column_rows=0, term_rows=0)  # a code is a row
+
+
+def _codes(remap: Remap, table: str, shape: FeatureTable, word: int) -> Codes | None:
+    """How IDs become codes; None where the remap must say which rows they read."""
+    config, pointer_map = remap.config(table), _by_position(remap, table)
+    scheme = scheme_of(config)
+    common: dict[str, Any] = {"source": shape.source, "first_word": word, "bits": shape.bits}
+    if pointer_map is not None:
+        assert isinstance(config, CCEConfig)
+        helper = [pointer_map.helper_hash] if config.use_helper else []
+        if pointer_map.stored is None:
+            hashes = [pointer_map.codebook_hash, *helper]
+            return Codes(**common, num_ids=pointer_map.num_ids, hashes=hashes)
+        return Codes(**common, num_ids=pointer_map.num_ids, pointers=pointer_map.stored_view, hashes=helper)
+    if isinstance(scheme, HashedScheme):
+        return Codes(**common, num_ids=scheme.num_ids, hashes=scheme.terms)
+    if isinstance(scheme, FullScheme):
+        return Codes(**common, num_ids=scheme.num_ids)
+    return None
+
+
+class PackedLookups:
+    """The packed lookups of one collection; a copy of the collection makes its own."""
+
+    def __init__(self) -> None:
+        self._last: PackedLookup | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_last": None}
+
+    def pooled(
+        self, remap: Remap, stock: nn.Module | None, features: KeyedJaggedTensor, *, weighted: bool
+    ) -> torch.Tensor | None:
+        """[B, Σ d], or None where the stock collection has to look them up.
+
+        Args:
+            stock: the collection of all tables.
+        """
+        if not isinstance(stock, EmbeddingBagCollection) or not _takes(remap, features, weighted=weighted):
+            return None
+        keys = features.keys()
+        if self._last is None or not self._last.is_of(keys):
+            if not _is_supported(remap, keys):
+                return None
+            self._last = PackedLookup(remap, keys)
+        weights = _plain_weights(stock, self._last.tables)
+        return None if weights is None else self._last(features, weights, weighted=weighted)
+
+
+def _takes(remap: Remap, features: KeyedJaggedTensor, *, weighted: bool) -> bool:
+    if type(features) is not KeyedJaggedTensor or features.variable_stride_per_key():
+        return False
+    ids = features.values()
+    if not ids.is_cpu or ids.dtype not in (torch.int64, torch.int32) or (remap.makes_weights and not weighted):
+        return False
+    weights = features.weights_or_none() if weighted else None
+    if weights is None:
+        return not weighted
+    return weights.dtype == torch.float32 and not weights.requires_grad
+
+
+def _is_supported(remap: Remap, keys: Sequence[str]) -> bool:
+    """Whether all tables can be looked up packed, and the input has raw IDs of all features."""
+    signed = any(isinstance(scheme_of(remap.config(table)), SignedScheme) for table, _ in remap.table_features)
+    raw = {feature for _, feature in remap.table_features} <= set(keys)
+    return bool(remap.table_features) and raw and not signed and not remap.resident_tables()
+
+
+def _plain_weights(stock: EmbeddingBagCollection, tables: Sequence[str]) -> list[torch.Tensor] | None:
+    """The weights of tables, if nothing but these would be used of the stock collection: no wrapper, and no hook."""
+    if type(stock) is not EmbeddingBagCollection or _has_hooks(stock):
+        return None
+    weights: list[torch.Tensor] = []
+    bags = stock.embedding_bags._modules  # without the checks of a ModuleDict, which take longer than a small batch
+    for table in tables:
+        bag = bags[table]
+        if type(bag) is not nn.EmbeddingBag or _has_hooks(bag):
+            return None
+        weight = bag._parameters.get("weight")
+        if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or not weight.is_cpu:
+            return None
+        if not weight.is_contiguous():
+            return None
+        weights.append(weight)
+    return weights
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
