@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.settings import ReclusterConfig
@@ -17,11 +18,13 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable
+from torchrec_cce.modules.map_stamp import stamps_by_table
 from torchrec_cce.modules.quantized_rows import QuantizedStore, QuantizedTable
 from torchrec_cce.modules.recluster import ParameterStore, ResidentStore, TableReport, TableRows, recluster_rows
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.residents import residency_of_phase, rows_of_phase
-from torchrec_cce.modules.state_names import quantized_rows
+from torchrec_cce.modules.snapshots import snapshot_of
+from torchrec_cce.modules.state_names import STAMPS, joined, quantized_rows
 
 
 class CCECollection(ABC, nn.Module):
@@ -122,6 +125,19 @@ class CCECollection(ABC, nn.Module):
         """
         return self.remap.pointer_map(table)
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse weights that come without the stamp of a map, before those are loaded whose stamp fits."""
+        stamps = state_dict.get(joined(prefix.removesuffix("."), STAMPS))
+        if stamps is not None:
+            stamped = stamps_by_table(stamps, self.cce_tables())
+            for table in self.cce_tables():
+                if table not in stamped and prefix + self.weight_name(table) in state_dict:
+                    raise MapMismatchError(
+                        f"table {table!r}: the checkpoint has its weights, but no stamp of the map that they were "
+                        "trained with: it was no CCE table there. Leave its weights out, with strict=False"
+                    )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def attach_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
         """Use `pointer_map`, e.g. one read from a file, for `table`. Weights trained with it are then loaded next.
 
@@ -148,6 +164,7 @@ class CCECollection(ABC, nn.Module):
         Raises:
             ConfigError: the tables are sharded or on the meta device, or `frequencies` has another shape.
         """
+        self.remap.check_weights()
         reports, frequencies = reports or {}, frequencies or {}
         return {
             table.name: snapshot_of(
@@ -309,6 +326,7 @@ class CCECollection(ABC, nn.Module):
         unknown = set(frequencies or ()) - set(self.cce_tables())
         if unknown:
             raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this collection")
+        self.remap.check_weights()
         return frequencies or {}
 
     def configs_with_residents(self) -> list[CCEConfig]:
@@ -358,30 +376,3 @@ class CCECollection(ABC, nn.Module):
         weight = owner.weight
         assert isinstance(weight, nn.Parameter)
         return weight
-
-
-def snapshot_of(
-    config: CCEConfig,
-    pointer_map: PointerMap,
-    *,
-    weights: npt.NDArray[np.float32] | None = None,
-    frequencies: npt.NDArray[np.int64] | None = None,
-    report: TableReport | None = None,
-) -> TableSnapshot:
-    """One table; see `TableSnapshot` for the parts that may be left out.
-
-    Args:
-        report: of the clustering that made the map, whose entropies and objective are kept with it.
-    """
-    return TableSnapshot(
-        pointer_map=pointer_map,
-        num_embeddings=config.num_embeddings,
-        embedding_dim=config.embedding_dim,
-        feature_names=tuple(config.feature_names),
-        # Unpooled embeddings are those of bags of one ID.
-        pooling="mean" if isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN else "sum",
-        weights=None if weights is None else config.used_codewords(weights),
-        frequencies=frequencies,
-        entropies=() if report is None else report.entropies,
-        objective=None if report is None else report.objective,
-    )

@@ -24,7 +24,7 @@ from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTa
 from torchrec_cce.methods.table import row_feature_names
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.quantized_rows import QuantizedRows
-from torchrec_cce.modules.remap import row_segments
+from torchrec_cce.modules.row_keys import row_segments
 from torchrec_cce.modules.state_names import codewords_weight, pooled_weight, residents_weight
 
 _FEATURE = "ids"

@@ -1,6 +1,6 @@
 """From a KeyedJaggedTensor of raw IDs to one of physical rows: the parameter-free first step of a CCE collection."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,10 @@ from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.maps.residency import Residency, Residents
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig, CCEScheme
 from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
-from torchrec_cce.methods.table import CompressedConfig, PointerScheme, row_feature_names, scheme_of
-from torchrec_cce.modules.map_stamp import MapStamp
+from torchrec_cce.methods.table import CompressedConfig, PointerScheme, scheme_of
+from torchrec_cce.modules.map_stamp import MapStamp, WeightStamps, stamps_by_table
 from torchrec_cce.modules.residents import carried_over
+from torchrec_cce.modules.row_keys import in_segments, row_keys_of
 
 
 class Remap(nn.Module):
@@ -42,8 +43,7 @@ class Remap(nn.Module):
     def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
         super().__init__()
         self._is_weighted = is_weighted
-        # So that those of one stock collection lie side by side, see `row_segments`.
-        in_order = sorted(tables, key=_segment)
+        in_order = in_segments(tables)
         with_residents = [table for table in in_order if isinstance(table, CCEConfig) and table.residents is not None]
         self._configs = {table.name: table for table in tables}
         self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
@@ -57,11 +57,10 @@ class Remap(nn.Module):
         self.leaves_out_residents = False
         """Whether all IDs get their codewords alone, as they will once the rows are folded."""
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
+        self._stamps = WeightStamps(self.cce_tables())
+        self._stamp(self.cce_tables())
         self.table_features = [(table.name, feature) for table in in_order for feature in table.feature_names]
-        self.row_keys = [key for table in in_order for key in row_feature_names(table)]
-        self.row_keys += [key for table in with_residents for key in table.resident_feature_names()]
-        in_sequences = [table for table in with_residents if isinstance(table, CCEEmbeddingConfig)]
-        self.row_keys += [key for table in in_sequences for key in table.place_feature_names()]
+        self.row_keys = row_keys_of(in_order)
         self._changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
 
     def config(self, table: str) -> BaseEmbeddingConfig:
@@ -96,6 +95,7 @@ class Remap(nn.Module):
         assert isinstance(config, CCEConfig)
         self._schemes[table] = config.scheme_with(pointer_map)
         self._unseen[table] = 0
+        self._stamp([table])
 
     def check_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
         """Raise MapMismatchError unless `pointer_map` can be attached to `table`."""
@@ -162,7 +162,9 @@ class Remap(nn.Module):
         Raises:
             InvalidIDError: an ID outside `0..num_embeddings - 1` of its table, or IDs that are not int32 or int64.
             ConfigError: a feature that a table needs is missing.
+            MapMismatchError: as `check_weights`.
         """
+        self.check_weights()
         keys = features.keys()
         if self._changes_keys and keys == self.row_keys:
             return features
@@ -302,12 +304,25 @@ class Remap(nn.Module):
         )
 
     def get_extra_state(self) -> torch.Tensor:
-        """The stamps of the maps, `[maps, 34] int64`.
+        """The stamps of the maps, `[maps, 34] int64`, always the same tensor: see `WeightStamps`.
 
         A tensor of fixed size and not a dict: the distributed checkpoint's planner cannot place a dict on ranks that
         hold no optimizer state.
         """
-        return MapStamp.to_tensor([MapStamp.of(self.pointer_map(table)) for table in self.cce_tables()])
+        return self._stamps.tensor
+
+    def _stamp(self, tables: Iterable[str]) -> None:
+        """The weights of `tables` are taken to be those of the attached maps."""
+        for table in tables:
+            self._stamps.write(table, MapStamp.of(table, self.pointer_map(table)))
+
+    def check_weights(self) -> None:
+        """Raise MapMismatchError if weights of another map were loaded in place of those there were.
+
+        That is so after `torch.distributed.checkpoint.load(model.state_dict())`, which compares nothing.
+        """
+        if self._stamps.were_overwritten:
+            self._take_over(self._stamps.loaded(), "the weights, which were loaded in place, were")
 
     def stamp(self) -> torch.Tensor:
         """What rows are of, [N] int64: while it stays the same, a raw ID has the same rows.
@@ -326,41 +341,24 @@ class Remap(nn.Module):
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Raise MapMismatchError unless the attached maps are those that the loaded weights were trained with.
 
-        A map that does not know its registry version, because it comes from a checkpoint, learns it.
+        Stamps belong to tables by their names. A map that does not know its registry version, because it comes from a
+        checkpoint, learns it.
         """
-        tables = self.cce_tables()
-        if len(state) != len(tables):
-            raise MapMismatchError(f"the checkpoint has maps of {len(state)} CCE tables, the module has {len(tables)}")
-        stamps = dict(zip(tables, MapStamp.from_tensor(state), strict=True))
+        self._take_over(stamps_by_table(state, self.cce_tables()), "the checkpoint was")
+
+    def _take_over(self, stamps: Mapping[str, MapStamp], what: str) -> None:
         for table, stamp in stamps.items():
             found = self.pointer_map(table)
             if stamp.digest != found.digest:
                 raise MapMismatchError(
-                    f"table {table!r}: the checkpoint was trained with the map {stamp.identity}, attached is "
+                    f"table {table!r}: {what} trained with the map {stamp.identity}, attached is "
                     f"{found.identity}; attach the checkpoint's own map first"
                 )
         for table, stamp in stamps.items():
             found = self.pointer_map(table)
             if found.version is None and stamp.version is not None:
                 self._look_up_by(table, found.published_as(stamp.version))  # the same map, whose phase goes on
-
-
-def row_segments(tables: Sequence[BaseEmbeddingConfig]) -> tuple[int, int, int, int]:
-    """How many keys of remapped features lie side by side: those of tables without residents, of the codewords of
-    tables with residents, of residents' rows that are stock tables, and of those that are quantized."""
-    lengths = [0, 0, 0, 0]
-    for table in tables:
-        segment = _segment(table)
-        lengths[min(segment, 1)] += len(row_feature_names(table))
-        if isinstance(table, CCEConfig) and table.residents is not None:
-            lengths[1 + segment] += len(table.resident_feature_names())
-    return lengths[0], lengths[1], lengths[2], lengths[3]
-
-
-def _segment(table: BaseEmbeddingConfig) -> int:
-    if not isinstance(table, CCEConfig) or table.residents is None:
-        return 0
-    return 1 if table.has_stock_residents else 2
+        self._stamp(stamps)
 
 
 def _pools_by_mean(table: BaseEmbeddingConfig) -> bool:

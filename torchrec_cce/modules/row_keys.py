@@ -1,0 +1,43 @@
+"""The keys of remapped features, in their order."""
+
+from collections.abc import Sequence
+
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+
+from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig
+from torchrec_cce.methods.table import row_feature_names
+
+
+def in_segments(tables: Sequence[BaseEmbeddingConfig]) -> list[BaseEmbeddingConfig]:
+    """`tables` in the order of their keys: those of one stock collection lie side by side, see `row_segments`."""
+    return sorted(tables, key=_segment)
+
+
+def row_keys_of(in_order: Sequence[BaseEmbeddingConfig]) -> list[str]:
+    """The keys of remapped features: columns, slots of residents, and places of those that are not pooled."""
+    with_residents = [table for table in in_order if isinstance(table, CCEConfig) and table.residents is not None]
+    in_sequences = [table for table in with_residents if isinstance(table, CCEEmbeddingConfig)]
+    return [
+        *(key for table in in_order for key in row_feature_names(table)),
+        *(key for table in with_residents for key in table.resident_feature_names()),
+        *(key for table in in_sequences for key in table.place_feature_names()),
+    ]
+
+
+def row_segments(tables: Sequence[BaseEmbeddingConfig]) -> tuple[int, int, int, int]:
+    """How many keys of remapped features lie side by side: those of tables without residents, of the codewords of
+    tables with residents, of residents' rows that are stock tables, and of those that are quantized."""
+    lengths = [0, 0, 0, 0]
+    for table in tables:
+        segment = _segment(table)
+        lengths[min(segment, 1)] += len(row_feature_names(table))
+        if isinstance(table, CCEConfig) and table.residents is not None:
+            lengths[1 + segment] += len(table.resident_feature_names())
+    return lengths[0], lengths[1], lengths[2], lengths[3]
+
+
+def _segment(table: BaseEmbeddingConfig) -> int:
+    """0 without residents, 1 where their rows are a stock table, 2 where they are quantized."""
+    if not isinstance(table, CCEConfig) or table.residents is None:
+        return 0
+    return 1 if table.has_stock_residents else 2
