@@ -120,7 +120,7 @@ class WeightStamps:
     @property
     def were_overwritten(self) -> bool:
         """Whether somebody else has written into the tensor."""
-        return not np.array_equal(self._numbers, self._written)
+        return self._numbers.tobytes() != self._written.tobytes()  # at every forward: the fastest way
 
     def loaded(self) -> dict[str, MapStamp]:
         """Table → what is in the tensor. Raises as `stamps_by_table`."""

@@ -10,15 +10,17 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
+from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.maps.residency import Residency, Residents
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig, CCEScheme
 from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
 from torchrec_cce.methods.table import CompressedConfig, PointerScheme, scheme_of
+from torchrec_cce.modules.jagged import int64_on_cpu, positions_of, variable_batch
 from torchrec_cce.modules.map_stamp import MapStamp, WeightStamps, stamps_by_table
 from torchrec_cce.modules.residents import carried_over
-from torchrec_cce.modules.row_keys import in_segments, row_keys_of
+from torchrec_cce.modules.row_keys import check_mark, in_segments, marked_keys, row_keys_of
 
 
 class Remap(nn.Module):
@@ -54,13 +56,13 @@ class Remap(nn.Module):
             or any(_pools_by_mean(table) for table in with_residents)
         )
         self._residencies = {table.name: Residency.nobody(table.num_embeddings) for table in with_residents}
-        self.leaves_out_residents = False
-        """Whether all IDs get their codewords alone, as they will once the rows are folded."""
+        self._leaves_out_residents = False
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
         self._stamps = WeightStamps(self.cce_tables())
         self._stamp(self.cce_tables())
         self.table_features = [(table.name, feature) for table in in_order for feature in table.feature_names]
         self.row_keys = row_keys_of(in_order)
+        self._mark_rows()
         self._changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
 
     def config(self, table: str) -> BaseEmbeddingConfig:
@@ -96,6 +98,7 @@ class Remap(nn.Module):
         self._schemes[table] = config.scheme_with(pointer_map)
         self._unseen[table] = 0
         self._stamp([table])
+        self._mark_rows()
 
     def check_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
         """Raise MapMismatchError unless `pointer_map` can be attached to `table`."""
@@ -134,6 +137,7 @@ class Remap(nn.Module):
         if residents > config.max_residents:
             raise ConfigError(f"table {table!r}: {residents} residents are more than its {config.max_residents} rows")
         self._residencies[table] = residency
+        self._mark_rows()
 
     def free_rows(self, table: str) -> int:
         """How many private rows nobody has in the open phase of `table`; 0 without one."""
@@ -144,6 +148,16 @@ class Remap(nn.Module):
     def resident_tables(self) -> list[str]:
         """The names of the tables that have residents, now or at times."""
         return list(self._residencies)
+
+    @property
+    def leaves_out_residents(self) -> bool:
+        """Whether all IDs get their codewords alone, as they will once the rows are folded."""
+        return self._leaves_out_residents
+
+    @leaves_out_residents.setter
+    def leaves_out_residents(self, leaves_out: bool) -> None:
+        self._leaves_out_residents = leaves_out
+        self._mark_rows()
 
     @property
     def phase_is_open(self) -> bool:
@@ -161,20 +175,20 @@ class Remap(nn.Module):
 
         Raises:
             InvalidIDError: an ID outside `0..num_embeddings - 1` of its table, or IDs that are not int32 or int64.
-            ConfigError: a feature that a table needs is missing.
-            MapMismatchError: as `check_weights`.
+            ConfigError: a feature that a table needs is missing, or a key is there twice.
+            MapMismatchError: `features` were remapped under other maps or residents; and as `check_weights`.
         """
-        self.check_weights()
         keys = features.keys()
         if self._changes_keys and keys == self.row_keys:
+            check_mark(keys, self._marked_keys)
+            if not torch.compiler.is_compiling():  # which would break a graph that is otherwise whole
+                self.check_weights()
             return features
-        position = {key: i for i, key in enumerate(keys)}
-        missing = [feature for _, feature in self.table_features if feature not in position]
-        if missing:
-            raise ConfigError(f"the input has no features {missing}; it has {keys}")
+        self.check_weights()
+        position = positions_of(keys, [feature for _, feature in self.table_features])
 
         device = features.device()
-        ids = _int64_on_cpu(features)
+        ids = int64_on_cpu(features)
         bounds = features.offset_per_key()
         counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self.table_features]
         schemes = [self._schemes[table] for table, _ in self.table_features]
@@ -224,12 +238,17 @@ class Remap(nn.Module):
             rows[end : end + len(part)] = part
             end += len(part)
         return KeyedJaggedTensor(
-            keys=self.row_keys,
+            keys=self._marked_keys,
             values=rows[:end],
             lengths=torch.cat(lengths_of_keys),
             weights=torch.cat(weights_of_keys) if weights else None,
-            **_variable_batch(features, columns, self.row_keys),
+            **variable_batch(features, columns, self.row_keys),
         ).to(device)
+
+    def _mark_rows(self) -> None:
+        """From now on, rows are of the maps and residents there are now."""
+        digests = [self.pointer_map(table).digest for table in self.cce_tables()]
+        self._marked_keys = marked_keys(self.row_keys, derive_seed(*digests, *self._phases()))
 
     def _weights(
         self,
@@ -316,6 +335,7 @@ class Remap(nn.Module):
         for table in tables:
             self._stamps.write(table, MapStamp.of(table, self.pointer_map(table)))
 
+    @torch.compiler.disable
     def check_weights(self) -> None:
         """Raise MapMismatchError if weights of another map were loaded in place of those there were.
 
@@ -330,13 +350,19 @@ class Remap(nn.Module):
         The stamps of the maps; and for each table with residents the phase in which IDs have private rows, and how
         many have, 0 for none.
         """
-        phases = [
-            (residency.phases, residency.slots.num_slots)
-            if residency.is_open and not self.leaves_out_residents
-            else (0, 0)
+        phases = torch.tensor(self._phases(), dtype=torch.int64)
+        return torch.cat([self.get_extra_state().flatten(), phases])
+
+    def _phases(self) -> list[int]:
+        return [
+            number
             for residency in self._residencies.values()
+            for number in (
+                (residency.phases, residency.slots.num_slots)
+                if residency.is_open and not self.leaves_out_residents
+                else (0, 0)
+            )
         ]
-        return torch.cat([self.get_extra_state().flatten(), torch.tensor(phases, dtype=torch.int64).flatten()])
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Raise MapMismatchError unless the attached maps are those that the loaded weights were trained with.
@@ -370,29 +396,3 @@ def _weights_of_rows(scheme: PointerScheme, ids: npt.NDArray[np.int64], weights:
     if isinstance(scheme, SignedScheme):
         return (torch.from_numpy(scheme.signs(ids)) * weights[:, None]).flatten()
     return weights.repeat_interleave(scheme.num_terms).repeat(scheme.num_columns)
-
-
-def _int64_on_cpu(features: KeyedJaggedTensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    values = features.values()
-    if values.dtype not in (torch.int64, torch.int32):
-        shown = values[:1].tolist()
-        raise InvalidIDError(
-            f"features {features.keys()}: values are {values.dtype} (the first is {shown[0] if shown else 'none'}); "
-            f"raw IDs are int64 or int32"
-        )
-    return values.to(device="cpu", dtype=torch.int64).contiguous().numpy()  # type: ignore[no-any-return]
-
-
-def _variable_batch(features: KeyedJaggedTensor, columns: list[int], row_keys: list[str]) -> dict[str, object]:
-    """The arguments that carry a variable batch size per feature (VBE) over to the column keys."""
-    if not features.variable_stride_per_key():
-        return {"stride": features.stride()}
-    strides = features.stride_per_key_per_rank()
-    arguments: dict[str, object] = {"stride_per_key_per_rank": [list(strides[source]) for source in columns]}
-    inverse = features.inverse_indices_or_none()
-    if inverse is not None:
-        names, indices = inverse
-        keys = features.keys()
-        order = [names.index(keys[source]) for source in columns]
-        arguments["inverse_indices"] = (row_keys, indices[order])
-    return arguments
