@@ -9,6 +9,16 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec_cce.errors import ConfigError, InvalidIDError
 
 
+def check_not_traced() -> None:
+    """Raise ConfigError in `torch.jit.trace`."""
+    if torch.jit.is_tracing():
+        raise ConfigError(
+            "torch.jit.trace cannot follow the remap, which finds rows outside of torch, and would record memory that "
+            "nobody has written to. Remap first and trace what comes after: its inputs are the values and lengths of "
+            "collection.remap(features), under the keys collection.remap.row_keys"
+        )
+
+
 def positions_of(keys: Sequence[str], needed: Sequence[str]) -> dict[str, int]:
     """Key → its number.
 

@@ -17,7 +17,7 @@ from torchrec_cce.maps.residency import Residency, Residents
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig, CCEScheme
 from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
 from torchrec_cce.methods.table import CompressedConfig, PointerScheme, scheme_of
-from torchrec_cce.modules.jagged import int64_on_cpu, positions_of, variable_batch
+from torchrec_cce.modules.jagged import check_not_traced, int64_on_cpu, positions_of, variable_batch
 from torchrec_cce.modules.map_stamp import MapStamp, WeightStamps, stamps_by_table
 from torchrec_cce.modules.residents import carried_over
 from torchrec_cce.modules.row_keys import check_mark, in_segments, marked_keys, row_keys_of
@@ -175,7 +175,7 @@ class Remap(nn.Module):
 
         Raises:
             InvalidIDError: an ID outside `0..num_embeddings - 1` of its table, or IDs that are not int32 or int64.
-            ConfigError: a feature that a table needs is missing, or a key is there twice.
+            ConfigError: a feature that a table needs is missing, or a key is there twice; in `torch.jit.trace`.
             MapMismatchError: `features` were remapped under other maps or residents; and as `check_weights`.
         """
         keys = features.keys()
@@ -184,6 +184,7 @@ class Remap(nn.Module):
             if not torch.compiler.is_compiling():  # which would break a graph that is otherwise whole
                 self.check_weights()
             return features
+        check_not_traced()
         self.check_weights()
         position = positions_of(keys, [feature for _, feature in self.table_features])
 
