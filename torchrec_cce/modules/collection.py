@@ -1,8 +1,7 @@
 """What pooled and unpooled collections have in common: tables with their maps, published, restored and reclustered."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +17,16 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable
-from torchrec_cce.modules.map_stamp import stamps_by_table
+from torchrec_cce.modules.guarded import Guarded
 from torchrec_cce.modules.quantized_rows import QuantizedStore, QuantizedTable
 from torchrec_cce.modules.recluster import ParameterStore, ResidentStore, TableReport, TableRows, recluster_rows
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.residents import residency_of_phase, rows_of_phase
 from torchrec_cce.modules.snapshots import snapshot_of
-from torchrec_cce.modules.state_names import STAMPS, joined, quantized_rows
+from torchrec_cce.modules.state_names import quantized_rows
 
 
-class CCECollection(ABC, nn.Module):
+class CCECollection(Guarded):
     """Tables that may be full, hashed or clustered, in stock modules that a subclass makes, and their maps in `remap`.
 
     Args:
@@ -63,12 +62,7 @@ class CCECollection(ABC, nn.Module):
         # The order matters: `load_state_dict` checks the maps in `remap` before it overwrites a weight, and a subclass
         # adds its trained tables after.
         self.remap = Remap(tables, is_weighted=is_weighted)
-        # Still itself where a training pipeline has put a wrapper in its place. In a tuple it is no second submodule.
         self._own_remap = (self.remap,)
-
-    @abstractmethod
-    def weight_name(self, table: str) -> str:
-        """The name of a table's weights in `state_dict`, sharded or not."""
 
     @abstractmethod
     def residents_name(self, config: CCEConfig) -> str:
@@ -92,6 +86,7 @@ class CCECollection(ABC, nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from each table's `init_fn`; the maps stay."""
+        self.outdated.clear()
         for name, table in self._physical.items():
             weight = self._parameter(self.weight_name(name))
             if not weight.is_meta:
@@ -125,19 +120,6 @@ class CCECollection(ABC, nn.Module):
         """
         return self.remap.pointer_map(table)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Refuse weights that come without the stamp of a map, before those are loaded whose stamp fits."""
-        stamps = state_dict.get(joined(prefix.removesuffix("."), STAMPS))
-        if stamps is not None:
-            stamped = stamps_by_table(stamps, self.cce_tables())
-            for table in self.cce_tables():
-                if table not in stamped and prefix + self.weight_name(table) in state_dict:
-                    raise MapMismatchError(
-                        f"table {table!r}: the checkpoint has its weights, but no stamp of the map that they were "
-                        "trained with: it was no CCE table there. Leave its weights out, with strict=False"
-                    )
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def attach_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
         """Use `pointer_map`, e.g. one read from a file, for `table`. Weights trained with it are then loaded next.
 
@@ -145,6 +127,7 @@ class CCECollection(ABC, nn.Module):
             MapMismatchError: the map is of other sizes than the table.
         """
         self.remap.attach_pointer_map(table, pointer_map)
+        self._got_another_map(table)
 
     def unseen_ids(self) -> dict[str, int]:
         """CCE table → how many raw IDs were looked up, since its map was attached, that the map does not know."""
@@ -164,7 +147,7 @@ class CCECollection(ABC, nn.Module):
         Raises:
             ConfigError: the tables are sharded or on the meta device, or `frequencies` has another shape.
         """
-        self.remap.check_weights()
+        self.check_weights()
         reports, frequencies = reports or {}, frequencies or {}
         return {
             table.name: snapshot_of(
@@ -326,7 +309,7 @@ class CCECollection(ABC, nn.Module):
         unknown = set(frequencies or ()) - set(self.cce_tables())
         if unknown:
             raise ConfigError(f"frequencies of {sorted(unknown)}, which are not CCE tables of this collection")
-        self.remap.check_weights()
+        self.check_weights()
         return frequencies or {}
 
     def configs_with_residents(self) -> list[CCEConfig]:

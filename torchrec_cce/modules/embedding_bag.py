@@ -99,7 +99,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         Raises:
             InvalidIDError: a raw ID outside its table's universe, or not an integer; names feature and value.
         """
-        rows = self.remap(features)
+        rows = self._remapped(features)
         parts = [rows] if self.split is None else self.split(rows)
         # Under way, if sharded, while others are computed.
         looked_up = [] if self.ebc is None else [self.ebc(parts[0])]
@@ -127,7 +127,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         return self._is_weighted
 
     def weight_name(self, table: str) -> str:
-        return codewords_weight(table) if table in self.remap.resident_tables() else pooled_weight(table)
+        return codewords_weight(table) if table in self._own_remap[0].resident_tables() else pooled_weight(table)
 
     def residents_name(self, config: CCEConfig) -> str:
         return residents_weight(config.resident_table)

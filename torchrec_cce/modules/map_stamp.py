@@ -88,6 +88,22 @@ def stamps_by_table(state: torch.Tensor, tables: Sequence[str]) -> dict[str, Map
     return {table: by_name[name] for table in tables if (name := _name_digest(table)) in by_name}
 
 
+def check_stamped(state: torch.Tensor | None, tables: Sequence[str], loaded: Sequence[str]) -> None:
+    """Raise MapMismatchError if weights of a table come without the stamp of a map.
+
+    Args:
+        state: the stamps of a checkpoint, if it has any.
+        tables: all that have a map.
+        loaded: those that the checkpoint has weights of.
+    """
+    missing = set() if state is None else set(loaded) - stamps_by_table(state, tables).keys()
+    if missing:
+        raise MapMismatchError(
+            f"table {min(missing)!r}: the checkpoint has its weights, but no stamp of the map that they were trained "
+            "with: it was no CCE table there. Leave its weights out, with strict=False"
+        )
+
+
 def _name_digest(table: str) -> str:
     return hashlib.sha256(table.encode()).hexdigest()
 
