@@ -12,6 +12,7 @@ from torchrec_cce.modules.copies import Copies, Outdated
 from torchrec_cce.modules.map_stamp import check_stamped
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.state_names import STAMPS, joined
+from torchrec_cce.modules.surroundings import Surroundings
 
 
 class Guarded(ABC, nn.Module):
@@ -29,6 +30,7 @@ class Guarded(ABC, nn.Module):
         super().__init__()
         self.outdated: dict[str, Outdated] = {}
         """Table → what its weights were when a copy got another map."""
+        self._surroundings = Surroundings()
         self._copies = Copies()
         self._copies.add(self)
 
@@ -60,11 +62,12 @@ class Guarded(ABC, nn.Module):
     def _remapped(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """What `forward` begins with."""
         self._check_copies()
+        self._surroundings.look(self, features, is_ahead=not isinstance(self.remap, Remap))
         rows: KeyedJaggedTensor = self.remap(features)
         return rows
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._copies.add(self)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -136,7 +136,7 @@ class WeightStamps:
     @property
     def were_overwritten(self) -> bool:
         """Whether somebody else has written into the tensor."""
-        return self._numbers.tobytes() != self._written.tobytes()  # at every forward: the fastest way
+        return bool(self._numbers.tobytes() != self._written.tobytes())  # the fastest way, for every forward
 
     def loaded(self) -> dict[str, MapStamp]:
         """Table → what is in the tensor. Raises as `stamps_by_table`."""

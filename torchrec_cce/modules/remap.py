@@ -336,7 +336,7 @@ class Remap(nn.Module):
         for table in tables:
             self._stamps.write(table, MapStamp.of(table, self.pointer_map(table)))
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def check_weights(self) -> None:
         """Raise MapMismatchError if weights of another map were loaded in place of those there were.
 
