@@ -9,6 +9,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.modules.copies import Copies, Outdated
+from torchrec_cce.modules.lost_maps import warn_if_lost
 from torchrec_cce.modules.map_stamp import check_stamped
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.state_names import STAMPS, joined
@@ -31,6 +32,7 @@ class Guarded(ABC, nn.Module):
         self.outdated: dict[str, Outdated] = {}
         """Table → what its weights were when a copy got another map."""
         self._surroundings = Surroundings()
+        self._has_warned = False
         self._copies = Copies()
         self._copies.add(self)
 
@@ -72,6 +74,9 @@ class Guarded(ABC, nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self._check_copies()
+        if not self._has_warned:
+            own = self._own_remap[0]
+            self._has_warned = warn_if_lost(own.pointer_map(table) for table in own.cce_tables())
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:

@@ -20,6 +20,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.files.cache import reserve
+from torchrec_cce.modules.lost_maps import maps_cared_for
 from torchrec_cce.modules.state_names import optimizer_state, split_weight, stamps_of
 from torchrec_cce.sharding.agreement import from_each_rank
 from torchrec_cce.sharding.tables import collections_of, scatter, size_of
@@ -147,7 +148,8 @@ def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: Co
     for _, part in optimizer.optimizers:
         if isinstance(part, KeyedOptimizerWrapper):
             part.init_state()  # a state that was never stepped has no entries to load into
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    with maps_cared_for():
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     wanted: dict[str, dict[str, Any]] = state["optimizer"]["state"]
     there = {
         weight: {name: value for name, value in entries.items() if optimizer_state(weight, name) in saved}

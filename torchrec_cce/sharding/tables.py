@@ -18,6 +18,7 @@ from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.modules.collection import CCECollection
+from torchrec_cce.modules.lost_maps import maps_cared_for
 from torchrec_cce.modules.recluster import (
     ResidentStore,
     TableReport,
@@ -178,7 +179,8 @@ def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None 
 
     Raises as `collections_of`.
     """
-    weights = model.state_dict()
+    with maps_cared_for():
+        weights = model.state_dict()
     states = {} if optimizer is None else optimizer.state_dict()["state"]
     tables = []
     for path, collection in collections_of(model).items():
