@@ -1,5 +1,6 @@
 """A model in a folder, its weights with the maps that they need: for models that are not sharded."""
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ def load_model(model: nn.Module, folder: str | Path) -> None:
     maps = {path: read_maps(folder, path) for path in collections}
     try:
         state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise MapFileError(f"{folder / WEIGHTS}: missing or damaged ({error}); copy the folder again") from error
     for path, collection in collections.items():
         collection.check_tables(maps[path])
