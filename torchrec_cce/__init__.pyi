@@ -41,3 +41,7 @@ from .modules.embedding_bag import (
     CCEEmbeddingBagCollection as CCEEmbeddingBagCollection,
     CompressedEmbeddingBag as CompressedEmbeddingBag,
 )
+from .training.saved_model import (
+    load_model as load_model,
+    save_model as save_model,
+)

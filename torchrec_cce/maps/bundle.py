@@ -15,6 +15,7 @@ import pyarrow as pa
 from torchrec_cce.errors import ConfigError, MapFileError
 from torchrec_cce.hashing import UniversalHash
 from torchrec_cce.maps.arrow_file import Sink, list_array, numbers, read_array, write_array
+from torchrec_cce.maps.kept import note_kept
 from torchrec_cce.maps.manifest import (
     MANIFEST,
     FileEntry,
@@ -66,6 +67,7 @@ def write_folder(folder: Path, tables: Mapping[str, TableSnapshot], *, provenanc
     """Write a bundle to a new local folder."""
     folder.mkdir(parents=True)
     write_bundle(lambda name: (folder / name).open("wb"), tables, provenance=provenance)
+    note_kept(tables)
 
 
 def read_folder(folder: Path) -> tuple[Manifest, dict[str, TableSnapshot]]:
@@ -89,9 +91,11 @@ def read_tables(folder: Path, manifest: Manifest) -> dict[str, TableSnapshot]:
         MapFileError: a file is not what the manifest says.
     """
     try:
-        return {name: _read_table(folder, entry, manifest.version) for name, entry in manifest.tables.items()}
+        tables = {name: _read_table(folder, entry, manifest.version) for name, entry in manifest.tables.items()}
     except ConfigError as error:
         raise MapFileError(f"{folder}: {error}; copy or publish it again") from error
+    note_kept(tables)
+    return tables
 
 
 def check_file(path: Path, entry: FileEntry) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torchrec_cce.errors import ConfigError, MapFileError, PublishConflictError, RegistryError
 from torchrec_cce.maps.bundle import read_tables
 from torchrec_cce.maps.journal import Action, Journal, PublishedVersion, RegistryState
+from torchrec_cce.maps.kept import note_kept
 from torchrec_cce.maps.manifest import Manifest, Provenance
 from torchrec_cce.maps.snapshot import Churn, MapHolder, TableSnapshot, churn
 from torchrec_cce.maps.store import open_store
@@ -148,6 +149,7 @@ class Registry:
         except PublishConflictError:
             self._files.discard(entry.folder)
             raise
+        note_kept(tables)
         return entry
 
     def open(self, version: int | None = None, *, verify: Verify = "changed") -> MapVersion:

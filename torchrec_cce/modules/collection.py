@@ -1,13 +1,13 @@
 """What pooled and unpooled collections have in common: tables with their maps, published, restored and reclustered."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.settings import ReclusterConfig
@@ -18,6 +18,7 @@ from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable
 from torchrec_cce.methods.residents import NO_RESIDENTS
+from torchrec_cce.modules.guarded import Guarded
 from torchrec_cce.modules.quantized_rows import QuantizedStore, QuantizedTable
 from torchrec_cce.modules.recluster import (
     ParameterStore,
@@ -29,10 +30,11 @@ from torchrec_cce.modules.recluster import (
 )
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.residents import rows_given
+from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.modules.state_names import quantized_rows
 
 
-class CCECollection(ABC, nn.Module):
+class CCECollection(Guarded):
     """Tables that may be full, hashed or clustered, in stock modules that a subclass makes, and their maps in `remap`.
 
     Args:
@@ -68,12 +70,7 @@ class CCECollection(ABC, nn.Module):
         # The order matters: `load_state_dict` checks the maps in `remap` before it overwrites a weight, and a subclass
         # adds its trained tables after.
         self.remap = Remap(tables, is_weighted=is_weighted)
-        # Still itself where a training pipeline has put a wrapper in its place. In a tuple it is no second submodule.
         self._own_remap = (self.remap,)
-
-    @abstractmethod
-    def weight_name(self, table: str) -> str:
-        """The name of a table's weights in `state_dict`, sharded or not."""
 
     @abstractmethod
     def residents_name(self, config: CCEConfig) -> str:
@@ -97,6 +94,7 @@ class CCECollection(ABC, nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from each table's `init_fn`; the maps stay."""
+        self.outdated.clear()
         for name, table in self._physical.items():
             weight = self._parameter(self.weight_name(name))
             if not weight.is_meta:
@@ -137,6 +135,7 @@ class CCECollection(ABC, nn.Module):
             MapMismatchError: the map is of other sizes than the table.
         """
         self.remap.attach_pointer_map(table, pointer_map)
+        self._got_another_map(table)
 
     def unseen_ids(self) -> dict[str, int]:
         """CCE table → how many raw IDs were looked up, since its map was attached, that the map does not know."""
@@ -156,6 +155,7 @@ class CCECollection(ABC, nn.Module):
         Raises:
             ConfigError: the tables are sharded or on the meta device, or `frequencies` has another shape.
         """
+        self.check_weights()
         reports, frequencies = reports or {}, frequencies or {}
         return {
             table.name: snapshot_of(
@@ -320,6 +320,7 @@ class CCECollection(ABC, nn.Module):
     ) -> Mapping[str, npt.NDArray[np.integer]]:
         frequencies = frequencies or {}
         check_names(frequencies, self.cce_tables())
+        self.check_weights()
         return frequencies
 
     def configs_with_residents(self) -> list[CCEConfig]:
@@ -369,30 +370,3 @@ class CCECollection(ABC, nn.Module):
         weight = owner.weight
         assert isinstance(weight, nn.Parameter)
         return weight
-
-
-def snapshot_of(
-    config: CCEConfig,
-    pointer_map: PointerMap,
-    *,
-    weights: npt.NDArray[np.float32] | None = None,
-    frequencies: npt.NDArray[np.int64] | None = None,
-    report: TableReport | None = None,
-) -> TableSnapshot:
-    """One table; see `TableSnapshot` for the parts that may be left out.
-
-    Args:
-        report: of the clustering that made the map, whose entropies and objective are kept with it.
-    """
-    return TableSnapshot(
-        pointer_map=pointer_map,
-        num_embeddings=config.num_embeddings,
-        embedding_dim=config.embedding_dim,
-        feature_names=tuple(config.feature_names),
-        # Unpooled embeddings are those of bags of one ID.
-        pooling="mean" if isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN else "sum",
-        weights=None if weights is None else config.used_codewords(weights),
-        frequencies=frequencies,
-        entropies=() if report is None else report.entropies,
-        objective=None if report is None else report.objective,
-    )

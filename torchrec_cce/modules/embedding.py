@@ -91,6 +91,7 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
             ConfigError: `need_indices` with an input that was remapped before; raw IDs or weights with
                 `inverse_indices` (a variable batch per feature), by which sharded tables repeat embeddings alone.
         """
+        self._before_forward(features)
         rows = self.remap(features)
         # Those that learn are under way before the first is waited for.
         looked_up = [ec(rows) for ec in self.ecs.values()]
@@ -125,7 +126,7 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
         return names
 
     def weight_name(self, table: str) -> str:
-        name = sequence_codewords_weight if table in self.remap.resident_tables() else sequence_weight
+        name = sequence_codewords_weight if table in self._own_remap[0].resident_tables() else sequence_weight
         return name(table, self._widths[table])
 
     def residents_name(self, config: CCEConfig) -> str:

@@ -25,7 +25,7 @@ from torchrec_cce.methods.table import row_feature_names
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.packed_lookup import PackedLookups
 from torchrec_cce.modules.quantized_rows import QuantizedRows
-from torchrec_cce.modules.remap import row_segments
+from torchrec_cce.modules.row_keys import row_segments
 from torchrec_cce.modules.state_names import codewords_weight, pooled_weight, residents_weight
 
 _FEATURE = "ids"
@@ -101,6 +101,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         Raises:
             InvalidIDError: a raw ID outside its table's universe, or not an integer; names feature and value.
         """
+        self._before_forward(features)
         packed = self._look_up_packed(features)
         if packed is not None:
             return self.combine.label(packed)
@@ -139,7 +140,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         return self._is_weighted
 
     def weight_name(self, table: str) -> str:
-        return codewords_weight(table) if table in self.remap.resident_tables() else pooled_weight(table)
+        return codewords_weight(table) if table in self._own_remap[0].resident_tables() else pooled_weight(table)
 
     def residents_name(self, config: CCEConfig) -> str:
         return residents_weight(config.resident_table)

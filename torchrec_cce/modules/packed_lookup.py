@@ -26,6 +26,7 @@ from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import HashedScheme, SignedScheme
 from torchrec_cce.methods.table import FullScheme, scheme_of
 from torchrec_cce.modules.buffers import Buffers
+from torchrec_cce.modules.jagged import check_not_traced
 from torchrec_cce.modules.lookup_operators import numbered, pack, pool
 from torchrec_cce.modules.remap import Remap
 
@@ -81,7 +82,14 @@ class PackedLookup:
         return pooled
 
     def pack(self, ids: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], batch: int) -> torch.Tensor:
-        """[W, N] int64 words. Raises InvalidIDError, ConfigError of bags that are none."""
+        """[W, N] int64 words.
+
+        Raises:
+            InvalidIDError: an ID outside its table's universe.
+            ConfigError: bags that are none.
+            MapMismatchError: as of `Remap.check_weights`.
+        """
+        self._remap.check_weights()
         bounds = offsets[::batch] if batch else np.zeros(len(self._keys) + 1, np.int64)
         words = self.buffers.empty((self.num_words, len(ids)), torch.int64)
         flat = words.numpy().view(np.uint64)
@@ -229,6 +237,8 @@ class PackedLookups:
             if not _is_supported(remap, keys):
                 return None
             self._last = PackedLookup(remap, keys)
+        if not torch.compiler.is_compiling():
+            check_not_traced()
         weights = _plain_weights(stock, self._last.tables)
         return None if weights is None else self._last(features, weights, weighted=weighted)
 
@@ -247,9 +257,10 @@ def _takes(remap: Remap, features: KeyedJaggedTensor, *, weighted: bool) -> bool
 
 def _is_supported(remap: Remap, keys: Sequence[str]) -> bool:
     """Whether all tables can be looked up packed, and the input has raw IDs of all features."""
-    signed = any(isinstance(scheme_of(remap.config(table)), SignedScheme) for table, _ in remap.table_features)
-    raw = {feature for _, feature in remap.table_features} <= set(keys)
-    return bool(remap.table_features) and raw and not signed and not remap.resident_tables()
+    given, wanted = set(keys), {feature for _, feature in remap.table_features}
+    if not wanted or not wanted <= given or len(given) < len(keys) or remap.resident_tables():
+        return False
+    return not any(isinstance(scheme_of(remap.config(table)), SignedScheme) for table, _ in remap.table_features)
 
 
 def _plain_weights(stock: EmbeddingBagCollection, tables: Sequence[str]) -> list[torch.Tensor] | None:

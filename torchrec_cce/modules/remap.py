@@ -1,6 +1,6 @@
 """From a KeyedJaggedTensor of raw IDs to one of physical rows: the parameter-free first step of a CCE collection."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +10,17 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
+from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.maps.residency import Residency, Residents
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig, CCEScheme
 from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
-from torchrec_cce.methods.table import CompressedConfig, PointerScheme, row_feature_names, scheme_of
-from torchrec_cce.modules.map_stamp import MapStamp
+from torchrec_cce.methods.table import CompressedConfig, PointerScheme, scheme_of
+from torchrec_cce.modules.jagged import check_not_traced, int64_on_cpu, positions_of, variable_batch
+from torchrec_cce.modules.map_stamp import MapStamp, WeightStamps, stamps_by_table
 from torchrec_cce.modules.residents import carried_over
+from torchrec_cce.modules.row_keys import check_mark, in_segments, marked_keys, row_keys_of
 
 
 class Remap(nn.Module):
@@ -42,8 +45,7 @@ class Remap(nn.Module):
     def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
         super().__init__()
         self._is_weighted = is_weighted
-        # So that those of one stock collection lie side by side, see `row_segments`.
-        in_order = sorted(tables, key=_segment)
+        in_order = in_segments(tables)
         with_residents = [table for table in in_order if isinstance(table, CCEConfig) and table.residents is not None]
         self._configs = {table.name: table for table in tables}
         self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
@@ -54,14 +56,13 @@ class Remap(nn.Module):
             or any(_pools_by_mean(table) for table in with_residents)
         )
         self._residencies = {table.name: Residency.nobody(table.num_embeddings) for table in with_residents}
-        self.leaves_out_residents = False
-        """Whether all IDs get their codewords alone, as they will once the rows are folded."""
+        self._leaves_out_residents = False
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
+        self._stamps = WeightStamps(self.cce_tables())
+        self._stamp(self.cce_tables())
         self.table_features = [(table.name, feature) for table in in_order for feature in table.feature_names]
-        self.row_keys = [key for table in in_order for key in row_feature_names(table)]
-        self.row_keys += [key for table in with_residents for key in table.resident_feature_names()]
-        in_sequences = [table for table in with_residents if isinstance(table, CCEEmbeddingConfig)]
-        self.row_keys += [key for table in in_sequences for key in table.place_feature_names()]
+        self.row_keys = row_keys_of(in_order)
+        self._mark_rows()
         self._changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
 
     def config(self, table: str) -> BaseEmbeddingConfig:
@@ -96,6 +97,8 @@ class Remap(nn.Module):
         assert isinstance(config, CCEConfig)
         self._schemes[table] = config.scheme_with(pointer_map)
         self._unseen[table] = 0
+        self._stamp([table])
+        self._mark_rows()
 
     def check_pointer_map(self, table: str, pointer_map: PointerMap) -> None:
         """Raise MapMismatchError unless `pointer_map` can be attached to `table`."""
@@ -134,6 +137,7 @@ class Remap(nn.Module):
         if residents > config.max_residents:
             raise ConfigError(f"table {table!r}: {residents} residents are more than its {config.max_residents} rows")
         self._residencies[table] = residency
+        self._mark_rows()
 
     def free_rows(self, table: str) -> int:
         """How many private rows nobody has in the open phase of `table`; 0 without one."""
@@ -144,6 +148,16 @@ class Remap(nn.Module):
     def resident_tables(self) -> list[str]:
         """The names of the tables that have residents, now or at times."""
         return list(self._residencies)
+
+    @property
+    def leaves_out_residents(self) -> bool:
+        """Whether all IDs get their codewords alone, as they will once the rows are folded."""
+        return self._leaves_out_residents
+
+    @leaves_out_residents.setter
+    def leaves_out_residents(self, leaves_out: bool) -> None:
+        self._leaves_out_residents = leaves_out
+        self._mark_rows()
 
     @property
     def phase_is_open(self) -> bool:
@@ -161,18 +175,21 @@ class Remap(nn.Module):
 
         Raises:
             InvalidIDError: an ID outside `0..num_embeddings - 1` of its table, or IDs that are not int32 or int64.
-            ConfigError: a feature that a table needs is missing.
+            ConfigError: a feature that a table needs is missing, or a key is there twice; in `torch.jit.trace`.
+            MapMismatchError: `features` were remapped under other maps or residents; and as `check_weights`.
         """
         keys = features.keys()
         if self._changes_keys and keys == self.row_keys:
+            check_mark(keys, self._marked_keys)
+            if not torch.compiler.is_compiling():  # which would break a graph that is otherwise whole
+                self.check_weights()
             return features
-        position = {key: i for i, key in enumerate(keys)}
-        missing = [feature for _, feature in self.table_features if feature not in position]
-        if missing:
-            raise ConfigError(f"the input has no features {missing}; it has {keys}")
+        check_not_traced()
+        self.check_weights()
+        position = positions_of(keys, [feature for _, feature in self.table_features])
 
         device = features.device()
-        ids = _int64_on_cpu(features)
+        ids = int64_on_cpu(features)
         bounds = features.offset_per_key()
         counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self.table_features]
         schemes = [self._schemes[table] for table, _ in self.table_features]
@@ -222,12 +239,17 @@ class Remap(nn.Module):
             rows[end : end + len(part)] = part
             end += len(part)
         return KeyedJaggedTensor(
-            keys=self.row_keys,
+            keys=self._marked_keys,
             values=rows[:end],
             lengths=torch.cat(lengths_of_keys),
             weights=torch.cat(weights_of_keys) if weights else None,
-            **_variable_batch(features, columns, self.row_keys),
+            **variable_batch(features, columns, self.row_keys),
         ).to(device)
+
+    def _mark_rows(self) -> None:
+        """From now on, rows are of the maps and residents there are now."""
+        digests = [self.pointer_map(table).digest for table in self.cce_tables()]
+        self._marked_keys = marked_keys(self.row_keys, derive_seed(*digests, *self._phases()))
 
     def _weights(
         self,
@@ -302,12 +324,26 @@ class Remap(nn.Module):
         )
 
     def get_extra_state(self) -> torch.Tensor:
-        """The stamps of the maps, `[maps, 34] int64`.
+        """The stamps of the maps, `[maps, 34] int64`, always the same tensor: see `WeightStamps`.
 
         A tensor of fixed size and not a dict: the distributed checkpoint's planner cannot place a dict on ranks that
         hold no optimizer state.
         """
-        return MapStamp.to_tensor([MapStamp.of(self.pointer_map(table)) for table in self.cce_tables()])
+        return self._stamps.tensor
+
+    def _stamp(self, tables: Iterable[str]) -> None:
+        """The weights of `tables` are taken to be those of the attached maps."""
+        for table in tables:
+            self._stamps.write(table, MapStamp.of(table, self.pointer_map(table)))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def check_weights(self) -> None:
+        """Raise MapMismatchError if weights of another map were loaded in place of those there were.
+
+        That is so after `torch.distributed.checkpoint.load(model.state_dict())`, which compares nothing.
+        """
+        if self._stamps.were_overwritten:
+            self._take_over(self._stamps.loaded(), "the weights, which were loaded in place, were")
 
     def stamp(self) -> torch.Tensor:
         """What rows are of, [N] int64: while it stays the same, a raw ID has the same rows.
@@ -315,52 +351,41 @@ class Remap(nn.Module):
         The stamps of the maps; and for each table with residents the phase in which IDs have private rows, and how
         many have, 0 for none.
         """
-        phases = [
-            (residency.phases, residency.slots.num_slots)
-            if residency.is_open and not self.leaves_out_residents
-            else (0, 0)
+        phases = torch.tensor(self._phases(), dtype=torch.int64)
+        return torch.cat([self.get_extra_state().flatten(), phases])
+
+    def _phases(self) -> list[int]:
+        return [
+            number
             for residency in self._residencies.values()
+            for number in (
+                (residency.phases, residency.slots.num_slots)
+                if residency.is_open and not self.leaves_out_residents
+                else (0, 0)
+            )
         ]
-        return torch.cat([self.get_extra_state().flatten(), torch.tensor(phases, dtype=torch.int64).flatten()])
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Raise MapMismatchError unless the attached maps are those that the loaded weights were trained with.
 
-        A map that does not know its registry version, because it comes from a checkpoint, learns it.
+        Stamps belong to tables by their names. A map that does not know its registry version, because it comes from a
+        checkpoint, learns it.
         """
-        tables = self.cce_tables()
-        if len(state) != len(tables):
-            raise MapMismatchError(f"the checkpoint has maps of {len(state)} CCE tables, the module has {len(tables)}")
-        stamps = dict(zip(tables, MapStamp.from_tensor(state), strict=True))
+        self._take_over(stamps_by_table(state, self.cce_tables()), "the checkpoint was")
+
+    def _take_over(self, stamps: Mapping[str, MapStamp], what: str) -> None:
         for table, stamp in stamps.items():
             found = self.pointer_map(table)
             if stamp.digest != found.digest:
                 raise MapMismatchError(
-                    f"table {table!r}: the checkpoint was trained with the map {stamp.identity}, attached is "
+                    f"table {table!r}: {what} trained with the map {stamp.identity}, attached is "
                     f"{found.identity}; attach the checkpoint's own map first"
                 )
         for table, stamp in stamps.items():
             found = self.pointer_map(table)
             if found.version is None and stamp.version is not None:
                 self._look_up_by(table, found.published_as(stamp.version))  # the same map, whose phase goes on
-
-
-def row_segments(tables: Sequence[BaseEmbeddingConfig]) -> tuple[int, int, int, int]:
-    """How many keys of remapped features lie side by side: those of tables without residents, of the codewords of
-    tables with residents, of residents' rows that are stock tables, and of those that are quantized."""
-    lengths = [0, 0, 0, 0]
-    for table in tables:
-        segment = _segment(table)
-        lengths[min(segment, 1)] += len(row_feature_names(table))
-        if isinstance(table, CCEConfig) and table.residents is not None:
-            lengths[1 + segment] += len(table.resident_feature_names())
-    return lengths[0], lengths[1], lengths[2], lengths[3]
-
-
-def _segment(table: BaseEmbeddingConfig) -> int:
-    if not isinstance(table, CCEConfig) or table.residents is None:
-        return 0
-    return 1 if table.has_stock_residents else 2
+        self._stamp(stamps)
 
 
 def _pools_by_mean(table: BaseEmbeddingConfig) -> bool:
@@ -372,29 +397,3 @@ def _weights_of_rows(scheme: PointerScheme, ids: npt.NDArray[np.int64], weights:
     if isinstance(scheme, SignedScheme):
         return (torch.from_numpy(scheme.signs(ids)) * weights[:, None]).flatten()
     return weights.repeat_interleave(scheme.num_terms).repeat(scheme.num_columns)
-
-
-def _int64_on_cpu(features: KeyedJaggedTensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    values = features.values()
-    if values.dtype not in (torch.int64, torch.int32):
-        shown = values[:1].tolist()
-        raise InvalidIDError(
-            f"features {features.keys()}: values are {values.dtype} (the first is {shown[0] if shown else 'none'}); "
-            f"raw IDs are int64 or int32"
-        )
-    return values.to(device="cpu", dtype=torch.int64).contiguous().numpy()  # type: ignore[no-any-return]
-
-
-def _variable_batch(features: KeyedJaggedTensor, columns: list[int], row_keys: list[str]) -> dict[str, object]:
-    """The arguments that carry a variable batch size per feature (VBE) over to the column keys."""
-    if not features.variable_stride_per_key():
-        return {"stride": features.stride()}
-    strides = features.stride_per_key_per_rank()
-    arguments: dict[str, object] = {"stride_per_key_per_rank": [list(strides[source]) for source in columns]}
-    inverse = features.inverse_indices_or_none()
-    if inverse is not None:
-        names, indices = inverse
-        keys = features.keys()
-        order = [names.index(keys[source]) for source in columns]
-        arguments["inverse_indices"] = (row_keys, indices[order])
-    return arguments

@@ -1,7 +1,7 @@
 """A distributed checkpoint: some whole tensors of it, or all of it loaded into a model under any placement."""
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,10 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.files.cache import reserve
-from torchrec_cce.modules.state_names import optimizer_state, split_weight
+from torchrec_cce.modules.lost_maps import maps_cared_for
+from torchrec_cce.modules.state_names import optimizer_state, split_weight, stamps_of
 from torchrec_cce.sharding.agreement import from_each_rank
-from torchrec_cce.sharding.tables import scatter, size_of
+from torchrec_cce.sharding.tables import collections_of, scatter, size_of
 
 METADATA = ".metadata"
 """What `torch.distributed.checkpoint` calls its index."""
@@ -139,13 +140,16 @@ def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: Co
     another name and shape, and is converted here.
 
     Raises:
+        MapMismatchError: its weights were trained with other maps than those attached. Nothing has changed.
         ConfigError: the checkpoint lacks state that the optimizer needs, because another optimizer trained it.
     """
+    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
+    _compare_maps(folder, model, saved)
     for _, part in optimizer.optimizers:
         if isinstance(part, KeyedOptimizerWrapper):
             part.init_state()  # a state that was never stepped has no entries to load into
-    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    with maps_cared_for():
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     wanted: dict[str, dict[str, Any]] = state["optimizer"]["state"]
     there = {
         weight: {name: value for name, value in entries.items() if optimizer_state(weight, name) in saved}
@@ -177,6 +181,16 @@ def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: Co
         wanted[weight].update(entries)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+
+
+def _compare_maps(folder: Path, model: DistributedModelParallel, saved: Mapping[str, Any]) -> None:
+    """Before weights are read in place."""
+    collections = {stamps_of(path): collection for path, collection in collections_of(model).items()}
+    stamps = {key: torch.empty(saved[key].size, dtype=torch.int64) for key in collections if key in saved}
+    if stamps:
+        load(stamps, checkpoint_id=str(folder))
+    for key, each in stamps.items():
+        collections[key].remap.set_extra_state(each)
 
 
 def _other_name(weight: str, name: str) -> str:

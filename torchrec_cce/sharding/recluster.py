@@ -151,6 +151,8 @@ def _tasks(
 ) -> list[TableTask]:
     """Tables as they are now, on every rank the same. A rank may use its part of the threads that its host has."""
     check_names(frequencies, [table.config.name for table in tables])
+    for table in tables:
+        table.collection.remap.check_weights()
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
     settings = replace(settings, num_threads=max(1, settings.num_threads // ranks_here))
     rows = {table.config.name: table.store.read() for table in tables}

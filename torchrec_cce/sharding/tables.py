@@ -17,7 +17,8 @@ from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
-from torchrec_cce.modules.collection import CCECollection, snapshot_of
+from torchrec_cce.modules.collection import CCECollection
+from torchrec_cce.modules.lost_maps import maps_cared_for
 from torchrec_cce.modules.recluster import (
     ResidentStore,
     TableReport,
@@ -27,6 +28,7 @@ from torchrec_cce.modules.recluster import (
     to_array,
 )
 from torchrec_cce.modules.remap import Remap
+from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.modules.state_names import joined
 from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks
 from torchrec_cce.sharding.host_file import HostFile
@@ -177,7 +179,8 @@ def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None 
 
     Raises as `collections_of`.
     """
-    weights = model.state_dict()
+    with maps_cared_for():
+        weights = model.state_dict()
     states = {} if optimizer is None else optimizer.state_dict()["state"]
     tables = []
     for path, collection in collections_of(model).items():
@@ -222,6 +225,8 @@ class ShardedMaps:
         frequencies: Mapping[str, npt.NDArray[np.int64]] | None = None,
     ) -> dict[str, TableSnapshot]:
         """As `CCECollection.snapshot`: whole tables, on every rank."""
+        for collection in collections_of(self._model).values():
+            collection.remap.check_weights()
         reports, frequencies = reports or {}, frequencies or {}
         return {
             config.name: snapshot_of(

@@ -22,7 +22,9 @@ from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.residency_files import read_residencies, write_residencies
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.modules.collection import snapshot_of
+from torchrec_cce.modules.collection import CCECollection
+from torchrec_cce.modules.lost_maps import maps_cared_for
+from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.distributed_checkpoint import load_checkpoint
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
@@ -167,7 +169,8 @@ class CheckpointWriter:
         shared = [str(commit.enter_context(atomic_path(folder))) if first else ""]
         dist.broadcast_object_list(shared, src=0)
         temporary = Path(shared[0])
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        with maps_cared_for():
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         if self._in_background:
             state = copy.deepcopy(state)  # torch's own stager of asynchronous saves knows no sharded tensors
         rest = _rest(temporary, model, position, counted) if first else None
@@ -204,18 +207,36 @@ def _rest(
     folder: Path, model: DistributedModelParallel, position: Position, frequencies: Mapping[str, Integers]
 ) -> Callable[[], None]:
     """A function that writes what the distributed checkpoint lacks: maps, frequencies and position, as they are now."""
+    write_maps = maps_writer(folder, collections_of(model), frequencies)
+    at = copy.deepcopy(position)
+
+    def write() -> None:
+        write_maps()
+        write_position(folder, at)
+
+    return write
+
+
+def maps_writer(
+    folder: Path, collections: Mapping[str, CCECollection], frequencies: Mapping[str, Integers]
+) -> Callable[[], None]:
+    """A function that writes the maps and residents of collections to `folder`, as they are now.
+
+    Args:
+        collections: by their paths.
+        frequencies: table → [num_ids], how often the ID at each position of its map was seen.
+    """
     maps = {
         path: {
             table.name: snapshot_of(table, collection.pointer_map(table.name), frequencies=frequencies.get(table.name))
             for table in collection.cce_configs()
         }
-        for path, collection in collections_of(model).items()
+        for path, collection in collections.items()
     }
     residents = {
         path: {table: collection.remap.residency(table) for table in collection.remap.resident_tables()}
-        for path, collection in collections_of(model).items()
+        for path, collection in collections.items()
     }
-    at = copy.deepcopy(position)
 
     def write() -> None:
         for path, residencies in residents.items():
@@ -223,6 +244,5 @@ def _rest(
                 write_residencies(residents_folder(folder, path), residencies)
         for path, tables in maps.items():
             write_folder(maps_folder(folder, path), tables, provenance=Provenance.of_this_code())
-        write_position(folder, at)
 
     return write

@@ -21,7 +21,7 @@ from torchrec_cce.jobs.recluster.cluster import Clustered
 from torchrec_cce.maps.bundle import write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.residency_files import write_residencies
-from torchrec_cce.modules.map_stamp import MapStamp
+from torchrec_cce.modules.map_stamp import NAMELESS, MapStamp
 from torchrec_cce.modules.state_names import stamps_of
 from torchrec_cce.sharding.distributed_checkpoint import METADATA
 from torchrec_cce.training import checkpoint
@@ -83,7 +83,7 @@ def replace_tables(copy: CCECheckpoint, tables: Sequence[NewTable], *, version: 
     for new in tables:
         tensors[new.table.weight] = torch.from_numpy(new.clustered.rows.weights)
         tensors |= {key: torch.from_numpy(new.clustered.rows.states[name]) for name, key in new.table.states.items()}
-    _replace_tensors(copy, tensors | _stamps(tables, version))
+    _replace_tensors(copy, tensors | _stamps(copy, tables, version))
     if copy.has_maps:
         for path in copy.stamps:
             folder = checkpoint.maps_folder(copy.folder, path)
@@ -107,7 +107,7 @@ def replace_tables(copy: CCECheckpoint, tables: Sequence[NewTable], *, version: 
 
 def stamp_version(copy: CCECheckpoint, tables: Sequence[NewTable], *, version: int) -> None:
     """After `replace_tables`, stamp the weights in `copy` with the number of another version."""
-    _replace_tensors(copy, _stamps(tables, version))
+    _replace_tensors(copy, _stamps(copy, tables, version))
     _note_in_position(copy, tables, version)
 
 
@@ -121,11 +121,13 @@ def _note_in_position(copy: CCECheckpoint, tables: Sequence[NewTable], version: 
     checkpoint.write_position(copy.folder, position)
 
 
-def _stamps(tables: Sequence[NewTable], version: int) -> dict[str, torch.Tensor]:
-    """Key of each collection's stamps → the new ones."""
+def _stamps(copy: CCECheckpoint, tables: Sequence[NewTable], version: int) -> dict[str, torch.Tensor]:
+    """Key of each collection's stamps → the new ones; with the names of tables where the old ones had them."""
     stamps: dict[str, list[MapStamp]] = {}
     for new in tables:
-        stamp = MapStamp.of(new.clustered.pointer_map)._replace(version=version)
+        stamp = MapStamp.of(new.table.name, new.clustered.pointer_map)._replace(version=version)
+        if not all(old.is_named for old in copy.stamps[new.table.collection]):
+            stamp = stamp._replace(table=NAMELESS)
         stamps.setdefault(stamps_of(new.table.collection), []).append(stamp)
     return {key: MapStamp.to_tensor(each) for key, each in stamps.items()}
 
