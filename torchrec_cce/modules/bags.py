@@ -1,6 +1,8 @@
-"""Members of bags that are chosen, by their places among the members of all bags."""
+"""Bags: members of those that are chosen, and features without any."""
 
 import torch
+import torch.fx
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
 def members_of(lengths: torch.Tensor, bags: torch.Tensor) -> torch.Tensor:
@@ -18,3 +20,20 @@ def members_of(lengths: torch.Tensor, bags: torch.Tensor) -> torch.Tensor:
     first_of_each = sizes.cumsum(0) - sizes  # among the members that are chosen
     shifts = (starts - first_of_each).repeat_interleave(sizes)
     return torch.arange(len(shifts), device=lengths.device) + shifts
+
+
+@torch.fx.wrap  # whether there are bags is no question to a symbolic batch
+def splittable(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+    """`features`, which may have no bags at all: a batch of 0 that TorchRec's `to_dict` can split by keys.
+
+    It can where batch sizes are given for each feature, and only there.
+    """
+    if features.variable_stride_per_key() or features.stride() > 0:
+        return features
+    return KeyedJaggedTensor(
+        keys=features.keys(),
+        values=features.values(),
+        lengths=features.lengths(),
+        weights=features.weights_or_none(),
+        stride_per_key_per_rank=[[0]] * len(features.keys()),
+    )

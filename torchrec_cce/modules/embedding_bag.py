@@ -22,6 +22,7 @@ from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTables
 from torchrec_cce.methods.table import row_feature_names
+from torchrec_cce.modules.bags import splittable
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.packed_lookup import PackedLookups
 from torchrec_cce.modules.quantized_rows import QuantizedRows
@@ -105,6 +106,8 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         if packed is not None:
             return self.combine.label(packed)
         rows = self.remap(features)
+        if any(isinstance(part, EmbeddingBagCollection) for part in self.children()):  # sharded ones need not split
+            rows = splittable(rows)
         parts = [rows] if self.split is None else self.split(rows)
         # Under way, if sharded, while others are computed.
         looked_up = [] if self.ebc is None else [self.ebc(parts[0])]
