@@ -23,17 +23,29 @@ def members_of(lengths: torch.Tensor, bags: torch.Tensor) -> torch.Tensor:
 
 
 @torch.fx.wrap  # whether there are bags is no question to a symbolic batch
-def splittable(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-    """`features`, which may have no bags at all: a batch of 0 that TorchRec's `to_dict` can split by keys.
+def splittable(features: KeyedJaggedTensor, dtype: torch.dtype | None = None) -> KeyedJaggedTensor:
+    """`features` that TorchRec's `to_dict` can split by keys, also where there are no bags at all: a batch of 0.
 
     It can where batch sizes are given for each feature, and only there.
+
+    Args:
+        dtype: of the weights, if there are any; stock collections take those of the type of their tables alone. None =
+            as they are.
     """
-    if features.variable_stride_per_key() or features.stride() > 0:
+    weights, sizes = features.weights_or_none(), None
+    if features.variable_stride_per_key():
+        sizes = features.stride_per_key_per_rank()
+    elif features.stride() == 0:
+        sizes = [[0]] * len(features.keys())
+    has_bags = sizes is None or features.variable_stride_per_key()
+    if has_bags and (weights is None or dtype is None or weights.dtype == dtype):
         return features
     return KeyedJaggedTensor(
         keys=features.keys(),
         values=features.values(),
         lengths=features.lengths(),
-        weights=features.weights_or_none(),
-        stride_per_key_per_rank=[[0]] * len(features.keys()),
+        weights=None if weights is None else weights.to(dtype),
+        stride=features.stride() if sizes is None else None,
+        stride_per_key_per_rank=sizes,
+        inverse_indices=features.inverse_indices_or_none(),
     )

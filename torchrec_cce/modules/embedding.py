@@ -93,7 +93,7 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
         """
         rows = self.remap(features)
         inner = (*self.ecs.values(), *self.codewords.values())
-        if any(isinstance(ec, EmbeddingCollection) for ec in inner):  # sharded ones need not split
+        if any(isinstance(ec, EmbeddingCollection) for ec in inner):  # sharded ones need no help
             rows = splittable(rows)
         # Those that learn are under way before the first is waited for.
         looked_up = [ec(rows) for ec in self.ecs.values()]

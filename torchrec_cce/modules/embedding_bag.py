@@ -106,8 +106,8 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         if packed is not None:
             return self.combine.label(packed)
         rows = self.remap(features)
-        if any(isinstance(part, EmbeddingBagCollection) for part in self.children()):  # sharded ones need not split
-            rows = splittable(rows)
+        if any(isinstance(part, EmbeddingBagCollection) for part in self.children()):  # sharded ones need no help
+            rows = splittable(rows, next(self.parameters()).dtype)
         parts = [rows] if self.split is None else self.split(rows)
         # Under way, if sharded, while others are computed.
         looked_up = [] if self.ebc is None else [self.ebc(parts[0])]
