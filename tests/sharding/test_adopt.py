@@ -24,8 +24,8 @@ from torchrec_cce.maps.pointer_map import Unseen
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.methods.cce import CCEScheme
-from torchrec_cce.modules.collection import snapshot_of
 from torchrec_cce.modules.recluster import TableReport, TableRows
+from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.sharding.recluster import adopt_sharded, recluster_sharded
 from torchrec_cce.sharding.tables import ShardedMaps, collections_of
 from torchrec_cce.sharding.tables import tables_of as sharded_tables

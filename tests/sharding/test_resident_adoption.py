@@ -21,8 +21,8 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.methods.residents import ResidentConfig
-from torchrec_cce.modules.collection import snapshot_of
 from torchrec_cce.modules.recluster import TableReport
+from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
 from torchrec_cce.sharding.recluster import adopt_sharded
 from torchrec_cce.training.parallel import process_group

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.clustering.fold import ResidentRows
 from torchrec_cce.clustering.settings import ReclusterConfig
@@ -29,6 +29,7 @@ from torchrec_cce.modules.recluster import (
 )
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.residents import rows_given
+from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.modules.state_names import quantized_rows
 
 
@@ -369,30 +370,3 @@ class CCECollection(ABC, nn.Module):
         weight = owner.weight
         assert isinstance(weight, nn.Parameter)
         return weight
-
-
-def snapshot_of(
-    config: CCEConfig,
-    pointer_map: PointerMap,
-    *,
-    weights: npt.NDArray[np.float32] | None = None,
-    frequencies: npt.NDArray[np.int64] | None = None,
-    report: TableReport | None = None,
-) -> TableSnapshot:
-    """One table; see `TableSnapshot` for the parts that may be left out.
-
-    Args:
-        report: of the clustering that made the map, whose entropies and objective are kept with it.
-    """
-    return TableSnapshot(
-        pointer_map=pointer_map,
-        num_embeddings=config.num_embeddings,
-        embedding_dim=config.embedding_dim,
-        feature_names=tuple(config.feature_names),
-        # Unpooled embeddings are those of bags of one ID.
-        pooling="mean" if isinstance(config, EmbeddingBagConfig) and config.pooling == PoolingType.MEAN else "sum",
-        weights=None if weights is None else config.used_codewords(weights),
-        frequencies=frequencies,
-        entropies=() if report is None else report.entropies,
-        objective=None if report is None else report.objective,
-    )

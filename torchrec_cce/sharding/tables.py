@@ -17,7 +17,7 @@ from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
-from torchrec_cce.modules.collection import CCECollection, snapshot_of
+from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.recluster import (
     ResidentStore,
     TableReport,
@@ -27,6 +27,7 @@ from torchrec_cce.modules.recluster import (
     to_array,
 )
 from torchrec_cce.modules.remap import Remap
+from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.modules.state_names import joined
 from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks
 from torchrec_cce.sharding.host_file import HostFile

@@ -22,7 +22,7 @@ from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.residency_files import read_residencies, write_residencies
 from torchrec_cce.maps.snapshot import TableSnapshot
-from torchrec_cce.modules.collection import snapshot_of
+from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.sharding.agreement import on_all_ranks
 from torchrec_cce.sharding.distributed_checkpoint import load_checkpoint
 from torchrec_cce.sharding.frequencies import ShardedFrequencies

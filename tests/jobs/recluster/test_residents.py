@@ -31,8 +31,8 @@ from torchrec_cce.maps.residency_files import read_residencies, write_residencie
 from torchrec_cce.maps.vocabulary import Vocabulary
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.methods.residents import ResidentConfig
-from torchrec_cce.modules.collection import snapshot_of
 from torchrec_cce.modules.recluster import TableRows, recluster_rows
+from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import ShardedStore
 from torchrec_cce.training import loop
