@@ -41,3 +41,4 @@ from .modules.embedding_bag import (
     CCEEmbeddingBagCollection as CCEEmbeddingBagCollection,
     CompressedEmbeddingBag as CompressedEmbeddingBag,
 )
+from .modules.stock_state import stock_state_dict as stock_state_dict

@@ -30,7 +30,8 @@ from torchrec_cce.modules.recluster import (
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.residents import rows_given
 from torchrec_cce.modules.snapshots import snapshot_of
-from torchrec_cce.modules.state_names import quantized_rows
+from torchrec_cce.modules.state_names import computed_prefix, quantized_rows
+from torchrec_cce.modules.stock_state import take_stock_tables
 
 
 class CCECollection(ABC, nn.Module):
@@ -69,6 +70,7 @@ class CCECollection(ABC, nn.Module):
         # The order matters: `load_state_dict` checks the maps in `remap` before it overwrites a weight, and a subclass
         # adds its trained tables after.
         self.remap = Remap(tables, is_weighted=is_weighted)
+        self.register_load_state_dict_pre_hook(take_stock_tables)  # type: ignore[no-untyped-call]
         # Still itself where a training pipeline has put a wrapper in its place. In a tuple it is no second submodule.
         self._own_remap = (self.remap,)
 
@@ -95,6 +97,16 @@ class CCECollection(ABC, nn.Module):
     def device(self) -> torch.device:
         """Where the trained tables are."""
         return next(self.parameters()).device
+
+    def _modules_of_tables(self) -> nn.ModuleDict:
+        """Table → the module that has its weights; a new dict each time, which is no part of this module."""
+        paths = {
+            table.name: computed_prefix(table.name)
+            if isinstance(table, ComputedEmbeddingBagConfig)
+            else self.weight_name(table.name)
+            for table in self._tables
+        }
+        return nn.ModuleDict({name: self.get_submodule(path.rpartition(".")[0]) for name, path in paths.items()})
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from each table's `init_fn`; the maps stay."""

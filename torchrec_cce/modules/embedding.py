@@ -112,6 +112,12 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
         """Whether stock collections repeat embeddings by `inverse_indices`, as sharded ones do."""
         return any(not isinstance(ec, EmbeddingCollection) for ec in self.codewords.values())
 
+    @property
+    def embeddings(self) -> nn.ModuleDict:
+        """Table → the `nn.Embedding` with its weights, as of a stock collection: to iterate, to count, to read
+        `.weight`; see `CCEEmbeddingBagCollection.embedding_bags`."""
+        return self._modules_of_tables()
+
     def embedding_configs(self) -> list[EmbeddingConfig]:
         return self._tables
 

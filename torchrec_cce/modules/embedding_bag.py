@@ -135,6 +135,18 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
             columns.values()  # a sharded lookup ends here
         return columns
 
+    @property
+    def embedding_bags(self) -> nn.ModuleDict:
+        """Table → the module with its weights, as of a stock collection: to iterate, to count, to read `.weight`.
+
+        That of a full table is its `nn.EmbeddingBag`. The rows of one that is compressed are codewords, `d/c` wide, and
+        raw IDs do not lead to them: only the collection looks those up. A computed table has other parameters than a
+        `weight`. Rows of residents are left out.
+
+        It is a new dict each time: what is assigned to its keys does not become part of the collection.
+        """
+        return self._modules_of_tables()
+
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         return self._tables
 

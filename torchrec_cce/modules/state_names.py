@@ -12,8 +12,9 @@ RESIDENTS = "residents"
 """The stock collection, within ours, of the rows of residents."""
 COMPUTED = "computed."
 """What the names of all parameters of computed tables start with, within their collection."""
-_STAMPS = "remap._extra_state"
-_STAMPS_IN_CHECKPOINT = re.compile(rf"model\.(?:(?P<collection>.+)\.)?{re.escape(_STAMPS)}")
+STAMPS = "remap._extra_state"
+"""The stamps of the maps of a collection, within it."""
+_STAMPS_IN_CHECKPOINT = re.compile(rf"model\.(?:(?P<collection>.+)\.)?{re.escape(STAMPS)}")
 
 
 def bag_weight(stock: str, table: str) -> str:
@@ -85,6 +86,14 @@ def split_weight(name: str) -> tuple[str, str]:
     return stock, table
 
 
+def stock_name(weight: str) -> str:
+    """The weights of a table of TorchRec's own collection, within it, where ours calls them `weight`.
+
+    `ebc.embedding_bags.t.weight` is `embedding_bags.t.weight`, and `ecs.16.embeddings.t.weight` `embeddings.t.weight`.
+    """
+    return ".".join(weight.split(".")[-3:])
+
+
 def computed_prefix(table: str) -> str:
     """What the names of a computed table's parameters start with, within their collection."""
     return f"{COMPUTED}tables.{table}."
@@ -107,7 +116,7 @@ def optimizer_state(weight: str, entry: str) -> str:
 
 def stamps_of(collection: str) -> str:
     """The stamps of the maps of the collection at this path, as a checkpoint calls them."""
-    return in_checkpoint(joined(collection, _STAMPS))
+    return in_checkpoint(joined(collection, STAMPS))
 
 
 def stamped_collection(key: str) -> str | None:
