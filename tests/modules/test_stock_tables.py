@@ -97,7 +97,7 @@ def test_a_full_table_beside_a_compressed_one() -> None:
     stock = EmbeddingBagCollection(tables=[full(), full("t_user", ("user",), num_embeddings=1000)])
     ours = CCEEmbeddingBagCollection(tables=[full(), cce()])
     before = copy.deepcopy(ours.state_dict())
-    with pytest.raises(ConfigError, match=r"'t_user' is compressed here \(CCE.*\[1000, 16\].*\[derive\].*strict=False"):
+    with pytest.raises(ConfigError, match=r"'t_user' is compressed \(CCE.*\[1000, 16\].*\[derive\].*strict=False"):
         ours.load_state_dict(stock.state_dict())
     for name, value in ours.state_dict().items():
         assert torch.equal(value, before[name]), "nothing may be overwritten before tables were compared"

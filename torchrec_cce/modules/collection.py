@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from torchrec_cce.modules.residents import rows_given
 from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.modules.state_names import computed_prefix, quantized_rows
 from torchrec_cce.modules.stock_state import take_stock_tables
+from torchrec_cce.modules.table_weight import table_weight, whole_table_weight
 
 
 class CCECollection(ABC, nn.Module):
@@ -95,8 +97,8 @@ class CCECollection(ABC, nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the trained tables are."""
-        return next(self.parameters()).device
+        """Where the tables are."""
+        return next(chain(self.parameters(), self.buffers())).device  # buffers, once they are quantized
 
     def _modules_of_tables(self) -> nn.ModuleDict:
         """Table → the module that has its weights; a new dict each time, which is no part of this module."""
@@ -365,20 +367,15 @@ class CCECollection(ABC, nn.Module):
         return QuantizedStore(self.get_submodule(quantized_rows(config.resident_table)))
 
     def _store(self, table: str, optimizer: torch.optim.Optimizer | None = None) -> ParameterStore:
-        return ParameterStore(self._parameter(self.weight_name(table)), optimizer, table=table)
+        return ParameterStore(whole_table_weight(self, self.weight_name(table)), optimizer, table=table)
 
     def _residents_store(self, config: CCEConfig, optimizer: torch.optim.Optimizer | None = None) -> ResidentStore:
         stock: ResidentStore | None = self.quantized_store(config)
         if stock is None:
-            weight = self._parameter(self.residents_name(config))
+            weight = whole_table_weight(self, self.residents_name(config))
             stock = ParameterStore(weight, optimizer, table=config.resident_table)
         return stock
 
     def _parameter(self, name: str) -> nn.Parameter:
-        """A stock table, as long as no wrapper has spread it over ranks: then its module is not PyTorch's."""
-        owner = self.get_submodule(name.rpartition(".")[0])
-        if not isinstance(owner, nn.Embedding | nn.EmbeddingBag):
-            raise ConfigError("the tables are sharded; use torchrec_cce.sharding, which gathers them from all ranks")
-        weight = owner.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        """A stock table; see `table_weight`."""
+        return table_weight(self, name)

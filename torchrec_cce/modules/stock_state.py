@@ -35,7 +35,7 @@ def take_stock_tables(collection: StockTables, state: dict[str, Any], prefix: st
     for table in found:
         if isinstance(table, CompressedConfig):
             raise ConfigError(
-                f"table {table.name!r} is compressed here ({type(table).__name__}); {stock[table.name]!r} is a full one, "
+                f"table {table.name!r} is compressed ({type(table).__name__}); {stock[table.name]!r} is a full one, "
                 f'{list(state[stock[table.name]].shape)}. Let a run with method = "full" have those weights '
                 "and derive pointers and codewords from it ([derive], see docs/methods.md); or take that key out and "
                 "load the others with strict=False"
