@@ -41,6 +41,7 @@ from .modules.embedding_bag import (
     CCEEmbeddingBagCollection as CCEEmbeddingBagCollection,
     CompressedEmbeddingBag as CompressedEmbeddingBag,
 )
+from .modules.stock_state import stock_state_dict as stock_state_dict
 from .training.saved_model import (
     load_model as load_model,
     save_model as save_model,

@@ -118,7 +118,7 @@ class Cafe(ComputedTable):
 
     def _weigh(self, ids: torch.Tensor, gradients: torch.Tensor) -> None:
         """Add the norms of `gradients: [N, d]` to the scores of `ids: [N]`."""
-        on_cpu = [each.cpu() for each in (self.ids, self.scores, self.rows)]
+        on_cpu = [each.cpu() for each in (self.ids, self.scores.float(), self.rows)]
         weights = gradients.float().norm(dim=1)
         buckets = self._bucket(ids)[:, 0]
         add_weights(*(each.cpu().numpy() for each in (ids, buckets, weights)), *(each.numpy() for each in on_cpu))

@@ -111,7 +111,7 @@ class ComputedTable(ABC, nn.Module):
         Args:
             ids: `[N] int64`.
             offsets: `[B + 1]`.
-            weights: `[N]`, of the IDs, for sum pooling.
+            weights: `[N]`, of the IDs, for sum pooling, of any float type.
         """
         embeddings = self.embed(ids)
         if len(ids) == 0:  # still a function of all parameters, which ranks must agree on
@@ -122,7 +122,7 @@ class ComputedTable(ABC, nn.Module):
             embeddings,
             offsets.to(torch.int64),
             mode=self._mode,
-            per_sample_weights=weights,
+            per_sample_weights=None if weights is None else weights.to(embeddings.dtype),
             include_last_offset=True,
         )
 
@@ -155,13 +155,13 @@ class ComputedTables(nn.Module):
         self.tables = nn.ModuleDict({table.name: table.build(device) for table in tables})
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """`[B, Σ d]` with one key `f#table` a feature, from the raw IDs under that key."""
+        """`[B, Σ d]` float32 with one key `f#table` a feature, from the raw IDs under that key."""
         pooled = []
         for table, key in self._keys:
             bags = features[key]
             offsets = bags.offsets()
             weights = bags.weights() if self._is_weighted else None
-            pooled.append(self.tables[table](bags.values(), offsets - offsets[0], weights))
+            pooled.append(self.tables[table](bags.values(), offsets - offsets[0], weights).float())
         return KeyedTensor(
             keys=[key for _, key in self._keys], length_per_key=self._dims, values=torch.cat(pooled, dim=1)
         )

@@ -60,7 +60,9 @@ class DeepHash(ComputedTable):
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         distinct, inverse = ids.unique(return_inverse=True)
         *hidden, last = self.layers
-        units = self._functions(distinct).to(last.dtype) * (2 / _HASH_VALUES) - 1
+        # Hash values are too large for float16, and spread before they are rounded to it.
+        values = self._functions(distinct).to(torch.promote_types(last.dtype, torch.float32))
+        units = (values * (2 / _HASH_VALUES) - 1).to(last.dtype)
         for layer in hidden:
             units = nn.functional.mish(units @ layer)
         embeddings: torch.Tensor = (units @ last)[inverse]

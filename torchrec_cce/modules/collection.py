@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,9 @@ from torchrec_cce.modules.recluster import (
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.residents import rows_given
 from torchrec_cce.modules.snapshots import snapshot_of
-from torchrec_cce.modules.state_names import quantized_rows
+from torchrec_cce.modules.state_names import computed_prefix, quantized_rows
+from torchrec_cce.modules.stock_state import take_stock_tables
+from torchrec_cce.modules.table_weight import table_weight, whole_table_weight
 
 
 class CCECollection(Guarded):
@@ -70,6 +73,7 @@ class CCECollection(Guarded):
         # The order matters: `load_state_dict` checks the maps in `remap` before it overwrites a weight, and a subclass
         # adds its trained tables after.
         self.remap = Remap(tables, is_weighted=is_weighted)
+        self.register_load_state_dict_pre_hook(take_stock_tables)  # type: ignore[no-untyped-call]
         self._own_remap = (self.remap,)
 
     @abstractmethod
@@ -89,8 +93,18 @@ class CCECollection(Guarded):
 
     @property
     def device(self) -> torch.device:
-        """Where the trained tables are."""
-        return next(self.parameters()).device
+        """Where the tables are."""
+        return next(chain(self.parameters(), self.buffers())).device  # buffers, once they are quantized
+
+    def _modules_of_tables(self) -> nn.ModuleDict:
+        """Table → the module that has its weights; a new dict each time, which is no part of this module."""
+        paths = {
+            table.name: computed_prefix(table.name)
+            if isinstance(table, ComputedEmbeddingBagConfig)
+            else self.weight_name(table.name)
+            for table in self._tables
+        }
+        return nn.ModuleDict({name: self.get_submodule(path.rpartition(".")[0]) for name, path in paths.items()})
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from each table's `init_fn`; the maps stay."""
@@ -353,20 +367,15 @@ class CCECollection(Guarded):
         return QuantizedStore(self.get_submodule(quantized_rows(config.resident_table)))
 
     def _store(self, table: str, optimizer: torch.optim.Optimizer | None = None) -> ParameterStore:
-        return ParameterStore(self._parameter(self.weight_name(table)), optimizer, table=table)
+        return ParameterStore(whole_table_weight(self, self.weight_name(table)), optimizer, table=table)
 
     def _residents_store(self, config: CCEConfig, optimizer: torch.optim.Optimizer | None = None) -> ResidentStore:
         stock: ResidentStore | None = self.quantized_store(config)
         if stock is None:
-            weight = self._parameter(self.residents_name(config))
+            weight = whole_table_weight(self, self.residents_name(config))
             stock = ParameterStore(weight, optimizer, table=config.resident_table)
         return stock
 
     def _parameter(self, name: str) -> nn.Parameter:
-        """A stock table, as long as no wrapper has spread it over ranks: then its module is not PyTorch's."""
-        owner = self.get_submodule(name.rpartition(".")[0])
-        if not isinstance(owner, nn.Embedding | nn.EmbeddingBag):
-            raise ConfigError("the tables are sharded; use torchrec_cce.sharding, which gathers them from all ranks")
-        weight = owner.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        """A stock table; see `table_weight`."""
+        return table_weight(self, name)

@@ -16,7 +16,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
-from torchrec_cce.modules.bags import members_of
+from torchrec_cce.modules.bags import members_of, splittable
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.quantized_rows import QuantizedSequences
 from torchrec_cce.modules.state_names import (
@@ -93,6 +93,9 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
         """
         self._before_forward(features)
         rows = self.remap(features)
+        inner = (*self.ecs.values(), *self.codewords.values())
+        if any(isinstance(ec, EmbeddingCollection) for ec in inner):  # sharded ones need no help
+            rows = splittable(rows)
         # Those that learn are under way before the first is waited for.
         looked_up = [ec(rows) for ec in self.ecs.values()]
         residents = [stock(rows) for stock in (self.residents, self.quantized_residents) if stock is not None]
@@ -109,6 +112,12 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
     def _repeats(self) -> bool:
         """Whether stock collections repeat embeddings by `inverse_indices`, as sharded ones do."""
         return any(not isinstance(ec, EmbeddingCollection) for ec in self.codewords.values())
+
+    @property
+    def embeddings(self) -> nn.ModuleDict:
+        """Table → the `nn.Embedding` with its weights, as of a stock collection: to iterate, to count, to read
+        `.weight`; see `CCEEmbeddingBagCollection.embedding_bags`."""
+        return self._modules_of_tables()
 
     def embedding_configs(self) -> list[EmbeddingConfig]:
         return self._tables
@@ -251,7 +260,7 @@ class CombineSequences(nn.Module):
                 "sharded tables repeat embeddings by inverse_indices, but raw IDs and weights are not repeated; leave "
                 "out inverse_indices, or need_indices and weights"
             )
-        inputs = features.to_dict()
+        inputs = splittable(features).to_dict()
         needed = {sequence.feature for sequence in self._sequences}
         missing = needed - inputs.keys()
         if missing and self._need_indices:

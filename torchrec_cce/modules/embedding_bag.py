@@ -22,6 +22,7 @@ from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTables
 from torchrec_cce.methods.table import row_feature_names
+from torchrec_cce.modules.bags import splittable
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.packed_lookup import PackedLookups
 from torchrec_cce.modules.quantized_rows import QuantizedRows
@@ -106,6 +107,8 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         if packed is not None:
             return self.combine.label(packed)
         rows = self.remap(features)
+        if any(isinstance(part, EmbeddingBagCollection) for part in self.children()):  # sharded ones need no help
+            rows = splittable(rows, next(self.parameters()).dtype)
         parts = [rows] if self.split is None else self.split(rows)
         # Under way, if sharded, while others are computed.
         looked_up = [] if self.ebc is None else [self.ebc(parts[0])]
@@ -132,6 +135,18 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
             columns: KeyedTensor = self.codewords(rows)
             columns.values()  # a sharded lookup ends here
         return columns
+
+    @property
+    def embedding_bags(self) -> nn.ModuleDict:
+        """Table → the module with its weights, as of a stock collection: to iterate, to count, to read `.weight`.
+
+        That of a full table is its `nn.EmbeddingBag`. The rows of one that is compressed are codewords, `d/c` wide, and
+        raw IDs do not lead to them: only the collection looks those up. A computed table has other parameters than a
+        `weight`. Rows of residents are left out.
+
+        It is a new dict each time: what is assigned to its keys does not become part of the collection.
+        """
+        return self._modules_of_tables()
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         return self._tables

@@ -86,6 +86,14 @@ def split_weight(name: str) -> tuple[str, str]:
     return stock, table
 
 
+def stock_name(weight: str) -> str:
+    """The weights of a table of TorchRec's own collection, within it, where ours calls them `weight`.
+
+    `ebc.embedding_bags.t.weight` is `embedding_bags.t.weight`, and `ecs.16.embeddings.t.weight` `embeddings.t.weight`.
+    """
+    return ".".join(weight.split(".")[-3:])
+
+
 def computed_prefix(table: str) -> str:
     """What the names of a computed table's parameters start with, within their collection."""
     return f"{COMPUTED}tables.{table}."
