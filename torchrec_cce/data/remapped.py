@@ -144,7 +144,7 @@ class RemappedLog:
         bounded = bound(packed, self._universes)
         keys = iter(self._remap.row_keys)
         ids: dict[str, Column] = {}
-        for table, feature in self._remap.table_features:
+        for table, feature in self._remap.row_features:
             config = self._remap.config(table)
             if isinstance(config, CCEConfig):
                 lengths, rows = self._mapped_rows(bounded, table, feature, config)

@@ -20,7 +20,7 @@ from torchrec_cce.methods.table import CompressedConfig, PointerScheme, scheme_o
 from torchrec_cce.modules.jagged import check_not_traced, int64_on_cpu, positions_of, variable_batch
 from torchrec_cce.modules.map_stamp import MapStamp, WeightStamps, stamps_by_table
 from torchrec_cce.modules.residents import carried_over
-from torchrec_cce.modules.row_keys import check_mark, in_segments, marked_keys, row_keys_of
+from torchrec_cce.modules.row_keys import check_mark, in_segments, marked_keys, row_features_of, row_keys_of
 
 
 class Remap(nn.Module):
@@ -61,6 +61,7 @@ class Remap(nn.Module):
         self._stamps = WeightStamps(self.cce_tables())
         self._stamp(self.cce_tables())
         self.table_features = [(table.name, feature) for table in in_order for feature in table.feature_names]
+        self.row_features = row_features_of(in_order, with_weights=self.makes_weights)
         self.row_keys = row_keys_of(in_order)
         self._mark_rows()
         self._changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
@@ -186,29 +187,27 @@ class Remap(nn.Module):
             return features
         check_not_traced()
         self.check_weights()
-        position = positions_of(keys, [feature for _, feature in self.table_features])
+        position = positions_of(keys, [feature for _, feature in self.row_features])
 
         device = features.device()
         ids = int64_on_cpu(features)
         bounds = features.offset_per_key()
-        counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self.table_features]
-        schemes = [self._schemes[table] for table, _ in self.table_features]
+        counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self.row_features]
+        schemes = [self._schemes[table] for table, _ in self.row_features]
         sizes = [n * scheme.num_columns * scheme.num_terms for n, scheme in zip(counts, schemes, strict=True)]
         end = sum(sizes)
         # With room for slots and places, so that nothing is copied.
-        room = sum(
-            2 * n for n, (table, _) in zip(counts, self.table_features, strict=True) if table in self._residencies
-        )
+        room = sum(2 * n for n, (table, _) in zip(counts, self.row_features, strict=True) if table in self._residencies)
         rows = torch.empty(end + room, dtype=torch.int64)
         for (table, feature), n, scheme, out in zip(
-            self.table_features, counts, schemes, rows[:end].split(sizes), strict=True
+            self.row_features, counts, schemes, rows[:end].split(sizes), strict=True
         ):
             start = bounds[position[feature]]
             shaped = out.view(scheme.num_columns, n, scheme.num_terms).numpy()
             self.look_up(table, feature, ids[start : start + n], shaped)
 
         lengths = features.lengths().cpu().split(features.stride_per_key())
-        sources = [position[feature] for _, feature in self.table_features]  # one per table feature
+        sources = [position[feature] for _, feature in self.row_features]  # one per table feature
         columns = [source for source, scheme in zip(sources, schemes, strict=True) for _ in range(scheme.num_columns)]
         terms = [scheme.num_terms for scheme in schemes for _ in range(scheme.num_columns)]
         spans = [slice(bounds[source], bounds[source + 1]) for source in sources]
@@ -220,7 +219,7 @@ class Remap(nn.Module):
         ]
         residents = {
             i: self._residents(table, ids[spans[i]], lengths[sources[i]].numpy())
-            for i, (table, _) in enumerate(self.table_features)
+            for i, (table, _) in enumerate(self.row_features)
             if table in self._residencies
         }
         parts = []
@@ -231,7 +230,7 @@ class Remap(nn.Module):
             if weights:
                 weights_of_keys.append(weights[i][torch.from_numpy(found.places)])
         for i, found in residents.items():
-            if isinstance(self._configs[self.table_features[i][0]], CCEEmbeddingConfig):
+            if isinstance(self._configs[self.row_features[i][0]], CCEEmbeddingConfig):
                 parts.append(torch.from_numpy(found.places_in_bags(lengths[sources[i]].numpy())))
                 lengths_of_keys.append(torch.from_numpy(found.lengths))
                 columns.append(sources[i])
@@ -271,7 +270,7 @@ class Remap(nn.Module):
             (1 / lengths[source]).repeat_interleave(lengths[source])
             if _pools_by_mean(self._configs[table])
             else torch.ones(span.stop - span.start)
-            for (table, _), source, span in zip(self.table_features, sources, spans, strict=True)
+            for (table, _), source, span in zip(self.row_features, sources, spans, strict=True)
         ]
 
     def _residents(self, table: str, ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.integer]) -> Residents:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
-from torchrec_cce.errors import MapMismatchError
+from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig
-from torchrec_cce.methods.table import row_feature_names
+from torchrec_cce.methods.table import CompressedConfig, row_feature_names
 
 
 class MarkedKey(str):
@@ -54,12 +54,45 @@ def in_segments(tables: Sequence[BaseEmbeddingConfig]) -> list[BaseEmbeddingConf
     return sorted(tables, key=_segment)
 
 
+def row_features_of(in_order: Sequence[BaseEmbeddingConfig], *, with_weights: bool) -> list[tuple[str, str]]:
+    """(table, feature) of all rows, in the order of their keys.
+
+    Several full tables that read one feature read the same rows, under one key. The table of fewest rows stands for
+    them: it refuses every ID that one of them lacks.
+
+    Args:
+        with_weights: whether rows get weights, by which means are pooled, too.
+
+    Raises:
+        ConfigError: weights that would have to be those of a mean and of a sum.
+    """
+    readers: dict[str, list[BaseEmbeddingConfig]] = {}
+    features = []
+    for table in in_order:
+        for feature in table.feature_names:
+            if isinstance(table, CompressedConfig):
+                features.append((table.name, feature))
+                continue
+            readers.setdefault(feature, []).append(table)
+            if len(readers[feature]) == 1:
+                features.append(("", feature))
+    for feature, tables in readers.items():
+        if with_weights and len({getattr(table, "pooling", None) for table in tables}) > 1:
+            names = [table.name for table in tables]
+            raise ConfigError(
+                f"feature {feature!r} is read by the full tables {names}, some of which pool by the mean, some by the "
+                "sum; beside signed tables or residents, give each kind a collection of its own"
+            )
+    fewest = {feature: min(tables, key=lambda table: table.num_embeddings).name for feature, tables in readers.items()}
+    return [(table or fewest[feature], feature) for table, feature in features]
+
+
 def row_keys_of(in_order: Sequence[BaseEmbeddingConfig]) -> list[str]:
     """The keys of remapped features: columns, slots of residents, and places of those that are not pooled."""
     with_residents = [table for table in in_order if isinstance(table, CCEConfig) and table.residents is not None]
     in_sequences = [table for table in with_residents if isinstance(table, CCEEmbeddingConfig)]
     return [
-        *(key for table in in_order for key in row_feature_names(table)),
+        *_distinct(in_order),
         *(key for table in with_residents for key in table.resident_feature_names()),
         *(key for table in in_sequences for key in table.place_feature_names()),
     ]
@@ -69,12 +102,18 @@ def row_segments(tables: Sequence[BaseEmbeddingConfig]) -> tuple[int, int, int, 
     """How many keys of remapped features lie side by side: those of tables without residents, of the codewords of
     tables with residents, of residents' rows that are stock tables, and of those that are quantized."""
     lengths = [0, 0, 0, 0]
+    lengths[0] = len(_distinct([table for table in tables if _segment(table) == 0]))
     for table in tables:
         segment = _segment(table)
-        lengths[min(segment, 1)] += len(row_feature_names(table))
+        if segment > 0:
+            lengths[1] += len(row_feature_names(table))
         if isinstance(table, CCEConfig) and table.residents is not None:
             lengths[1 + segment] += len(table.resident_feature_names())
     return lengths[0], lengths[1], lengths[2], lengths[3]
+
+
+def _distinct(tables: Sequence[BaseEmbeddingConfig]) -> dict[str, None]:
+    return dict.fromkeys(key for table in tables for key in row_feature_names(table))
 
 
 def _segment(table: BaseEmbeddingConfig) -> int:
