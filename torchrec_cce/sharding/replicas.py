@@ -84,7 +84,8 @@ class _ReplicaLookup(GroupedPooledEmbeddingsLookup):
     ) -> nn.Module:
         if config.compute_kernel == EmbeddingComputeKernel.DENSE and config.data_type == DataType.FP32:
             return _ReplicaKernel(config, pg, device, sharding_type)
-        return super()._create_embedding_kernel(config, device, pg, sharding_type, env)
+        kernel: nn.Module = super()._create_embedding_kernel(config, device, pg, sharding_type, env)
+        return kernel
 
     def places(self) -> dict[str, Place]:
         """Of each table that our loops can read."""
@@ -117,7 +118,8 @@ class _ReplicaKernel(BatchedDenseEmbeddingBag):
     @property
     def floats(self) -> torch.Tensor:
         """Of all tables, [n, 1]."""
-        return self.emb_module.weights.view(-1, 1)
+        floats: torch.Tensor = self.emb_module.weights.view(-1, 1)
+        return floats
 
     def forward(self, features: KeyedJaggedTensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         weights = features.weights_or_none()
