@@ -7,7 +7,9 @@ import pytest
 import torch
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.modules.embedding_configs import DataType
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+from torchrec.optim.warmup import WarmupOptimizer
 
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, ReclusterConfig
 from torchrec_cce.errors import ClusteringError, ConfigError
@@ -180,6 +182,21 @@ def test_optimizer_state_follows_the_members(
     train(one, optimizer, steps=1)
     assert torch.isfinite(embeddings(one)).all()
     assert not torch.equal(embeddings(one), before_step)
+
+
+def test_the_state_of_an_optimizer_that_torchrecs_wrap() -> None:
+    """A wrapper holds on to the state that a combined optimizer had before its first step: none."""
+    found = []
+    for wrap in (lambda each: each, lambda each: WarmupOptimizer(CombinedOptimizer([("t", each)]), [], lr=0.01)):
+        torch.manual_seed(0)
+        one = collection()
+        adam = KeyedOptimizerWrapper(dict(one.named_parameters()), lambda each: torch.optim.Adam(each, lr=0.01))
+        optimizer = wrap(adam)
+        train(one, optimizer)
+        one.recluster(seed=0, optimizer=optimizer)
+        found.append(adam.state[weight(one)]["exp_avg"])
+    assert found[0].any()
+    assert torch.equal(*found)
 
 
 def test_without_an_optimizer_its_state_stays() -> None:

@@ -6,11 +6,12 @@ parameter, which a `ParameterStore` reads and writes, or shards on several ranks
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torchrec.optim.keyed import CombinedOptimizer, OptimizerWrapper
 
 from torchrec_cce.clustering.column import SampleErrors
 from torchrec_cce.clustering.executor import InProcess
@@ -73,7 +74,7 @@ class ParameterStore:
             )
         self._states = {
             name: value
-            for name, value in optimizer.state.get(parameter, {}).items()
+            for name, value in _states_of(optimizer).get(parameter, {}).items()
             if isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == len(parameter)
         }
 
@@ -102,6 +103,15 @@ class ParameterStore:
         with torch.no_grad():
             for first, rows in parts:
                 self._parameter[first : first + len(rows)] = torch.from_numpy(rows)
+
+
+def _states_of(optimizer: torch.optim.Optimizer) -> Mapping[torch.Tensor, dict[str, Any]]:
+    """Of each parameter. TorchRec's wrappers hold on to what a combined optimizer had when they were put around it."""
+    if isinstance(optimizer, OptimizerWrapper):
+        return _states_of(optimizer._optimizer)
+    if isinstance(optimizer, CombinedOptimizer):
+        return {p: state for _, part in optimizer.optimizers for p, state in _states_of(part).items()}
+    return optimizer.state
 
 
 def check_names(frequencies: Mapping[str, object], cce_tables: Collection[str]) -> None:

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper, OptimizerWrapper
 
 from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.files.cache import reserve
@@ -132,7 +132,7 @@ class DistributedCheckpoint:
             raise DataFileError(f"{self.folder}: a file is missing or damaged ({reason}); copy it again") from error
 
 
-def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> None:
+def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: KeyedOptimizer) -> None:
     """Read what was saved as `{"model": model.state_dict(), "optimizer": optimizer.state_dict()}`.
 
     Every rank calls it. The number of ranks and the placement of each table may differ from those of the checkpoint.
@@ -145,9 +145,7 @@ def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: Co
     """
     saved = FileSystemReader(folder).read_metadata().state_dict_metadata
     _compare_maps(folder, model, saved)
-    for _, part in optimizer.optimizers:
-        if isinstance(part, KeyedOptimizerWrapper):
-            part.init_state()  # a state that was never stepped has no entries to load into
+    _init_state(optimizer)
     with maps_cared_for():
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     wanted: dict[str, dict[str, Any]] = state["optimizer"]["state"]
@@ -181,6 +179,18 @@ def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: Co
         wanted[weight].update(entries)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+
+
+def _init_state(optimizer: KeyedOptimizer) -> None:
+    """A state that was never stepped has no entries to load into; that of fused kernels is there from the start."""
+    inner = optimizer
+    while isinstance(inner, OptimizerWrapper):
+        inner = inner._optimizer
+    if isinstance(inner, CombinedOptimizer):
+        for _, part in inner.optimizers:
+            _init_state(part)
+    elif isinstance(inner, KeyedOptimizerWrapper):
+        optimizer.init_state()
 
 
 def _compare_maps(folder: Path, model: DistributedModelParallel, saved: Mapping[str, Any]) -> None:

@@ -5,12 +5,13 @@ more ado. Two batches are then in flight, with rows of the current map.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from copy import copy
 from dataclasses import fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError, MapMismatchError
@@ -21,20 +22,30 @@ Out = TypeVar("Out")
 Samples = TypeVar("Samples")
 
 
-def drain(pipeline: TrainPipelineSparseDist[Any, Out]) -> list[Out]:
+def drain(pipeline: TrainPipelineBase[Any, Out] | TrainPipelineSparseDist[Any, Out]) -> list[Out]:
     """Train the batches in flight and let go of the model, so that it may be clustered, evaluated or saved.
 
     Every rank calls it. The next `progress` fills the pipeline anew.
 
+    Args:
+        pipeline: a `TrainPipelineSparseDist` or a class derived from it; or a `TrainPipelineBase`, which reads one
+            batch ahead and leaves the model as it is.
+
     Returns:
-        What `progress` would have returned for each of these batches, at most two; none where the iterator that
-        `progress` was given has ended and its last batch is trained.
+        What `progress` would have returned for each of these batches, of a `TrainPipelineSparseDist` at most two; none
+        where the iterator that `progress` was given has ended and its last batch is trained.
     """
     nothing: Iterator[Any] = iter(())
     outputs = []
-    while pipeline.batches:
-        outputs.append(pipeline.progress(nothing))
-    pipeline.detach()
+    if isinstance(pipeline, TrainPipelineBase):
+        with suppress(StopIteration):
+            while True:
+                outputs.append(pipeline.progress(nothing))
+        pipeline.reset()  # it remembers that an iterator has ended
+    else:
+        while pipeline.batches:
+            outputs.append(pipeline.progress(nothing))
+        pipeline.detach()
     return outputs
 
 

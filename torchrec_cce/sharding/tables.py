@@ -189,10 +189,16 @@ def tables_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None 
             rows: ResidentRowStore | None = collection.quantized_store(config)
             if config.residents is not None and rows is None:
                 row_name = joined(path, collection.residents_name(config))
-                rows = ShardedStore(weights[row_name], states.get(row_name, {}))
-            store = ShardedStore(weights[name], states.get(name, {}))
+                rows = ShardedStore(weights[row_name], _state_of(row_name, states))
+            store = ShardedStore(weights[name], _state_of(name, states))
             tables.append(ShardedTable(collection=collection, config=config, store=store, residents=rows))
     return tables
+
+
+def _state_of(weight: str, states: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """A combined optimizer puts the key that it was given for a part, if any, before the names of its weights."""
+    keyed = (state for name, state in states.items() if name.endswith(f".{weight}"))
+    return states[weight] if weight in states else next(keyed, {})
 
 
 def check_on_all_ranks(model: DistributedModelParallel, tables: Mapping[str, TableSnapshot]) -> None:
