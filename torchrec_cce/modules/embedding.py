@@ -67,7 +67,10 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
         self._widths = {table.name: table.embedding_dim for table in self._physical.values()}
 
         def stock(tables: list[EmbeddingConfig]) -> EmbeddingCollection:
-            return EmbeddingCollection(tables=tables, device=device)
+            # Where they are the caller's own, they may be all that is called.
+            return EmbeddingCollection(
+                tables=tables, device=device, need_indices=need_indices and not self.remap.changes_keys
+            )
 
         learning = _by_width([table for name, table in self._physical.items() if name not in frozen])
         resting = _by_width([table for name, table in self._physical.items() if name in frozen])
@@ -92,10 +95,13 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
                 `inverse_indices` (a variable batch per feature), by which sharded tables repeat embeddings alone.
         """
         self._before_forward(features)
-        rows = self.remap(features)
+        if self._inputs.are_stock(features, self.remap):
+            (ec,) = self.ecs.values()  # full tables are of one width
+            stock: dict[str, JaggedTensor] = ec(features)
+            return stock
         inner = (*self.ecs.values(), *self.codewords.values())
-        if any(isinstance(ec, EmbeddingCollection) for ec in inner):  # sharded ones need no help
-            rows = splittable(rows)
+        is_sharded = not any(isinstance(ec, EmbeddingCollection) for ec in inner)
+        rows = self._inputs.rows(features, self.remap, is_sharded=is_sharded)
         # Those that learn are under way before the first is waited for.
         looked_up = [ec(rows) for ec in self.ecs.values()]
         residents = [stock(rows) for stock in (self.residents, self.quantized_residents) if stock is not None]

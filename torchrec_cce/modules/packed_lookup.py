@@ -26,7 +26,6 @@ from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import HashedScheme, SignedScheme
 from torchrec_cce.methods.table import FullScheme, scheme_of
 from torchrec_cce.modules.buffers import Buffers
-from torchrec_cce.modules.jagged import check_not_traced
 from torchrec_cce.modules.lookup_operators import numbered, pack, pool
 from torchrec_cce.modules.remap import Remap
 
@@ -218,9 +217,11 @@ class PackedLookups:
 
     def __init__(self) -> None:
         self._last: PackedLookup | None = None
+        self.in_graphs: dict[tuple[str, ...], PackedLookup] = {}
+        """Those that graphs of `torch.compile` have, by the keys of their inputs."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_last": None}
+        return {"_last": None, "in_graphs": {}}
 
     def pooled(
         self, remap: Remap, stock: nn.Module | None, features: KeyedJaggedTensor, *, weighted: bool
@@ -233,14 +234,32 @@ class PackedLookups:
         if not isinstance(stock, EmbeddingBagCollection) or not _takes(remap, features, weighted=weighted):
             return None
         keys = features.keys()
-        if self._last is None or not self._last.is_of(keys):
-            if not _is_supported(remap, keys):
-                return None
-            self._last = PackedLookup(remap, keys)
-        if not torch.compiler.is_compiling():
-            check_not_traced()
-        weights = _plain_weights(stock, self._last.tables)
-        return None if weights is None else self._last(features, weights, weighted=weighted)
+        if torch.compiler.is_compiling():
+            is_made = _make_for_graph(self, remap, tuple(keys), remap.num_changes)
+            lookup = self.in_graphs[tuple(keys)] if is_made else None
+        else:
+            lookup = self._last = self._last if self._last and self._last.is_of(keys) else _made(remap, keys)
+        weights = None if lookup is None else _plain_weights(stock, lookup.tables)
+        return None if lookup is None or weights is None else lookup(features, weights, weighted=weighted)
+
+
+def _made(remap: Remap, keys: Sequence[str]) -> PackedLookup | None:
+    """None if there is no packed lookup for such keys."""
+    return PackedLookup(remap, keys) if _is_supported(remap, keys) else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _make_for_graph(
+    lookups: PackedLookups,
+    remap: Remap,
+    keys: tuple[str, ...],
+    num_changes: int,  # noqa: ARG001  of maps, after each of which another graph is made
+) -> bool:
+    """Make the lookup of a graph of `torch.compile`, which does not look in here. Returns whether there is one."""
+    made = _made(remap, list(keys))
+    if made is not None:
+        lookups.in_graphs[keys] = made
+    return made is not None
 
 
 def _takes(remap: Remap, features: KeyedJaggedTensor, *, weighted: bool) -> bool:
