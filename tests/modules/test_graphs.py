@@ -155,6 +155,16 @@ def test_private_rows_cannot_be_exported() -> None:
         exported(model, features(0))
 
 
+def test_variable_batches_cannot_be_exported_and_traces_refuse_them() -> None:
+    collection = pooled(cce(), full())
+    values, lengths = torch.tensor([3, 5, 6]), torch.tensor([1, 1, 1])
+    variable = KeyedJaggedTensor(["user", "day"], values, lengths=lengths, stride_per_key_per_rank=[[2], [1]])
+    with pytest.raises(ConfigError, match="batches of one size"):
+        torch.export.export(collection, (variable,))
+    with pytest.raises(RuntimeError):
+        torch.fx.symbolic_trace(collection)(variable)
+
+
 @pytest.mark.parametrize("case", ["full", "clustered, and a hashed table", "means, 4 bits, quotients", "arbitrary IDs"])
 def test_symbolic_traces_and_scripts_of_them(case: str) -> None:
     collection = CASES[case]()
@@ -170,16 +180,18 @@ def test_symbolic_traces_and_scripts_of_them(case: str) -> None:
 
 
 @pytest.mark.parametrize("need_indices", [True, False])
-def test_full_tables_are_left_to_the_stock_collection(need_indices: bool) -> None:
-    """A trace of it, also with raw IDs beside the embeddings."""
-    table = EmbeddingConfig(name="t", num_embeddings=1000, embedding_dim=16, feature_names=["user"])
-    collection = CCEEmbeddingCollection(tables=[table], need_indices=need_indices)
-    traced = torch.fx.symbolic_trace(collection)
-    assert [node.target for node in traced.graph.nodes if "Remap" in str(node)] == []
-    expected, found = collection(features(0))["user"], traced(features(0))["user"]
-    assert torch.equal(found.values(), expected.values())
+@pytest.mark.parametrize("kind", [EmbeddingConfig, CCEEmbeddingConfig])
+def test_sequences_are_traced_with_raw_ids_beside_the_embeddings(kind: Any, need_indices: bool) -> None:
+    sizes = {} if kind is EmbeddingConfig else {"num_rows": 10}
+    collection = CCEEmbeddingCollection(tables=[item(kind, **sizes)], need_indices=need_indices)
+    scripted = torch.jit.script(torch.fx.symbolic_trace(collection))
+    expected, found = collection(features(0))["item"], scripted(features(0))["item"]
+    torch.testing.assert_close(found.values(), expected.values(), atol=1e-6, rtol=0)
+    assert torch.equal(found.lengths(), expected.lengths())
     if need_indices:
         assert torch.equal(found.weights(), expected.weights())
+    else:
+        assert found.weights_or_none() is None
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "computed"])

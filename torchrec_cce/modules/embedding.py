@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import (
     EmbeddingCollection,
@@ -258,6 +259,10 @@ class CombineSequences(nn.Module):
 
     def _along(self, features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
         """Feature → one value an ID: the raw ID if it is needed, else the sample's weight if there is one."""
+        needed = {sequence.feature for sequence in self._sequences}
+        if isinstance(features, Proxy):  # which cannot say whether it has weights, and has raw IDs
+            bags_of = features.to_dict() if self._need_indices else {}
+            return {feature: bags_of[feature].values() for feature in needed if self._need_indices}
         weighted = features.weights_or_none() is not None
         if not (self._need_indices or weighted):
             return {}
@@ -267,7 +272,6 @@ class CombineSequences(nn.Module):
                 "out inverse_indices, or need_indices and weights"
             )
         inputs = splittable(features).to_dict()
-        needed = {sequence.feature for sequence in self._sequences}
         missing = needed - inputs.keys()
         if missing and self._need_indices:
             raise ConfigError(

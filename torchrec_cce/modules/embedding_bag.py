@@ -108,7 +108,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         packed = self._look_up_packed(features)
         if packed is not None:
             return self.combine.label(packed)
-        if self._inputs.are_stock(features, self.remap):
+        if self.ebc is not None and self._inputs.are_stock(features, self.remap):
             stock: KeyedTensor = self.ebc(features)
             return stock
         is_sharded = not any(isinstance(part, EmbeddingBagCollection) for part in self.children())

@@ -46,12 +46,12 @@ class GraphRemap:
         return {"_remap": self._remap, "_found": {}}
 
     def __call__(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """What `Remap.forward` returns, for batches of one size.
+        """What `Remap.forward` returns.
 
         An ID outside its table's universe ends the run of the graph, with a message that names feature and table.
 
         Raises:
-            ConfigError: a phase of residents is open.
+            ConfigError: a phase of residents is open; a variable batch per feature.
             MapMismatchError: as `Remap.check_weights`.
         """
         remap = self._remap
@@ -60,6 +60,8 @@ class GraphRemap:
             raise ConfigError(
                 "a phase of residents is open, whose rows no graph can look up; recluster first, which folds them"
             )
+        if not isinstance(features, Proxy) and features.variable_stride_per_key():
+            raise ConfigError("graphs are of batches of one size; this batch has another for each feature")
         bags_of = features.to_dict()
         rows, lengths, weights, sizes_of_keys = [], [], [], []
         for table, feature in remap.row_features:
@@ -83,6 +85,7 @@ class GraphRemap:
             values=torch.cat(rows),
             lengths=torch.cat(lengths),
             weights=torch.cat(weights) if weights else None,
+            stride=features.stride(),
             length_per_key=sizes_of_keys,
         )
 
@@ -103,4 +106,5 @@ def _weights(remap: Remap, table: str, found: TensorRows, bags: JaggedTensor) ->
         of_ids = (1 / bags.lengths()).repeat_interleave(bags.lengths(), output_size=bags.values().shape[0])
     else:
         return signs.flatten()
-    return (signs * of_ids[:, None]).flatten()
+    weights: torch.Tensor = (signs * of_ids[:, None]).flatten()
+    return weights
