@@ -70,9 +70,8 @@ class ComputedTable(ABC, nn.Module):
             weights: `[N]`, of the IDs, for sum pooling, of any float type.
         """
         embeddings = self.embed(ids)
-        if (
-            not torch.compiler.is_exporting() and len(ids) == 0
-        ):  # still a function of all parameters, which ranks must agree on
+        has_none = not torch.compiler.is_exporting() and len(ids) == 0
+        if has_none:  # still a function of all parameters, which ranks must agree on
             return embeddings.new_zeros(len(offsets) - 1, embeddings.shape[1]) + embeddings.sum()
         positions = torch.arange(ids.shape[0], device=ids.device)
         return embedding_bag(
