@@ -58,7 +58,7 @@ def test_for_people(tmp_path: Path) -> None:
     assert [line.split()[:2] for line in lines[1:10]] == [
         [table, method] for table in ("C1", "C3", "all") for method in ("full", "hashing_trick", "cce")
     ]
-    assert lines[3].split()[2:6] == ["data_parallel,", "dense,", "on", "16"]
+    assert lines[3].split()[2:6] == ["data_parallel,", "packed,", "on", "16"]
     assert max(map(len, lines[:10])) <= 120
     (held,) = (line for line in lines if line.startswith("full") and "GB" in line)
     assert held.split() == ["full", "260.0", "GB", "256.0", "GB", "4.0", "GB", "–", "–", "–"]

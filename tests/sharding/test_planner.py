@@ -15,6 +15,8 @@ from torchrec_cce import (
     CCEEmbeddingBagConfig,
     CCEEmbeddingCollection,
     CCEEmbeddingConfig,
+    CompositionalEmbeddingBagConfig,
+    DeepHashEmbeddingBagConfig,
     ResidentConfig,
 )
 from torchrec_cce.errors import ConfigError
@@ -194,3 +196,65 @@ def test_sequences_are_planned_like_bags() -> None:
     assert found["huge"][0] == "row_wise"
     assert found["large_residents"][0] == "row_wise"
     assert found.keys() == {"bag", "wide", "narrow", "large", "large_residents", "huge"}
+
+
+def small(name: str = "t", **changes: Any) -> CCEEmbeddingBagConfig:
+    return CCEEmbeddingBagConfig(name=name, num_embeddings=10**6, embedding_dim=16, num_rows=100, **changes)
+
+
+def kernels_on_one_rank(
+    *collections: nn.Module,
+    device: str = "cpu",
+    constraints: dict[str, ParameterConstraints] | None = None,
+    replicate: bool = True,
+) -> dict[str, tuple[str, str]]:
+    """Table → sharding type and kernel, for batches of 1024."""
+    topology = planning_topology(device, world_size=1, device_bytes=GB, host_bytes=GB)
+    planner = CCEShardingPlanner(
+        topology=topology, batch_size=1024, constraints=constraints, replicate_on_one_rank=replicate
+    )
+    planner.plan(nn.ModuleList(collections), get_cce_sharders())
+    return {each.table.split(".")[-1]: (each.sharding_type, each.compute_kernel) for each in planner.summary.tables}
+
+
+PACKED, PLACED = ("data_parallel", "packed"), ("table_wise", "fused")
+
+
+def test_small_tables_of_a_collection_are_replicated_on_one_rank() -> None:
+    """Also a full one among them, and features of long bags allow more; a large one keeps all of them from it."""
+    day = EmbeddingBagConfig(name="day", num_embeddings=7, embedding_dim=16, feature_names=["day"])
+    large = cce("large", num_rows=10**4)
+    assert kernels_on_one_rank(CCEEmbeddingBagCollection([small(), day], device=META)) == {"t": PACKED, "day": PACKED}
+    collection = CCEEmbeddingBagCollection([small(), large], device=META)
+    assert kernels_on_one_rank(collection) == {"t": PLACED, "large": PLACED}
+    long_bags = {"large": ParameterConstraints(pooling_factors=[100.0])}
+    assert kernels_on_one_rank(collection, constraints=long_bags) == {"t": PACKED, "large": PACKED}
+
+
+def test_what_is_not_replicated_on_one_rank() -> None:
+    signed = CompositionalEmbeddingBagConfig(
+        name="s", num_embeddings=1000, embedding_dim=16, feature_names=["s"], num_rows=100, signed=True
+    )
+    dhe = DeepHashEmbeddingBagConfig(name="dhe", num_embeddings=90, embedding_dim=16, feature_names=["a"], width=8)
+    for others in ([small("r", residents=ResidentConfig())], [signed], [dhe]):
+        found = kernels_on_one_rank(CCEEmbeddingBagCollection([small(), *others], device=META))
+        assert found["t"] == PLACED
+    sequences = CCEEmbeddingCollection(
+        [CCEEmbeddingConfig(name="t", num_embeddings=1000, embedding_dim=16, num_rows=50)], device=META
+    )
+    assert kernels_on_one_rank(sequences) == {"t": PLACED}
+    plain = EmbeddingBagConfig(name="t", num_embeddings=10, embedding_dim=16, feature_names=["t"])
+    assert kernels_on_one_rank(EmbeddingBagCollection(tables=[plain], device=META)) == {"t": PLACED}
+
+    table = small()
+    both = CCEEmbeddingBagCollection([table, small("u")], device=META)
+    assert set(kernels_on_one_rank(both, device="cuda").values()) == {PLACED}
+    for wanted in (
+        ParameterConstraints(sharding_types=["table_wise"]),
+        ParameterConstraints(compute_kernels=["fused"]),
+    ):
+        assert set(kernels_on_one_rank(both, constraints={"u": wanted}).values()) == {PLACED}
+    beside = CCEEmbeddingBagCollection([table, cce("large", num_rows=10**4)], device=META)
+    assert set(kernels_on_one_rank(both, beside).values()) == {PLACED}  # `t` is in both
+    assert set(kernels_on_one_rank(both, replicate=False).values()) == {PLACED}
+    assert set(kernels_on_one_rank(both).values()) == {PACKED}

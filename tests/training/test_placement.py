@@ -164,7 +164,7 @@ def test_a_run_says_where_its_tables_are(tmp_path: Path) -> None:
     for rank in on_ranks(tmp_path, 2, train, config, tmp_path / "run"):
         assert rank.code == 0, rank.stderr
     found = json.loads((tmp_path / "run" / "plan.json").read_text())
-    replicated = {"sharding_type": "data_parallel", "compute_kernel": "dense", "ranks": [0, 1]}
+    replicated = {"sharding_type": "data_parallel", "compute_kernel": "packed", "ranks": [0, 1]}
     assert list(found) == ["C1", "C2", "C3"]
     assert (found["C1"], found["C2"]) == (replicated, replicated)
 

@@ -1,7 +1,7 @@
 """`CCEEmbeddingCollection`: TorchRec's `EmbeddingCollection`, for sequences, with compressed tables."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -261,7 +261,7 @@ class CombineSequences(nn.Module):
         """Feature → one value an ID: the raw ID if it is needed, else the sample's weight if there is one."""
         needed = {sequence.feature for sequence in self._sequences}
         if isinstance(features, Proxy):  # which cannot say whether it has weights, and has raw IDs
-            bags_of = features.to_dict() if self._need_indices else {}
+            bags_of: Any = features.to_dict() if self._need_indices else {}
             return {feature: bags_of[feature].values() for feature in needed if self._need_indices}
         weighted = features.weights_or_none() is not None
         if not (self._need_indices or weighted):

@@ -26,7 +26,7 @@ from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTa
 from torchrec_cce.methods.table import row_feature_names
 from torchrec_cce.methods.tensor_hash import Constant
 from torchrec_cce.modules.collection import CCECollection
-from torchrec_cce.modules.packed_lookup import PackedLookups
+from torchrec_cce.modules.packed_lookup import PackedLookups, can_be_packed
 from torchrec_cce.modules.quantized_rows import QuantizedRows
 from torchrec_cce.modules.row_keys import row_segments
 from torchrec_cce.modules.state_names import codewords_weight, pooled_weight, residents_weight
@@ -126,6 +126,11 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
             looked_up.append(self.computed(parts[0]))
         pooled: KeyedTensor = self.combine(looked_up, residents)
         return pooled
+
+    @property
+    def is_packable(self) -> bool:
+        """Whether raw IDs can be looked up in one step, from weights that allow it."""
+        return can_be_packed(self._own_remap[0]) and self.ebc is not None and self.computed is None
 
     def _look_up_packed(self, features: KeyedJaggedTensor) -> torch.Tensor | None:
         """The embeddings by one step, where nothing takes part but maps and plain parameters on this CPU."""

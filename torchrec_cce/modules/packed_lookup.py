@@ -1,11 +1,11 @@
-"""`PackedLookup`: pooled embeddings of raw IDs in one step, where stock tables are plain parameters on the CPU.
+"""`PackedLookup`: pooled embeddings of raw IDs in one step, where tables are plain parameters on the CPU.
 
 Raw IDs are packed to codes and pooled from the weights of the stock `EmbeddingBagCollection`, which is not called: no
-list of rows and no sort, in one pass over all tables. Both steps are custom operators of PyTorch. An operator has only
-tensors and numbers, so a lookup has a number by which it is found.
+list of rows and no sort, in one pass over all tables.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,31 +16,28 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_cce.errors import ConfigError
 from torchrec_cce.kernels.lookup.layout import FeatureTable, Layout
-from torchrec_cce.kernels.lookup.lookup import Lookup
-from torchrec_cce.kernels.lookup.pack import Codes, Packer
+from torchrec_cce.kernels.lookup.pack import Codes
 from torchrec_cce.maps.pointer_format import PointerFormat
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import HashedScheme, SignedScheme
 from torchrec_cce.methods.table import FullScheme, scheme_of
-from torchrec_cce.modules.buffers import Buffers
-from torchrec_cce.modules.lookup_operators import numbered, pack, pool
 from torchrec_cce.modules.remap import Remap
+from torchrec_cce.modules.word_lookup import Place, WordLookup
 
 
-class PackedLookup:
+class PackedLookup(WordLookup):
     """Of a collection without residents and computed or signed tables, for inputs with certain keys.
 
     Args:
         remap: of the collection.
         keys: of the features of the input.
+        places: of each table; None: each is a tensor by itself, in the order of `tables`.
     """
 
-    def __init__(self, remap: Remap, keys: Sequence[str]) -> None:
-        self.number = numbered(self)
-        self._remap, self._keys = remap, keys
+    def __init__(self, remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> None:
+        self._remap, self._keys, self._places = remap, keys, places
         self._maps = {table: remap.pointer_map(table) for table in remap.cce_tables()}
         self.tables = list(dict.fromkeys(table for table, _ in remap.table_features))
         shapes = [
@@ -52,118 +49,44 @@ class PackedLookup:
             _codes(remap, table, shape, word)
             for (table, _), shape, word in zip(remap.table_features, shapes, layout.first_words, strict=True)
         ]
-        self._lookup = Lookup(layout, Packer([each for each in codes if each is not None]))
-        packed = [feature for feature, each in zip(remap.table_features, codes, strict=True) if each is not None]
-        self._packed = packed
+        super().__init__(
+            layout,
+            [each for each in codes if each is not None],
+            num_sources=len(keys),
+            places=[(number, 0) if places is None else places[table] for number, table in enumerate(self.tables)],
+        )
+        self._packed = [feature for feature, each in zip(remap.table_features, codes, strict=True) if each is not None]
         self._by_rows = [
             (feature, shape, word)
             for feature, shape, word, each in zip(remap.table_features, shapes, layout.first_words, codes, strict=True)
             if each is None
         ]
-        self.num_words, self.dim = layout.num_words, layout.dim
-        self.buffers = Buffers()
 
-    def is_of(self, keys: Sequence[str]) -> bool:
-        """Whether this still is the lookup of inputs with such keys: no other map was attached."""
-        return keys == self._keys and all(self._remap.pointer_map(table) is used for table, used in self._maps.items())
-
-    def __call__(self, features: KeyedJaggedTensor, weights: Sequence[torch.Tensor], *, weighted: bool) -> torch.Tensor:
-        """[B, Σ d] pooled embeddings.
-
-        Args:
-            weights: of each of `tables`.
-            weighted: whether to take per-sample weights from `features`.
-        """
-        offsets, batch = features.offsets().long(), features.stride()
-        words = pack(features.values(), offsets, batch, self.number, self.num_words)
-        sample_weights = features.weights().contiguous() if weighted else None
-        pooled: torch.Tensor = pool(words, offsets, sample_weights, list(weights), batch, self.number, self.dim)
-        return pooled
+    def is_of(self, keys: Sequence[str], places: Mapping[str, Place] | None) -> bool:
+        """Whether this still is the lookup of inputs with such keys: tables were not moved, no other map attached."""
+        return (
+            keys == self._keys
+            and places is self._places
+            and all(self._remap.pointer_map(table) is used for table, used in self._maps.items())
+        )
 
     def pack(self, ids: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], batch: int) -> torch.Tensor:
-        """[W, N] int64 words.
-
-        Raises:
-            InvalidIDError: an ID outside its table's universe.
-            ConfigError: bags that are none.
-            MapMismatchError: as of `Remap.check_weights`.
-        """
         self._remap.check_weights()
-        bounds = offsets[::batch] if batch else np.zeros(len(self._keys) + 1, np.int64)
-        words = self.buffers.empty((self.num_words, len(ids)), torch.int64)
-        flat = words.numpy().view(np.uint64)
-        _check(offsets, bounds, len(self._keys), len(ids))
-        number, _ = self._lookup.pack(ids, bounds, flat, num_threads=torch.get_num_threads())
-        outside = self._packed[number : number + 1] if number >= 0 else []
-        for table, feature in outside:
-            self._remap.look_up(table, feature, _of(ids, bounds, self._keys.index(feature)))  # names the ID
+        words = super().pack(ids, offsets, batch)
+        bounds, flat = self.bounds(offsets, batch), words.numpy().view(np.uint64)
         for (table, feature), shape, word in self._by_rows:
             rows = self._remap.look_up(table, feature, _of(ids, bounds, shape.source))
             mine = slice(bounds[shape.source], bounds[shape.source + 1])
             flat[word : word + shape.num_words, mine] = rows.transpose(2, 0, 1).reshape(shape.num_words, -1)
         return words
 
-    def pool(
-        self,
-        words: torch.Tensor,
-        offsets: torch.Tensor,
-        weights: torch.Tensor | None,
-        tables: Sequence[torch.Tensor],
-        batch: int,
-    ) -> torch.Tensor:
-        """[B, Σ d] float32."""
-        out = self.buffers.empty((batch, self.dim), torch.float32)
-        self._lookup.pool(
-            _addresses(tables),
-            words.numpy().view(np.uint64),
-            offsets.numpy(),
-            None if weights is None else weights.numpy(),
-            out.numpy(),
-            num_threads=torch.get_num_threads(),
-        )
-        return out
-
-    def gradients(
-        self,
-        gradient: torch.Tensor,
-        words: torch.Tensor,
-        offsets: torch.Tensor,
-        weights: torch.Tensor | None,
-        rows: Sequence[int],
-        widths: Sequence[int],
-    ) -> list[torch.Tensor]:
-        """Of each table, `[rows, width]`; of those with -1 rows, which want none, `[0]`."""
-        found = [
-            self.buffers.zeros((num_rows, width), torch.float32) if num_rows >= 0 else torch.empty(0)
-            for num_rows, width in zip(rows, widths, strict=True)
-        ]
-        self._lookup.add_gradients(
-            _addresses(found),
-            words.numpy().view(np.uint64),
-            offsets.numpy(),
-            None if weights is None else weights.numpy(),
-            gradient.contiguous().numpy(),
-            num_threads=torch.get_num_threads(),
-        )
-        return found
-
-
-def _addresses(tensors: Sequence[torch.Tensor]) -> npt.NDArray[np.uint64]:
-    return np.array([tensor.data_ptr() for tensor in tensors], np.uint64)
+    def refuse(self, number: int, ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64]) -> None:
+        table, feature = self._packed[number]
+        self._remap.look_up(table, feature, _of(ids, bounds, self._keys.index(feature)))  # names the ID
 
 
 def _of(ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64], source: int) -> npt.NDArray[np.int64]:
     return ids[bounds[source] : bounds[source + 1]].astype(np.int64, copy=False)
-
-
-def _check(offsets: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64], num_sources: int, num_ids: int) -> None:
-    """The compiled loops read what offsets point at."""
-    inside = len(bounds) == num_sources + 1 and bounds[0] >= 0 and bounds[-1] <= num_ids
-    if not inside or bool((offsets[1:] < offsets[:-1]).any()):
-        raise ConfigError(
-            f"bags of {num_sources} features with offsets {offsets[:3].tolist()} … {offsets[-3:].tolist()} do not "
-            f"divide {num_ids} IDs; offsets begin at 0 and never fall, lengths are not negative"
-        )
 
 
 def _form(pointer_map: PointerMap) -> PointerFormat:
@@ -212,6 +135,18 @@ def _codes(remap: Remap, table: str, shape: FeatureTable, word: int) -> Codes | 
     return None
 
 
+class Replicas(ABC):
+    """A sharded stock collection that has tables whole on this rank's CPU, in tensors that may hold several each."""
+
+    @abstractmethod
+    def places(self) -> Mapping[str, Place] | None:
+        """Of each table, the same object until they change; None unless all are here and nothing looks on."""
+
+    @abstractmethod
+    def look_up(self, features: KeyedJaggedTensor, lookup: WordLookup, *, weighted: bool) -> torch.Tensor:
+        """[B, Σ d], what `lookup` finds in the tensors that `places` speaks of; gradients are averaged over ranks."""
+
+
 class PackedLookups:
     """The packed lookups of one collection; a copy of the collection makes its own."""
 
@@ -231,21 +166,33 @@ class PackedLookups:
         Args:
             stock: the collection of all tables.
         """
-        if not isinstance(stock, EmbeddingBagCollection) or not _takes(remap, features, weighted=weighted):
+        if not isinstance(stock, EmbeddingBagCollection | Replicas) or not _takes(remap, features, weighted=weighted):
+            return None
+        if _has_hooks(stock):
+            return None
+        places = stock.places() if isinstance(stock, Replicas) else None
+        if isinstance(stock, Replicas) and places is None:
             return None
         keys = features.keys()
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and places is None:
             is_made = _make_for_graph(self, remap, tuple(keys), remap.num_changes)
             lookup = self.in_graphs[tuple(keys)] if is_made else None
         else:
-            lookup = self._last = self._last if self._last and self._last.is_of(keys) else _made(remap, keys)
-        weights = None if lookup is None else _plain_weights(stock, lookup.tables)
-        return None if lookup is None or weights is None else lookup(features, weights, weighted=weighted)
+            is_last = self._last is not None and self._last.is_of(keys, places)
+            lookup = self._last = self._last if is_last else _made(remap, keys, places)
+        if lookup is None:
+            return None
+        if isinstance(stock, Replicas):
+            return stock.look_up(features, lookup, weighted=weighted)
+        weights = _plain_weights(stock, lookup.tables)
+        return None if weights is None else lookup(features, weights, weighted=weighted)
 
 
-def _made(remap: Remap, keys: Sequence[str]) -> PackedLookup | None:
+def _made(remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> PackedLookup | None:
     """None if there is no packed lookup for such keys."""
-    return PackedLookup(remap, keys) if _is_supported(remap, keys) else None
+    given = set(keys)
+    is_raw = {feature for _, feature in remap.table_features} <= given and len(given) == len(keys)
+    return PackedLookup(remap, keys, places) if is_raw and can_be_packed(remap) else None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -274,17 +221,15 @@ def _takes(remap: Remap, features: KeyedJaggedTensor, *, weighted: bool) -> bool
     return weights.dtype == torch.float32 and not weights.requires_grad
 
 
-def _is_supported(remap: Remap, keys: Sequence[str]) -> bool:
-    """Whether all tables can be looked up packed, and the input has raw IDs of all features."""
-    given, wanted = set(keys), {feature for _, feature in remap.table_features}
-    if not wanted or not wanted <= given or len(given) < len(keys) or remap.resident_tables():
-        return False
-    return not any(isinstance(scheme_of(remap.config(table)), SignedScheme) for table, _ in remap.table_features)
+def can_be_packed(remap: Remap) -> bool:
+    """Whether raw IDs of all tables can be looked up from words."""
+    signed = any(isinstance(scheme_of(remap.config(table)), SignedScheme) for table, _ in remap.table_features)
+    return bool(remap.table_features) and not signed and not remap.resident_tables()
 
 
 def _plain_weights(stock: EmbeddingBagCollection, tables: Sequence[str]) -> list[torch.Tensor] | None:
     """The weights of tables, if nothing but these would be used of the stock collection: no wrapper, and no hook."""
-    if type(stock) is not EmbeddingBagCollection or _has_hooks(stock):
+    if type(stock) is not EmbeddingBagCollection:
         return None
     weights: list[torch.Tensor] = []
     bags = stock.embedding_bags._modules  # without the checks of a ModuleDict, which take longer than a small batch

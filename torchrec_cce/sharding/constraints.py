@@ -1,9 +1,11 @@
 """What TorchRec's planner must be told of a compressed table: it sees columns, where the user described features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import TypeVar
 
+from torch import nn
+from torchrec import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.types import ShardingType
@@ -12,10 +14,15 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
+from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.sharding.sharders import FUSED_WIDTH, SHARDING_TYPES, has_fused_kernel
 
 T = TypeVar("T")
 _NOTHING = ParameterConstraints()
+_FLOATS_A_ROW = 2
+"""Of tables, for each row that a batch looks up, up to which replicas on one rank are faster than fused kernels. The
+optimizer of replicas visits all rows of a table at every step; what they save is the sort of rows that are looked up.
+"""
 
 
 def column_constraints(
@@ -48,6 +55,53 @@ def column_constraints(
         table.name: _constraints_of(table, given.get(table.name) or given.get(owners[table.name], _NOTHING))
         for table in (*tables, *(table.resident_rows() for table in rows))
     }
+
+
+def constraints_of_one_rank(
+    given: Mapping[str, ParameterConstraints], replicated: Set[str]
+) -> dict[str, ParameterConstraints]:
+    """Tables `replicated`, and all others placed on the only rank there is, if they may be.
+
+    It sends nothing: to replicate some beside others would only cost a second kernel.
+    """
+    kinds = {name: ShardingType.DATA_PARALLEL if name in replicated else ShardingType.TABLE_WISE for name in given}
+    return {
+        name: replace(each, sharding_types=[kinds[name].value])
+        if kinds[name].value in (each.sharding_types or ())
+        else each
+        for name, each in given.items()
+    }
+
+
+def small_collections(module: nn.Module, given: Mapping[str, ParameterConstraints], batch_size: int) -> Set[str]:
+    """The tables of collections in `module` that one CPU looks up faster if all of them are replicas, as they may be.
+
+    Args:
+        given: of each table of `module`, see `column_constraints`.
+        batch_size: rows of a batch.
+    """
+    stocks = [each for each in module.modules() if isinstance(each, EmbeddingBagCollection | EmbeddingCollection)]
+    collections = [each for each in module.modules() if isinstance(each, CCEEmbeddingBagCollection)]
+    small = [each.ebc for each in collections if each.is_packable and _is_small(each.ebc, given, batch_size)]
+    others = {name for stock in stocks if stock not in small for name in _weights(stock)}
+    return {name for stock in small if others.isdisjoint(_weights(stock)) for name in _weights(stock)}
+
+
+def _is_small(stock: EmbeddingBagCollection, given: Mapping[str, ParameterConstraints], batch_size: int) -> bool:
+    dense, replicated = EmbeddingComputeKernel.DENSE.value, ShardingType.DATA_PARALLEL.value
+    weights = _weights(stock)
+    constraints = [given[name] for name in weights]
+    if not all(replicated in (each.sharding_types or ()) for each in constraints):
+        return False
+    if not all(dense in (each.compute_kernels or [dense]) for each in constraints):
+        return False
+    rows = batch_size * sum(sum(each.pooling_factors) for each in constraints)
+    return sum(weight.numel() for weight in weights.values()) <= _FLOATS_A_ROW * rows
+
+
+def _weights(stock: EmbeddingBagCollection | EmbeddingCollection) -> dict[str, nn.Parameter]:
+    """Of each table, by its name."""
+    return {name.split(".")[-2]: weight for name, weight in stock.named_parameters()}
 
 
 def _constraints_of(table: BaseEmbeddingConfig, given: ParameterConstraints) -> ParameterConstraints:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from rich.filesize import decimal
 from torch import nn
+from torchrec import EmbeddingBagCollection
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner import ParameterConstraints, Topology
 from torchrec.distributed.planner.constants import BIGINT_DTYPE
 from torchrec.distributed.planner.perf_models import NoopPerfModel
@@ -22,6 +24,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingType
 
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.state_names import joined, split_weight
+from torchrec_cce.sharding.replicas import PACKED
 
 _COLLECTIVES = {
     ShardingType.DATA_PARALLEL.value: 1,  # gradients
@@ -195,7 +198,7 @@ def summarise(
             TableSummary(
                 table=option.fqn,
                 sharding_type=option.sharding_type,
-                compute_kernel=option.compute_kernel,
+                compute_kernel=PACKED if _is_packed(option, topology) else option.compute_kernel,
                 num_ranks=len(busy),
                 device_bytes=max(on_device.values()),
                 host_bytes=maps.get(option.fqn, 0) + max(on_host.values()),
@@ -211,6 +214,15 @@ def summarise(
         all_to_all_bytes=sum(table.all_to_all_bytes for table in tables),
         all_reduce_bytes=sum(table.all_reduce_bytes for table in tables),
         milliseconds=StepTimeModel(topology).rate(options),
+    )
+
+
+def _is_packed(option: ShardingOption, topology: Topology) -> bool:
+    """Whether `ShardedBags` looks it up by loops of ours."""
+    return (
+        topology.compute_device == "cpu"
+        and option.compute_kernel == EmbeddingComputeKernel.DENSE.value
+        and isinstance(option.module[1], EmbeddingBagCollection)
     )
 
 

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,14 +23,14 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingPlanner, ShardingType
+from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingPlanner
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.sharding.agreement import on_first_rank
-from torchrec_cce.sharding.constraints import column_constraints
+from torchrec_cce.sharding.constraints import column_constraints, constraints_of_one_rank, small_collections
 from torchrec_cce.sharding.estimates import (
     GlooBandwidths,
     MapStorageReservation,
@@ -61,6 +60,8 @@ class CCEShardingPlanner(ShardingPlanner):
         constraints: table → what is known and wanted of it, in TorchRec's terms, with values a feature and not a
             column; bags of more than one ID need their `pooling_factors`.
         reserved: the share of device memory, 0 to 1, that is kept for everything but embedding tables.
+        replicate_on_one_rank: whether small tables may be replicated on one rank, too. It sends nothing, but a CPU
+            looks replicas up without a sort. They have no fused optimizer: yours trains them, as on several ranks.
 
     Example:
         >>> from torchrec_cce import CCEEmbeddingBagConfig
@@ -79,11 +80,13 @@ class CCEShardingPlanner(ShardingPlanner):
         batch_size: int,
         constraints: Mapping[str, ParameterConstraints] | None = None,
         reserved: float = 0.15,
+        replicate_on_one_rank: bool = False,
     ) -> None:
         self._topology = topology or _topology_here()
         self._batch_size = batch_size
         self._constraints = dict(constraints or {})
         self._reserved = reserved
+        self._replicate_on_one_rank = replicate_on_one_rank
         self._summary: PlanSummary | None = None
 
     @property
@@ -172,9 +175,11 @@ class CCEShardingPlanner(ShardingPlanner):
                     "name, so give one another name"
                 )
         constraints = column_constraints(list(tables.values()), self._constraints)
-        if self._topology.world_size == 1:
-            return {name: _on_one_rank(given) for name, given in constraints.items()}
-        return constraints
+        if self._topology.world_size > 1:
+            return constraints
+        may_replicate = self._replicate_on_one_rank and self._topology.compute_device == "cpu"
+        replicated = small_collections(module, constraints, self._batch_size) if may_replicate else frozenset()
+        return constraints_of_one_rank(constraints, replicated)
 
 
 def planning_topology(
@@ -247,14 +252,6 @@ def _tables(module: nn.Module) -> Iterator[BaseEmbeddingConfig]:
             yield from collection.embedding_bag_configs()
         elif isinstance(collection, EmbeddingCollection):
             yield from collection.embedding_configs()
-
-
-def _on_one_rank(given: ParameterConstraints) -> ParameterConstraints:
-    """One rank sends nothing, so that no table gains by being replicated. To replicate some beside others only costs a
-    second kernel, which the model does not see.
-    """
-    whole = ShardingType.TABLE_WISE.value
-    return replace(given, sharding_types=[whole]) if whole in (given.sharding_types or ()) else given
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.modules.bags import members_of
+from torchrec_cce.sharding.replicas import ShardedBags
 
 FUSED_WIDTH = 4
 """FBGEMM's fused kernels read rows of a multiple of 4 floats."""
@@ -30,6 +31,8 @@ SHARDING_TYPES = (ShardingType.DATA_PARALLEL.value, ShardingType.TABLE_WISE.valu
 
 class CCEEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
     """The stock sharder with the placements that train any table as one process would.
+
+    Tables of which each CPU has a replica are looked up by our loops, see `ShardedBags`.
 
     On the CPU, too, tables may be split by rows, which gloo carries out and TorchRec does not list. On no device are
     they split by columns: rowwise Adagrad keeps one momentum a row, and would keep one a row of every shard.
@@ -54,7 +57,16 @@ class CCEEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
         """
         tables = module.embedding_bag_configs()
         check_kernels(tables, params)
-        sharded = super().shard(module, params, env, device, module_fqn)
+        sharded = ShardedBags(
+            module,
+            params,
+            env,
+            self.fused_params,
+            device,
+            qcomm_codecs_registry=self.qcomm_codecs_registry,
+            module_fqn=module_fqn,
+            sharded_module_order_overwrite=self._sharded_module_order_overwrite,
+        )
         _divide_only_means(sharded, tables, params)
         return sharded
 

@@ -76,7 +76,7 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
         else:
             run.begin()
         on_first_rank(lambda: check_files(config, run.remap))
-        on_first_rank(lambda: record_plan(run.plan, run_dir))
+        on_first_rank(lambda: record_plan(run.plan, run.model.module, run_dir))
         log = MetricsLog(run_dir if ranks.is_first else None, after=run.position)
         line = ProgressLine(run_dir.name, visible=show_progress and ranks.is_first)
         with log, line, run.versions.watching(run.position.version):

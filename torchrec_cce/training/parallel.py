@@ -26,6 +26,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec_cce.methods.computed import ComputedTable
 from torchrec_cce.modules.state_names import bag_weight, embedding_weight, part_of
 from torchrec_cce.sharding.sharders import get_cce_sharders
+from torchrec_cce.training.adagrad import OnePassRowWiseAdagrad
 from torchrec_cce.training.config import OptimizerConfig
 
 _GROUPS = itertools.count()
@@ -144,7 +145,10 @@ def shard(
     rest = dict(in_backward_optimizer_filter(sharded.named_parameters()))
     of_tables = computed.union(with_rows, *replicated.values())
     kinds = [
-        *((optimizer.kind, optimizer.arguments | {"lr": rate}, names) for rate, names in sorted(replicated.items())),
+        *(
+            (optimizer.replicated_kind, optimizer.arguments | {"lr": rate}, names)
+            for rate, names in sorted(replicated.items())
+        ),
         (optimizer.computed_kind, optimizer.arguments, computed),
         (optimizer.kind, optimizer.arguments, with_rows),
         (OPTIMIZERS[config.dense], {"lr": config.dense_learning_rate}, rest.keys() - of_tables),
@@ -176,20 +180,24 @@ class TableOptimizer:
     computed_kind: type[torch.optim.Optimizer]
     """That of computed tables whose parameters' rows are no embeddings: Adagrad takes the place of rowwise Adagrad."""
     arguments: dict[str, Any]
+    replicated_kind: type[torch.optim.Optimizer]
+    """The same as `kind`, for replicas."""
     can_be_fused: bool
     """Whether FBGEMM can do the same in the backward pass. If it cannot, all tables are replicated."""
 
 
 def table_optimizer(config: OptimizerConfig) -> TableOptimizer:
+    kind = OPTIMIZERS[config.embedding]
     arguments: dict[str, Any] = {"lr": config.embedding_learning_rate}
     if config.embedding in _ADAGRADS:
         arguments["eps"] = _EPSILON
     if config.embedding_weight_decay is not None:
         arguments["weight_decay"] = config.embedding_weight_decay
     return TableOptimizer(
-        kind=OPTIMIZERS[config.embedding],
+        kind=kind,
         computed_kind=OPTIMIZERS["adagrad" if config.embedding == "rowwise_adagrad" else config.embedding],
         arguments=arguments,
+        replicated_kind=OnePassRowWiseAdagrad if kind is RowWiseAdagrad else kind,
         # FBGEMM takes a weight decay without a word and decays nothing.
         can_be_fused=config.embedding in _FUSED and not config.embedding_weight_decay,
     )

@@ -1,7 +1,7 @@
 """Where a run's tables go: TorchRec's planner, which is told what their optimizer can do."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.modules.state_names import COMPUTED
 from torchrec_cce.sharding.estimates import PlanSummary
 from torchrec_cce.sharding.planner import CCEShardingPlanner
+from torchrec_cce.sharding.replicas import PACKED, ShardedBags
 from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.input import num_dense
@@ -62,20 +63,28 @@ def summary_of(
     return planner.summary
 
 
-def record_plan(plan: ShardingPlan, run_dir: Path) -> None:
-    """Write to `plan.json` and to the log where each table is: table → sharding type, kernel, ranks."""
+def record_plan(plan: ShardingPlan, model: nn.Module, run_dir: Path) -> None:
+    """Write to `plan.json` and to the log where each table is: table → sharding type, kernel, ranks.
+
+    Args:
+        model: as it was sharded by the plan.
+    """
     tables = {
         name: {
             "sharding_type": placement.sharding_type,
-            "compute_kernel": placement.compute_kernel,
+            "compute_kernel": PACKED if name in _replicas(model.get_submodule(path)) else placement.compute_kernel,
             "ranks": sorted(set(placement.ranks or ())),
         }
-        for placements in plan.plan.values()
+        for path, placements in plan.plan.items()
         for name, placement in placements.items()
     }
     write_json(run_dir / PLAN, tables, indent=2)
     for name, table in tables.items():
         _log.info("table %s: %s, kernel %s, on ranks %s", name, *table.values())
+
+
+def _replicas(stock: nn.Module) -> Set[str]:
+    return stock.replicas if isinstance(stock, ShardedBags) else frozenset()
 
 
 def _planner(
@@ -104,4 +113,5 @@ def _planner(
             for table in tables
             if not isinstance(table, ComputedEmbeddingBagConfig)  # always replicated
         },
+        replicate_on_one_rank=True,  # `parallel.shard` trains replicas as it trains others
     )

@@ -1,0 +1,139 @@
+"""`WordLookup`: pooled embeddings from words, whatever the words are made of and wherever the tables lie.
+
+Both steps of it, packing and pooling, are custom operators of PyTorch. An operator has only tensors and numbers, so a
+lookup has a number by which it is found.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from torchrec_cce.errors import ConfigError
+from torchrec_cce.kernels.lookup.layout import Layout
+from torchrec_cce.kernels.lookup.lookup import Lookup
+from torchrec_cce.kernels.lookup.pack import Codes, Packer
+from torchrec_cce.modules.buffers import Buffers
+from torchrec_cce.modules.lookup_operators import numbered, pack, pool
+
+Place = tuple[int, int]
+"""Where a table is: the number of a tensor, and the floats before it in there."""
+_FLOAT_BYTES = 4
+
+
+class WordLookup(ABC):
+    """A lookup of inputs with a certain number of features.
+
+    Args:
+        codes: how IDs of the features become words; a subclass may write further words.
+        num_sources: how many features the input has.
+        places: of each table of the layout.
+    """
+
+    def __init__(self, layout: Layout, codes: Sequence[Codes], *, num_sources: int, places: Sequence[Place]) -> None:
+        self.number = numbered(self)
+        self.num_words, self.dim = layout.num_words, layout.dim
+        self.buffers = Buffers()
+        self._lookup = Lookup(layout, Packer(codes))
+        self._num_sources = num_sources
+        self._tensors = np.array([tensor for tensor, _ in places], np.int64)
+        self._starts = np.array([start * _FLOAT_BYTES for _, start in places], np.uint64)
+
+    @abstractmethod
+    def refuse(self, number: int, ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64]) -> None:
+        """Raise InvalidIDError: an ID of the feature with this number among `codes` is outside its table.
+
+        Args:
+            ids: [N], of all features.
+            bounds: [sources + 1]: where in `N` each begins.
+        """
+
+    def __call__(self, features: KeyedJaggedTensor, tensors: Sequence[torch.Tensor], *, weighted: bool) -> torch.Tensor:
+        """[B, Σ d] pooled embeddings.
+
+        Args:
+            tensors: [n, w] float32 each, what `places` speaks of.
+            weighted: whether to take per-sample weights from `features`.
+        """
+        offsets, batch = features.offsets().long(), features.stride()
+        words = pack(features.values(), offsets, batch, self.number, self.num_words)
+        sample_weights = features.weights().float().contiguous() if weighted else None
+        pooled: torch.Tensor = pool(words, offsets, sample_weights, list(tensors), batch, self.number, self.dim)
+        return pooled
+
+    def pack(self, ids: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], batch: int) -> torch.Tensor:
+        """[W, N] int64 words. Raises InvalidIDError, ConfigError of bags that are none."""
+        bounds = self.bounds(offsets, batch)
+        words = self.buffers.empty((self.num_words, len(ids)), torch.int64)
+        _check(offsets, bounds, self._num_sources, len(ids))
+        flat = words.numpy().view(np.uint64)
+        number, _ = self._lookup.pack(ids, bounds, flat, num_threads=torch.get_num_threads())
+        if number >= 0:
+            self.refuse(number, ids, bounds)
+        return words
+
+    def bounds(self, offsets: npt.NDArray[np.int64], batch: int) -> npt.NDArray[np.int64]:
+        """[sources + 1]: where the values of each feature begin."""
+        return offsets[::batch] if batch else np.zeros(self._num_sources + 1, np.int64)
+
+    def pool(
+        self,
+        words: torch.Tensor,
+        offsets: torch.Tensor,
+        weights: torch.Tensor | None,
+        tables: Sequence[torch.Tensor],
+        batch: int,
+    ) -> torch.Tensor:
+        """[B, Σ d] float32."""
+        out = self.buffers.empty((batch, self.dim), torch.float32)
+        self._lookup.pool(
+            self._addresses(tables),
+            words.numpy().view(np.uint64),
+            offsets.numpy(),
+            None if weights is None else weights.numpy(),
+            out.numpy(),
+            num_threads=torch.get_num_threads(),
+        )
+        return out
+
+    def gradients(
+        self,
+        gradient: torch.Tensor,
+        words: torch.Tensor,
+        offsets: torch.Tensor,
+        weights: torch.Tensor | None,
+        rows: Sequence[int],
+        widths: Sequence[int],
+    ) -> list[torch.Tensor]:
+        """Of each tensor, `[rows, width]`; of those with -1 rows, which want none, `[0]`."""
+        found = [
+            self.buffers.zeros((num_rows, width), torch.float32) if num_rows >= 0 else torch.empty(0)
+            for num_rows, width in zip(rows, widths, strict=True)
+        ]
+        self._lookup.add_gradients(
+            self._addresses(found),
+            words.numpy().view(np.uint64),
+            offsets.numpy(),
+            None if weights is None else weights.numpy(),
+            gradient.contiguous().numpy(),
+            num_threads=torch.get_num_threads(),
+        )
+        return found
+
+    def _addresses(self, tensors: Sequence[torch.Tensor]) -> npt.NDArray[np.uint64]:
+        """Of each table; 0 where its tensor is empty."""
+        first = np.array([tensor.data_ptr() for tensor in tensors], np.uint64)[self._tensors]
+        return np.where(first == 0, first, first + self._starts)
+
+
+def _check(offsets: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64], num_sources: int, num_ids: int) -> None:
+    """The compiled loops read what offsets point at."""
+    inside = len(bounds) == num_sources + 1 and bounds[0] >= 0 and bounds[-1] <= num_ids
+    if not inside or bool((offsets[1:] < offsets[:-1]).any()):
+        raise ConfigError(
+            f"bags of {num_sources} features with offsets {offsets[:3].tolist()} … {offsets[-3:].tolist()} do not "
+            f"divide {num_ids} IDs; offsets begin at 0 and never fall, lengths are not negative"
+        )

@@ -1,0 +1,177 @@
+"""Tables of which every rank has a replica in host memory: TorchRec's sharded collection, looked up by our loops.
+
+A replica has a dense gradient, averaged over ranks. FBGEMM's dense kernel sorts the rows of a batch to add it up; the
+loops of `kernels.lookup` add where it belongs. Names, gradients, optimizers and pipelines are TorchRec's.
+"""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torchrec import KeyedJaggedTensor, PoolingType
+from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag
+from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel, GroupedEmbeddingConfig
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.sharding.dp_sharding import DpPooledEmbeddingSharding
+from torchrec.distributed.types import ShardingEnv, ShardingType
+from torchrec.modules.embedding_configs import DataType
+
+from torchrec_cce.errors import InvalidIDError
+from torchrec_cce.kernels.lookup.layout import FeatureTable, Layout
+from torchrec_cce.kernels.lookup.pack import Codes
+from torchrec_cce.modules.packed_lookup import Replicas
+from torchrec_cce.modules.word_lookup import Place, WordLookup
+
+PACKED = "packed"
+"""What we call a kernel of ours, where TorchRec calls it dense."""
+_ROW_BITS = 64
+
+
+class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
+    """TorchRec's, whose tables with a replica on each CPU are looked up by our loops.
+
+    From rows, one by one as they come; or, if all its tables are such, from the words of a `PackedLookup`.
+    """
+
+    def _create_lookups(self) -> None:
+        self._places: dict[str, Place] = {}
+        for sharding in self._embedding_shardings:
+            if not isinstance(sharding, DpPooledEmbeddingSharding) or not _is_cpu(self._device):
+                self._lookups.append(sharding.create_lookup())
+                continue
+            lookup = _ReplicaLookup(
+                sharding._grouped_embedding_configs,
+                device=self._device,
+                pg=self._env.process_group,
+                scale_weight_gradients=False,  # as DpPooledEmbeddingSharding has it
+                env=self._env,
+            )
+            self._places = lookup.places()
+            self._lookups.append(lookup)
+
+    @property
+    def replicas(self) -> Set[str]:
+        """The tables that are looked up so."""
+        return self._places.keys()
+
+    def places(self) -> Mapping[str, Place] | None:
+        is_seen = self.post_lookup_tracker_fn is not None or self.post_odist_tracker_fn is not None
+        return self._places if len(self._places) == len(self._table_names) and not is_seen else None
+
+    def look_up(self, features: KeyedJaggedTensor, lookup: WordLookup, *, weighted: bool) -> torch.Tensor:
+        (replicas,) = self._lookups
+        assert isinstance(replicas, DistributedDataParallel)  # which averages gradients of what went through it
+        pooled: torch.Tensor = replicas(features, lookup, weighted)
+        return pooled
+
+
+class _ReplicaLookup(GroupedPooledEmbeddingsLookup):
+    """The tables of one collection, in a tensor for each kind of pooling."""
+
+    def _create_embedding_kernel(
+        self,
+        config: GroupedEmbeddingConfig,
+        device: torch.device | None,
+        pg: dist.ProcessGroup | None,
+        sharding_type: ShardingType | None,
+        env: ShardingEnv | None,
+    ) -> nn.Module:
+        if config.compute_kernel == EmbeddingComputeKernel.DENSE and config.data_type == DataType.FP32:
+            return _ReplicaKernel(config, pg, device, sharding_type)
+        kernel: nn.Module = super()._create_embedding_kernel(config, device, pg, sharding_type, env)
+        return kernel
+
+    def places(self) -> dict[str, Place]:
+        """Of each table that our loops can read."""
+        return {
+            table.name: (number, start)
+            for number, kernel in enumerate(self._emb_modules)
+            if isinstance(kernel, _ReplicaKernel)
+            for table, start in zip(kernel.config.embedding_tables, kernel.starts, strict=True)
+        }
+
+    def forward(
+        self, sparse_features: KeyedJaggedTensor, lookup: WordLookup | None = None, weighted: bool = False
+    ) -> torch.Tensor:
+        """As TorchRec's, from rows; with a `lookup`, what that finds in the tables."""
+        if lookup is None:
+            pooled: torch.Tensor = super().forward(sparse_features)
+            return pooled
+        return lookup(sparse_features, [kernel.floats for kernel in self._emb_modules], weighted=weighted)
+
+
+class _ReplicaKernel(BatchedDenseEmbeddingBag):
+    """A dense kernel that does not sort."""
+
+    def __init__(self, config: GroupedEmbeddingConfig, *args: Any) -> None:
+        super().__init__(config, *args)
+        self.starts = self.emb_module.weights_physical_offsets[:-1]
+        """In the tensor of all tables, of each."""
+        self._rows = RowLookup(config, self.starts)
+
+    @property
+    def floats(self) -> torch.Tensor:
+        """Of all tables, [n, 1]."""
+        floats: torch.Tensor = self.emb_module.weights.view(-1, 1)
+        return floats
+
+    def forward(self, features: KeyedJaggedTensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        weights = features.weights_or_none()
+        trains_weights = weights is not None and weights.requires_grad
+        is_ours = features.values().dtype in (torch.int64, torch.int32) and not features.variable_stride_per_key()
+        if trains_weights or not is_ours:
+            pooled: torch.Tensor = super().forward(features, *args, **kwargs)
+            return pooled
+        # As TorchRec's kernel, which takes the weights that there are.
+        return self._rows(features, [self.floats], weighted=weights is not None and weights.is_floating_point())
+
+
+class RowLookup(WordLookup):
+    """Of rows, each of which is a word; the features are those of a group of tables, in its order."""
+
+    def __init__(self, config: GroupedEmbeddingConfig, starts: list[int]) -> None:
+        tables = [(i, table) for i, table in enumerate(config.embedding_tables) for _ in table.feature_names]
+        self._features = [
+            (feature, table.name, table.local_rows)
+            for feature, (_, table) in zip(config.feature_names(), tables, strict=True)
+        ]
+        layout = Layout.of(
+            [
+                FeatureTable(
+                    table=number,
+                    source=source,
+                    num_columns=1,
+                    num_terms=1,
+                    bits=_ROW_BITS,
+                    width=table.local_cols,
+                    column_rows=0,
+                    term_rows=0,
+                    is_mean=config.pooling == PoolingType.MEAN,
+                )
+                for source, (number, table) in enumerate(tables)
+            ]
+        )
+        codes = [
+            Codes(source=source, first_word=0, bits=_ROW_BITS, num_ids=table.local_rows)
+            for source, (_, table) in enumerate(tables)
+        ]
+        super().__init__(layout, codes, num_sources=len(tables), places=[(0, start) for start in starts])
+
+    def refuse(self, number: int, ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64]) -> None:
+        feature, table, num_rows = self._features[number]
+        rows = ids[bounds[number] : bounds[number + 1]]
+        bad = int(np.flatnonzero((rows < 0) | (rows >= num_rows))[0])
+        raise InvalidIDError(
+            f"feature {feature!r}: row {rows[bad]} (position {bad} of its {len(rows)} values) is not in "
+            f"0..{num_rows - 1}, the rows of table {table!r}; remap raw IDs by the collection's own remap"
+        )
+
+
+def _is_cpu(device: torch.device | None) -> bool:
+    return device is not None and device.type == "cpu"
