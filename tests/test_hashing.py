@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from torchrec_cce.clustering.entropy import pointer_entropies, random_entropies
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import UniversalHash, derive_seed, hash_one
-from torchrec_cce.methods.computed import TensorHash
+from torchrec_cce.methods.tensor_hash import TensorHash
 
 INT64 = np.iinfo(np.int64)
 ids_strategy = st.lists(st.integers(INT64.min, INT64.max), min_size=1, max_size=50)

@@ -2,7 +2,7 @@
 
 import torch
 
-from torchrec_cce.methods.computed import Constant
+from torchrec_cce.methods.tensor_hash import Constant
 
 
 def test_it_is_copied_once_to_a_device() -> None:

@@ -9,8 +9,9 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import term_hash
 from torchrec_cce.kernels.hot_sketch import NO_ID, NO_ROW, add_weights
-from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, TensorHash, parameter
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
 from torchrec_cce.methods.table import MethodSpec, Sizing
+from torchrec_cce.methods.tensor_hash import TensorHash
 
 _BUCKET_SLOTS = 4
 _SLOTS_A_ROW = 2

@@ -20,10 +20,12 @@ from torchrec_cce.methods.compositional import (
     CompositionalConfig,
     CompositionalEmbeddingBagConfig,
     CompositionalEmbeddingConfig,
+    first_rows,
     refuse_signs,
 )
 from torchrec_cce.methods.residents import ResidentConfig
-from torchrec_cce.methods.table import Looked, MethodSpec, Sizing
+from torchrec_cce.methods.table import Looked, MethodSpec, Sizing, TensorRows
+from torchrec_cce.methods.tensor_map import TensorMap
 
 
 @dataclass(kw_only=True)
@@ -224,6 +226,16 @@ class CCEScheme:
     def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
         found = self.pointer_map.rows_into(ids, out)
         return Looked(bad=found.bad, unseen=found.num_unseen)
+
+    def on_tensors(self) -> Callable[[torch.Tensor], TensorRows]:
+        codes_of = TensorMap(self.pointer_map, use_helper=self.use_helper)
+        starts = first_rows(self.num_columns, 2, self.pointer_map.num_rows)  # the helper has its rows, used or not
+
+        def found(ids: torch.Tensor) -> TensorRows:
+            codes, known = codes_of(ids)
+            return TensorRows(codes + starts.on(ids.device)[:, :, : self.num_terms], known=known)
+
+        return found
 
 
 def _clustered(sizing: Sizing, *, num_terms: int, **options: Any) -> EmbeddingBagConfig:

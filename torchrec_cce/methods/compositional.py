@@ -1,18 +1,21 @@
 """Hashed tables: the hashing trick, CE concat, CE sum (Bloom embeddings), CE hybrid, and count sketches."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig, EmbeddingConfig
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import MAX_ROWS, UniversalHash, derive_seed, term_hash
 from torchrec_cce.kernels.rows import hashed_rows
-from torchrec_cce.methods.table import CompressedConfig, Looked, MethodSpec, PointerScheme, Sizing
+from torchrec_cce.methods.table import CompressedConfig, Looked, MethodSpec, PointerScheme, Sizing, TensorRows, within
+from torchrec_cce.methods.tensor_hash import Constant, TensorHash
 
 
 @dataclass(kw_only=True)
@@ -128,6 +131,12 @@ def refuse_signs(table: CompositionalEmbeddingBagConfig) -> None:
         )
 
 
+def first_rows(num_columns: int, num_terms: int, num_rows: int) -> Constant:
+    """[c, 1, t] int64: the row of code 0 of each term of each column, of `num_rows` codes each."""
+    terms = torch.from_numpy(np.arange(num_columns * num_terms, dtype=np.int64) * num_rows)
+    return Constant(terms.view(num_columns, 1, num_terms))
+
+
 @dataclass(frozen=True, kw_only=True)
 class HashedScheme:
     """Every codeword is chosen by a hash of the ID."""
@@ -157,6 +166,17 @@ class HashedScheme:
         bad = hashed_rows(ids, self.num_ids or 0, self._multipliers, self._offsets, self.terms[0].num_rows, out)
         return Looked(bad=-1 if self.num_ids is None else bad)
 
+    def on_tensors(self) -> Callable[[torch.Tensor], TensorRows]:
+        hashes = [TensorHash(term) for term in self.terms]
+        starts = first_rows(self.num_columns, self.num_terms, self.terms[0].num_rows)
+
+        def found(ids: torch.Tensor) -> TensorRows:
+            codes = torch.stack([function(ids) for function in hashes], dim=2)  # [N, c, t]
+            known = None if self.num_ids is None else within(ids, self.num_ids)
+            return TensorRows(codes.transpose(0, 1) + starts.on(ids.device), known=known)
+
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class SignedScheme(HashedScheme):
@@ -170,6 +190,15 @@ class SignedScheme(HashedScheme):
         bits = self.sign_hash.numpy(ids).reshape(len(ids), self.num_columns, self.num_terms)
         signs: npt.NDArray[np.float32] = (2 * bits - 1).transpose(1, 0, 2).astype(np.float32)
         return signs
+
+    def on_tensors(self) -> Callable[[torch.Tensor], TensorRows]:
+        unsigned, sign_hash = super().on_tensors(), TensorHash(self.sign_hash)
+
+        def found(ids: torch.Tensor) -> TensorRows:
+            bits = sign_hash(ids).unflatten(1, (self.num_columns, self.num_terms))
+            return unsigned(ids)._replace(signs=(2 * bits - 1).transpose(0, 1).to(torch.float32))
+
+        return found
 
 
 def _hashed(sizing: Sizing, *, num_columns: int, num_terms: int = 1, signed: bool = False) -> EmbeddingBagConfig:

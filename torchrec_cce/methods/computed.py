@@ -7,15 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import embedding_bag
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from torchrec_cce.hashing import FACTORS, SHIFT, UniversalHash, derive_seed
+from torchrec_cce.hashing import UniversalHash, derive_seed
 from torchrec_cce.methods.table import CompressedConfig, FullScheme, PointerScheme
+from torchrec_cce.methods.tensor_hash import TensorHash
 
 
 @dataclass(kw_only=True)
@@ -44,50 +44,6 @@ class ComputedEmbeddingBagConfig(CompressedConfig, EmbeddingBagConfig):
         return [f"{feature}#{self.name}" for feature in self.feature_names]
 
 
-class Constant:
-    """`values`, copied once to each device that asks.
-
-    No buffer, for those lose their values when a module is built on the meta device and materialised later.
-    """
-
-    def __init__(self, values: torch.Tensor) -> None:
-        self._copies = {values.device: values}
-
-    def on(self, device: torch.device) -> torch.Tensor:
-        """The values on `device`."""
-        if device not in self._copies:
-            (first, *_) = self._copies.values()
-            self._copies[device] = first.to(device)
-        return self._copies[device]
-
-
-_MASK_31, _MASK_32 = 2 ** (64 - SHIFT) - 1, 2**32 - 1
-_FACTORS: list[int] = np.array(FACTORS, np.uint64).view(np.int64).tolist()
-
-
-class TensorHash:
-    """`functions` for tensors of any device."""
-
-    def __init__(self, functions: UniversalHash) -> None:
-        self._num_rows = functions.num_rows
-        self._multipliers, self._offsets = (
-            Constant(torch.from_numpy(words.view(np.int64))) for words in (functions.multipliers, functions.offsets)
-        )
-
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        """Hash `ids: [N] int64` (any value) to rows `[N, c] int64`, with the bits of `UniversalHash.numpy`.
-
-        torch has no uint64 arithmetic, but int64 wraps to the same bits, and the masks undo the sign extension of `>>`.
-        """
-        x = ids.to(torch.int64)
-        for factor in _FACTORS:
-            x = (x ^ ((x >> SHIFT) & _MASK_31)) * factor
-        x = x ^ ((x >> SHIFT) & _MASK_31)
-        spread = ((x[:, None] * self._multipliers.on(x.device) + self._offsets.on(x.device)) >> 32) & _MASK_32
-        rows: torch.Tensor = ((spread * self._num_rows) >> 32) & _MASK_32
-        return rows
-
-
 class ComputedTable(ABC, nn.Module):
     """A table whose embeddings are computed. A subclass makes its parameters, fills them, and embeds IDs."""
 
@@ -114,9 +70,10 @@ class ComputedTable(ABC, nn.Module):
             weights: `[N]`, of the IDs, for sum pooling, of any float type.
         """
         embeddings = self.embed(ids)
-        if len(ids) == 0:  # still a function of all parameters, which ranks must agree on
+        has_none = not torch.compiler.is_exporting() and len(ids) == 0
+        if has_none:  # still a function of all parameters, which ranks must agree on
             return embeddings.new_zeros(len(offsets) - 1, embeddings.shape[1]) + embeddings.sum()
-        positions = torch.arange(len(ids), device=ids.device)
+        positions = torch.arange(ids.shape[0], device=ids.device)
         return embedding_bag(
             positions,
             embeddings,

@@ -1,6 +1,7 @@
 """Quotient-remainder: a codeword for `id % m` and another for `id // m`, summed, concatenated or multiplied."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -13,7 +14,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.compositional import CompositionalEmbeddingBagConfig, refuse_signs
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
-from torchrec_cce.methods.table import Looked, MethodSpec, PointerScheme, Sizing
+from torchrec_cce.methods.table import Looked, MethodSpec, PointerScheme, Sizing, TensorRows, within
 
 
 @dataclass(kw_only=True)
@@ -65,6 +66,15 @@ class QuotientRemainderScheme:
         codewords[:, 1] = self.num_remainders + quotients
         bad = np.flatnonzero((ids < 0) | (ids >= self.num_ids))
         return Looked(bad=int(bad[0]) if len(bad) else -1)
+
+    def on_tensors(self) -> Callable[[torch.Tensor], TensorRows]:
+        def found(ids: torch.Tensor) -> TensorRows:
+            remainders, quotients = ids % self.num_remainders, ids // self.num_remainders
+            codewords = torch.stack([remainders, self.num_remainders + quotients])  # [2, N]
+            rows = codewords.t()[None] if self.num_columns == 1 else codewords[:, :, None]
+            return TensorRows(rows, known=within(ids, self.num_ids))
+
+        return found
 
 
 @dataclass(kw_only=True)

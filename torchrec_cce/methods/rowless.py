@@ -8,8 +8,9 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, Constant, parameter
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
 from torchrec_cce.methods.table import MethodSpec, Sizing
+from torchrec_cce.methods.tensor_hash import Constant
 
 _HASH_VALUES = 10**6
 """`m` of Kang et al. (2021), section 4.2."""

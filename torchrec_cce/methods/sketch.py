@@ -11,8 +11,9 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.hashing import term_hash
-from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, Constant, TensorHash, parameter
+from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable, parameter
 from torchrec_cce.methods.table import MethodSpec, Sizing
+from torchrec_cce.methods.tensor_hash import Constant, TensorHash
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig
 
 from torchrec_cce.errors import ConfigError
@@ -33,6 +34,17 @@ class Looked(NamedTuple):
     """IDs that the map does not know and that got what its policy for them says."""
 
 
+class TensorRows(NamedTuple):
+    """The rows of `[N]` IDs, found by operations of torch alone."""
+
+    rows: torch.Tensor
+    """[c, N, t] int64."""
+    known: torch.Tensor | None = None
+    """[N] bool: which IDs the table can hold, the rows of others being no use; None if it can hold all."""
+    signs: torch.Tensor | None = None
+    """[c, N, t] float32: what each codeword is multiplied by; None: by nothing."""
+
+
 class PointerScheme(Protocol):
     """`c` columns of `t` terms: the rows of the physical table whose codewords make up an ID's embedding."""
 
@@ -46,6 +58,16 @@ class PointerScheme(Protocol):
         """Write the rows of `ids: [N] int64` to `out: [c, N, t] int64`."""
         ...
 
+    def on_tensors(self) -> Callable[[torch.Tensor], TensorRows]:
+        """What finds the rows of `[N] int64` IDs by operations of torch alone: for graphs of these. It holds copies of
+        all that it needs, and is slower than `rows_into`."""
+        ...
+
+
+def within(ids: torch.Tensor, num_ids: int) -> torch.Tensor:
+    """[N] bool: which of `ids: [N]` are `0..num_ids - 1`."""
+    return (ids >= 0) & (ids < num_ids)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FullScheme:
@@ -57,6 +79,9 @@ class FullScheme:
 
     def rows_into(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64]) -> Looked:
         return Looked(bad=identity_rows(ids, self.num_ids, out))
+
+    def on_tensors(self) -> Callable[[torch.Tensor], TensorRows]:
+        return lambda ids: TensorRows(ids[None, :, None], known=within(ids, self.num_ids))
 
 
 @dataclass(kw_only=True)

@@ -20,6 +20,7 @@ from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTable
 from torchrec_cce.methods.residents import NO_RESIDENTS
 from torchrec_cce.modules.guarded import Guarded
+from torchrec_cce.modules.inputs import Inputs
 from torchrec_cce.modules.quantized_rows import QuantizedStore, QuantizedTable
 from torchrec_cce.modules.recluster import (
     ParameterStore,
@@ -75,6 +76,7 @@ class CCECollection(Guarded):
         self.remap = Remap(tables, is_weighted=is_weighted)
         self.register_load_state_dict_pre_hook(take_stock_tables)  # type: ignore[no-untyped-call]
         self._own_remap = (self.remap,)
+        self._inputs = Inputs(self.remap)
 
     @abstractmethod
     def residents_name(self, config: CCEConfig) -> str:

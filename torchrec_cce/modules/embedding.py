@@ -1,10 +1,11 @@
 """`CCEEmbeddingCollection`: TorchRec's `EmbeddingCollection`, for sequences, with compressed tables."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import (
     EmbeddingCollection,
@@ -67,7 +68,10 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
         self._widths = {table.name: table.embedding_dim for table in self._physical.values()}
 
         def stock(tables: list[EmbeddingConfig]) -> EmbeddingCollection:
-            return EmbeddingCollection(tables=tables, device=device)
+            # Where they are the caller's own, they may be all that is called.
+            return EmbeddingCollection(
+                tables=tables, device=device, need_indices=need_indices and not self.remap.changes_keys
+            )
 
         learning = _by_width([table for name, table in self._physical.items() if name not in frozen])
         resting = _by_width([table for name, table in self._physical.items() if name in frozen])
@@ -92,10 +96,13 @@ class CCEEmbeddingCollection(CCECollection, EmbeddingCollectionInterface):
                 `inverse_indices` (a variable batch per feature), by which sharded tables repeat embeddings alone.
         """
         self._before_forward(features)
-        rows = self.remap(features)
+        if self._inputs.are_stock(features, self.remap):
+            (ec,) = self.ecs.values()  # full tables are of one width
+            stock: dict[str, JaggedTensor] = ec(features)
+            return stock
         inner = (*self.ecs.values(), *self.codewords.values())
-        if any(isinstance(ec, EmbeddingCollection) for ec in inner):  # sharded ones need no help
-            rows = splittable(rows)
+        is_sharded = not any(isinstance(ec, EmbeddingCollection) for ec in inner)
+        rows = self._inputs.rows(features, self.remap, is_sharded=is_sharded)
         # Those that learn are under way before the first is waited for.
         looked_up = [ec(rows) for ec in self.ecs.values()]
         residents = [stock(rows) for stock in (self.residents, self.quantized_residents) if stock is not None]
@@ -252,6 +259,10 @@ class CombineSequences(nn.Module):
 
     def _along(self, features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
         """Feature → one value an ID: the raw ID if it is needed, else the sample's weight if there is one."""
+        needed = {sequence.feature for sequence in self._sequences}
+        if isinstance(features, Proxy):  # which cannot say whether it has weights, and has raw IDs
+            bags_of: Any = features.to_dict() if self._need_indices else {}
+            return {feature: bags_of[feature].values() for feature in needed if self._need_indices}
         weighted = features.weights_or_none() is not None
         if not (self._need_indices or weighted):
             return {}
@@ -261,7 +272,6 @@ class CombineSequences(nn.Module):
                 "out inverse_indices, or need_indices and weights"
             )
         inputs = splittable(features).to_dict()
-        needed = {sequence.feature for sequence in self._sequences}
         missing = needed - inputs.keys()
         if missing and self._need_indices:
             raise ConfigError(

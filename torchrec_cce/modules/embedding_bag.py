@@ -7,8 +7,10 @@ TorchRec.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
+from torch.fx import Proxy
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import (
     EmbeddingBagCollection,
@@ -22,7 +24,7 @@ from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig, ComputedTables
 from torchrec_cce.methods.table import row_feature_names
-from torchrec_cce.modules.bags import splittable
+from torchrec_cce.methods.tensor_hash import Constant
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.packed_lookup import PackedLookups, can_be_packed
 from torchrec_cce.modules.quantized_rows import QuantizedRows
@@ -106,9 +108,12 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         packed = self._look_up_packed(features)
         if packed is not None:
             return self.combine.label(packed)
-        rows = self.remap(features)
-        if any(isinstance(part, EmbeddingBagCollection) for part in self.children()):  # sharded ones need no help
-            rows = splittable(rows, next(self.parameters()).dtype)
+        if self.ebc is not None and self._inputs.are_stock(features, self.remap):
+            stock: KeyedTensor = self.ebc(features)
+            return stock
+        is_sharded = not any(isinstance(part, EmbeddingBagCollection) for part in self.children())
+        dtype = None if is_sharded else next(self.parameters()).dtype
+        rows = self._inputs.rows(features, self.remap, dtype, is_sharded=is_sharded)
         parts = [rows] if self.split is None else self.split(rows)
         # Under way, if sharded, while others are computed.
         looked_up = [] if self.ebc is None else [self.ebc(parts[0])]
@@ -130,7 +135,8 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
     def _look_up_packed(self, features: KeyedJaggedTensor) -> torch.Tensor | None:
         """The embeddings by one step, where nothing takes part but maps and plain parameters on this CPU."""
         is_bare = self.remap is self._own_remap[0] and not (self.residents or self.quantized_residents or self.computed)
-        if not is_bare or self.codewords is not None:
+        is_elsewhere = torch.compiler.is_exporting() or torch.jit.is_tracing()  # where none of our operators is
+        if not is_bare or self.codewords is not None or is_elsewhere:
             return None
         return self._packed.pooled(self.remap, self.ebc, features, weighted=self._is_weighted)
 
@@ -204,11 +210,13 @@ class Combine(nn.Module):
         self._keys = [name for names in get_embedding_names_by_table(tables) for name in names]
         self._dims = [table.embedding_dim for table in tables for _ in table.feature_names]
         means = {table.name for table in physical if table.pooling == PoolingType.MEAN}
-        self._scales = [
+        scales = [
             float(table.num_codewords) if table.name in means and isinstance(table, CompositionalConfig) else 1.0
             for table in tables
-            for _ in table.feature_names
+            for _ in range(table.embedding_dim * len(table.feature_names))
         ]
+        is_scaled = any(scale != 1.0 for scale in scales)
+        self._scales = Constant(torch.from_numpy(np.array(scales, np.float32))) if is_scaled else None
         self._resident_keys = [
             key
             for table in tables
@@ -225,13 +233,13 @@ class Combine(nn.Module):
         Args:
             residents: `[B, Σ d]` of the tables with residents, which are added to theirs.
         """
-        if len(columns) == 1 and columns[0].keys() == self._inner_keys:
+        # In a symbolic trace no tables are sharded.
+        if len(columns) == 1 and (isinstance(columns[0], Proxy) or columns[0].keys() == self._inner_keys):
             values = columns[0].values()
         else:
             values = KeyedTensor.regroup(list(columns), [self._inner_keys])[0]
-        if any(scale != 1.0 for scale in self._scales):
-            scale = torch.tensor(self._scales, device=values.device, dtype=values.dtype)
-            values = values * scale.repeat_interleave(torch.tensor(self._dims, device=values.device))
+        if self._scales is not None:
+            values = values * self._scales.on(values.device).type_as(values)
         if len(residents) == 1 and residents[0].keys() == self._resident_keys:
             values = values + residents[0].values()
         elif residents:

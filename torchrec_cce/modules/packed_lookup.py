@@ -23,7 +23,6 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import HashedScheme, SignedScheme
 from torchrec_cce.methods.table import FullScheme, scheme_of
-from torchrec_cce.modules.jagged import check_not_traced
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.word_lookup import Place, WordLookup
 
@@ -153,9 +152,11 @@ class PackedLookups:
 
     def __init__(self) -> None:
         self._last: PackedLookup | None = None
+        self.in_graphs: dict[tuple[str, ...], PackedLookup] = {}
+        """Those that graphs of `torch.compile` have, by the keys of their inputs."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_last": None}
+        return {"_last": None, "in_graphs": {}}
 
     def pooled(
         self, remap: Remap, stock: nn.Module | None, features: KeyedJaggedTensor, *, weighted: bool
@@ -173,18 +174,39 @@ class PackedLookups:
         if isinstance(stock, Replicas) and places is None:
             return None
         keys = features.keys()
-        if self._last is None or not self._last.is_of(keys, places):
-            given = set(keys)
-            is_raw = {feature for _, feature in remap.table_features} <= given and len(given) == len(keys)
-            if not is_raw or not can_be_packed(remap):
-                return None
-            self._last = PackedLookup(remap, keys, places)
-        if not torch.compiler.is_compiling():
-            check_not_traced()
+        if torch.compiler.is_compiling() and places is None:
+            is_made = _make_for_graph(self, remap, tuple(keys), remap.num_changes)
+            lookup = self.in_graphs[tuple(keys)] if is_made else None
+        else:
+            is_last = self._last is not None and self._last.is_of(keys, places)
+            lookup = self._last = self._last if is_last else _made(remap, keys, places)
+        if lookup is None:
+            return None
         if isinstance(stock, Replicas):
-            return stock.look_up(features, self._last, weighted=weighted)
-        weights = _plain_weights(stock, self._last.tables)
-        return None if weights is None else self._last(features, weights, weighted=weighted)
+            return stock.look_up(features, lookup, weighted=weighted)
+        weights = _plain_weights(stock, lookup.tables)
+        return None if weights is None else lookup(features, weights, weighted=weighted)
+
+
+def _made(remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> PackedLookup | None:
+    """None if there is no packed lookup for such keys."""
+    given = set(keys)
+    is_raw = {feature for _, feature in remap.table_features} <= given and len(given) == len(keys)
+    return PackedLookup(remap, keys, places) if is_raw and can_be_packed(remap) else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _make_for_graph(
+    lookups: PackedLookups,
+    remap: Remap,
+    keys: tuple[str, ...],
+    num_changes: int,  # noqa: ARG001  of maps, after each of which another graph is made
+) -> bool:
+    """Make the lookup of a graph of `torch.compile`, which does not look in here. Returns whether there is one."""
+    made = _made(remap, list(keys))
+    if made is not None:
+        lookups.in_graphs[keys] = made
+    return made is not None
 
 
 def _takes(remap: Remap, features: KeyedJaggedTensor, *, weighted: bool) -> bool:

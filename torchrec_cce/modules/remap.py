@@ -44,19 +44,20 @@ class Remap(nn.Module):
 
     def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
         super().__init__()
-        self._is_weighted = is_weighted
+        self.is_weighted = is_weighted
         in_order = in_segments(tables)
         with_residents = [table for table in in_order if isinstance(table, CCEConfig) and table.residents is not None]
         self._configs = {table.name: table for table in tables}
-        self._schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
+        self.schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
         self.makes_weights = (
             is_weighted
-            or any(isinstance(found, SignedScheme) for found in self._schemes.values())
+            or any(isinstance(found, SignedScheme) for found in self.schemes.values())
             # Not all IDs of a bag have a private row: no sum of rows can be divided by their number.
-            or any(_pools_by_mean(table) for table in with_residents)
+            or any(pools_by_mean(table) for table in with_residents)
         )
         self._residencies = {table.name: Residency.nobody(table.num_embeddings) for table in with_residents}
         self._leaves_out_residents = False
+        self.num_changes = 0  # of what rows are of
         self._unseen = dict.fromkeys(self.cce_tables(), 0)
         self._stamps = WeightStamps(self.cce_tables())
         self._stamp(self.cce_tables())
@@ -64,13 +65,13 @@ class Remap(nn.Module):
         self.row_features = row_features_of(in_order, with_weights=self.makes_weights)
         self.row_keys = row_keys_of(in_order)
         self._mark_rows()
-        self._changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
+        self.changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
 
     def config(self, table: str) -> BaseEmbeddingConfig:
         return self._configs[table]
 
     def pointer_map(self, table: str) -> PointerMap:
-        scheme = self._schemes.get(table)
+        scheme = self.schemes.get(table)
         if not isinstance(scheme, CCEScheme):
             raise ConfigError(f"{table!r} is not a CCE table; those are: {', '.join(self.cce_tables()) or 'none'}")
         return scheme.pointer_map
@@ -96,7 +97,7 @@ class Remap(nn.Module):
     def _look_up_by(self, table: str, pointer_map: PointerMap) -> None:
         config = self._configs[table]
         assert isinstance(config, CCEConfig)
-        self._schemes[table] = config.scheme_with(pointer_map)
+        self.schemes[table] = config.scheme_with(pointer_map)
         self._unseen[table] = 0
         self._stamp([table])
         self._mark_rows()
@@ -166,7 +167,7 @@ class Remap(nn.Module):
         return any(residency.is_open for residency in self._residencies.values())
 
     def cce_tables(self) -> list[str]:
-        return [name for name, scheme in self._schemes.items() if isinstance(scheme, CCEScheme)]
+        return [name for name, scheme in self.schemes.items() if isinstance(scheme, CCEScheme)]
 
     def unseen_ids(self) -> dict[str, int]:
         return dict(self._unseen)
@@ -180,7 +181,7 @@ class Remap(nn.Module):
             MapMismatchError: `features` were remapped under other maps or residents; and as `check_weights`.
         """
         keys = features.keys()
-        if self._changes_keys and keys == self.row_keys:
+        if self.changes_keys and keys == self.row_keys:
             check_mark(keys, self._marked_keys)
             if not torch.compiler.is_compiling():  # which would break a graph that is otherwise whole
                 self.check_weights()
@@ -193,7 +194,7 @@ class Remap(nn.Module):
         ids = int64_on_cpu(features)
         bounds = features.offset_per_key()
         counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self.row_features]
-        schemes = [self._schemes[table] for table, _ in self.row_features]
+        schemes = [self.schemes[table] for table, _ in self.row_features]
         sizes = [n * scheme.num_columns * scheme.num_terms for n, scheme in zip(counts, schemes, strict=True)]
         end = sum(sizes)
         # With room for slots and places, so that nothing is copied.
@@ -247,6 +248,7 @@ class Remap(nn.Module):
 
     def _mark_rows(self) -> None:
         """From now on, rows are of the maps and residents there are now."""
+        self.num_changes += 1
         digests = [self.pointer_map(table).digest for table in self.cce_tables()]
         self._marked_keys = marked_keys(self.row_keys, derive_seed(*digests, *self._phases()))
 
@@ -263,12 +265,12 @@ class Remap(nn.Module):
             sources, spans: of each table feature, the number of its feature in the input, and where its values are.
             lengths: the bags' lengths of each feature of the input.
         """
-        if self._is_weighted:
+        if self.is_weighted:
             given = features.weights().cpu()
             return [given[span] for span in spans]
         return [
             (1 / lengths[source]).repeat_interleave(lengths[source])
-            if _pools_by_mean(self._configs[table])
+            if pools_by_mean(self._configs[table])
             else torch.ones(span.stop - span.start)
             for (table, _), source, span in zip(self.row_features, sources, spans, strict=True)
         ]
@@ -283,6 +285,7 @@ class Remap(nn.Module):
         positions = pointer_map.resolve(ids).positions if pointer_map.takes_any_id else ids
         return residency.slots.of_bags(positions, lengths)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def look_up(
         self, table: str, feature: str, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64] | None = None
     ) -> npt.NDArray[np.int64]:
@@ -294,22 +297,22 @@ class Remap(nn.Module):
         Raises:
             InvalidIDError: an ID outside the table's universe.
         """
-        scheme = self._schemes[table]
+        scheme = self.schemes[table]
         if out is None:
             out = np.empty((scheme.num_columns, len(ids), scheme.num_terms), np.int64)
         looked = scheme.rows_into(ids, out)
         if looked.bad >= 0:
             raise InvalidIDError(
                 f"feature {feature!r}: raw ID {ids[looked.bad]} (position {looked.bad} of its {len(ids)} values) "
-                f"is not {self._universe(table)}"
+                f"is not {self.universe(table)}"
             )
         if looked.unseen:
             self._unseen[table] += looked.unseen
         return out
 
-    def _universe(self, table: str) -> str:
+    def universe(self, table: str) -> str:
         """Which IDs a table takes, and what to do about others."""
-        scheme = self._schemes[table]
+        scheme = self.schemes[table]
         if isinstance(scheme, CCEScheme) and scheme.pointer_map.vocabulary is not None:
             known = scheme.pointer_map.num_ids
             return (
@@ -325,8 +328,7 @@ class Remap(nn.Module):
     def get_extra_state(self) -> torch.Tensor:
         """The stamps of the maps, `[maps, 34] int64`, always the same tensor: see `WeightStamps`.
 
-        A tensor of fixed size and not a dict: the distributed checkpoint's planner cannot place a dict on ranks that
-        hold no optimizer state.
+        No dict: the distributed checkpoint's planner cannot place one on ranks that hold no optimizer state.
         """
         return self._stamps.tensor
 
@@ -387,7 +389,7 @@ class Remap(nn.Module):
         self._stamp(stamps)
 
 
-def _pools_by_mean(table: BaseEmbeddingConfig) -> bool:
+def pools_by_mean(table: BaseEmbeddingConfig) -> bool:
     return bool(getattr(table, "pooling", None) == PoolingType.MEAN)
 
 

@@ -12,6 +12,11 @@ _PIPELINES = "torchrec.distributed.train_pipeline"
 _BY_COLUMNS = ("column_wise", "table_column_wise", "grid_shard")
 
 
+def is_of_a_pipeline(features: Proxy) -> bool:
+    """Whether it is a training pipeline of TorchRec's that traces."""
+    return type(features.tracer).__module__.startswith(_PIPELINES)
+
+
 class Surroundings:
     """Looks at a collection whenever it is called: when its stock modules were replaced, and after a pipeline has
     traced it."""
@@ -30,7 +35,7 @@ class Surroundings:
         if torch.compiler.is_compiling():
             return
         if isinstance(features, Proxy):
-            self._was_traced = type(features.tracer).__module__.startswith(_PIPELINES)
+            self._was_traced = is_of_a_pipeline(features)
             return
         if self._was_traced:
             self._was_traced = False
