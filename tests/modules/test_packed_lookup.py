@@ -240,3 +240,12 @@ def test_operators_are_what_they_say() -> None:
     torch.library.opcheck(torch.ops.torchrec_cce.pack, arguments, test_utils=checks)
     pooled = words, offsets, None, weights, 5, lookup.number, lookup.dim
     torch.library.opcheck(torch.ops.torchrec_cce.pool, pooled, test_utils=checks)
+
+
+def test_weights_of_another_size_are_not_read_beyond_their_end() -> None:
+    """Somebody has replaced a table by a smaller one: PyTorch looks up, and checks bounds."""
+    torch.manual_seed(0)
+    collection = CCEEmbeddingBagCollection([cce()])
+    collection.ebc.embedding_bags["t_user"].weight = torch.nn.Parameter(torch.zeros(8, 4))
+    with pytest.raises((IndexError, RuntimeError), match=r"(?i)index|out of"):
+        collection(random_features({"user": 1000}, 50, 3, seed=0))

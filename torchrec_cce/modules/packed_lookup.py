@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -21,7 +21,7 @@ from torchrec_cce.kernels.lookup.pack import Codes
 from torchrec_cce.maps.pointer_format import PointerFormat
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEConfig
-from torchrec_cce.methods.compositional import HashedScheme, SignedScheme
+from torchrec_cce.methods.compositional import CompositionalConfig, HashedScheme, SignedScheme
 from torchrec_cce.methods.table import FullScheme, scheme_of
 from torchrec_cce.modules.remap import Remap
 from torchrec_cce.modules.word_lookup import Place, WordLookup
@@ -40,6 +40,7 @@ class PackedLookup(WordLookup):
         self._remap, self._keys, self._places = remap, keys, places
         self._maps = {table: remap.pointer_map(table) for table in remap.cce_tables()}
         self.tables = list(dict.fromkeys(table for table, _ in remap.table_features))
+        self.shapes = {table: _rows_and_width(remap.config(table)) for table in self.tables}
         shapes = [
             _shape(remap, table, self.tables.index(table), keys.index(feature))
             for table, feature in remap.table_features
@@ -87,6 +88,11 @@ class PackedLookup(WordLookup):
 
 def _of(ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64], source: int) -> npt.NDArray[np.int64]:
     return ids[bounds[source] : bounds[source + 1]].astype(np.int64, copy=False)
+
+
+def _rows_and_width(config: BaseEmbeddingConfig) -> tuple[int, int]:
+    stock = config.physical() if isinstance(config, CompositionalConfig) else config
+    return int(stock.num_embeddings), int(stock.embedding_dim)
 
 
 def _form(pointer_map: PointerMap) -> PointerFormat:
@@ -184,7 +190,7 @@ class PackedLookups:
             return None
         if isinstance(stock, Replicas):
             return stock.look_up(features, lookup, weighted=weighted)
-        weights = _plain_weights(stock, lookup.tables)
+        weights = _plain_weights(stock, lookup)
         return None if weights is None else lookup(features, weights, weighted=weighted)
 
 
@@ -227,20 +233,23 @@ def can_be_packed(remap: Remap) -> bool:
     return bool(remap.table_features) and not signed and not remap.resident_tables()
 
 
-def _plain_weights(stock: EmbeddingBagCollection, tables: Sequence[str]) -> list[torch.Tensor] | None:
-    """The weights of tables, if nothing but these would be used of the stock collection: no wrapper, and no hook."""
+def _plain_weights(stock: EmbeddingBagCollection, lookup: PackedLookup) -> list[torch.Tensor] | None:
+    """The weights of tables, if nothing but these would be used of the stock collection: no wrapper, and no hook.
+
+    They must have the shapes that the compiled loops take for granted.
+    """
     if type(stock) is not EmbeddingBagCollection:
         return None
     weights: list[torch.Tensor] = []
     bags = stock.embedding_bags._modules  # without the checks of a ModuleDict, which take longer than a small batch
-    for table in tables:
+    for table, shape in lookup.shapes.items():
         bag = bags[table]
         if type(bag) is not nn.EmbeddingBag or _has_hooks(bag):
             return None
         weight = bag._parameters.get("weight")
         if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or not weight.is_cpu:
             return None
-        if not weight.is_contiguous():
+        if weight.shape != shape or not weight.is_contiguous():
             return None
         weights.append(weight)
     return weights
