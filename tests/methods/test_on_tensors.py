@@ -30,6 +30,15 @@ def check(scheme: PointerScheme, ids: np.ndarray[Any, np.dtype[np.int64]]) -> to
 SIZES: dict[str, Any] = {"name": "t", "num_embeddings": N, "embedding_dim": 24, "seed": 3}
 
 
+def check_that_it_knows_its_universe(scheme: PointerScheme) -> None:
+    known = check(scheme, INSIDE)
+    assert known is not None
+    assert known.all()
+    outside = scheme.on_tensors()(torch.from_numpy(OUTSIDE)).known
+    assert outside is not None
+    assert not outside.any()
+
+
 @pytest.mark.parametrize(
     "scheme",
     [
@@ -43,12 +52,7 @@ SIZES: dict[str, Any] = {"name": "t", "num_embeddings": N, "embedding_dim": 24, 
     ids=["full", "hashed", "one row", "qr sum", "qr concat", "cce"],
 )
 def test_tables_without_learned_pointers(scheme: PointerScheme) -> None:
-    known = check(scheme, INSIDE)
-    assert known is not None
-    assert known.all()
-    outside = scheme.on_tensors()(torch.from_numpy(OUTSIDE)).known
-    assert outside is not None
-    assert not outside.any()
+    check_that_it_knows_its_universe(scheme)
 
 
 def test_signs() -> None:
@@ -75,12 +79,7 @@ def clustered(num_rows: int, num_columns: int, bits: Any = 8) -> PointerMap:
 def test_learned_pointers_of_any_width(num_rows: int, num_columns: int, bits: int, use_helper: bool) -> None:
     config = CCEEmbeddingBagConfig(**SIZES, num_rows=num_rows, num_columns=num_columns, use_helper=use_helper)
     scheme = config.scheme_with(clustered(num_rows, num_columns, bits))
-    known = check(scheme, INSIDE)
-    assert known is not None
-    assert known.all()
-    outside = scheme.on_tensors()(torch.from_numpy(OUTSIDE)).known
-    assert outside is not None
-    assert not outside.any()
+    check_that_it_knows_its_universe(scheme)
 
 
 @pytest.mark.parametrize("is_clustered", [True, False])

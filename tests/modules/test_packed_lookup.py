@@ -234,7 +234,7 @@ def test_operators_are_what_they_say() -> None:
     lookup = collection._packed._last
     offsets = features.offsets().long()
     arguments = features.values(), offsets, 5, lookup.number, lookup.num_words
-    weights = [collection.ebc.embedding_bags[table].weight for table in lookup.tables]
+    weights = [collection.ebc.embedding_bags[table].weight for table in lookup.shapes]
     words = torch.ops.torchrec_cce.pack(*arguments)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(torch.ops.torchrec_cce.pack, arguments, test_utils=checks)

@@ -8,6 +8,11 @@ import numpy.typing as npt
 from torchrec_cce.kernels.lookup.layout import FeatureTable
 
 
+def addresses(arrays: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.uint64]:
+    """[tables] uint64: where the numbers of each array begin, which must be C-contiguous and outlive their use."""
+    return np.array([array.ctypes.data for array in arrays], np.uint64)
+
+
 def reference_words(codes: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.uint64]:
     """`codes: [t, c, N]` of so many bits as words, [t · ⌈c·bits/64⌉, N]."""
     per_word = 64 // bits

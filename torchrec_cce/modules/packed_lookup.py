@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -22,8 +22,8 @@ from torchrec_cce.maps.pointer_format import PointerFormat
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig, HashedScheme, SignedScheme
-from torchrec_cce.methods.table import FullScheme, scheme_of
-from torchrec_cce.modules.remap import Remap
+from torchrec_cce.methods.table import FullScheme
+from torchrec_cce.modules.remap import Remap, pools_by_mean
 from torchrec_cce.modules.word_lookup import Place, WordLookup
 
 
@@ -33,17 +33,16 @@ class PackedLookup(WordLookup):
     Args:
         remap: of the collection.
         keys: of the features of the input.
-        places: of each table; None: each is a tensor by itself, in the order of `tables`.
+        places: of each table; None: each is a tensor by itself, in the order of `shapes`.
     """
 
     def __init__(self, remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> None:
         self._remap, self._keys, self._places = remap, keys, places
         self._maps = {table: remap.pointer_map(table) for table in remap.cce_tables()}
-        self.tables = list(dict.fromkeys(table for table, _ in remap.table_features))
-        self.shapes = {table: _rows_and_width(remap.config(table)) for table in self.tables}
+        tables = list(dict.fromkeys(table for table, _ in remap.table_features))
+        self.shapes = {table: _rows_and_width(remap.config(table)) for table in tables}
         shapes = [
-            _shape(remap, table, self.tables.index(table), keys.index(feature))
-            for table, feature in remap.table_features
+            _shape(remap, table, tables.index(table), keys.index(feature)) for table, feature in remap.table_features
         ]
         layout = Layout.of(shapes)
         codes = [
@@ -54,7 +53,7 @@ class PackedLookup(WordLookup):
             layout,
             [each for each in codes if each is not None],
             num_sources=len(keys),
-            places=[(number, 0) if places is None else places[table] for number, table in enumerate(self.tables)],
+            places=[(number, 0) if places is None else places[table] for number, table in enumerate(tables)],
         )
         self._packed = [feature for feature, each in zip(remap.table_features, codes, strict=True) if each is not None]
         self._by_rows = [
@@ -107,10 +106,9 @@ def _by_position(remap: Remap, table: str) -> PointerMap | None:
 
 def _shape(remap: Remap, table: str, number: int, source: int) -> FeatureTable:
     config = remap.config(table)
-    scheme, pointer_map = scheme_of(config), _by_position(remap, table)
+    scheme, pointer_map = remap.schemes[table], _by_position(remap, table)
     width = config.embedding_dim // scheme.num_columns
-    is_mean = getattr(config, "pooling", None) == PoolingType.MEAN
-    common: dict[str, Any] = {"table": number, "source": source, "width": width, "is_mean": is_mean}
+    common: dict[str, Any] = {"table": number, "source": source, "width": width, "is_mean": pools_by_mean(config)}
     common |= {"num_columns": scheme.num_columns, "num_terms": scheme.num_terms}
     if pointer_map is not None:
         k = pointer_map.num_rows
@@ -124,8 +122,7 @@ def _shape(remap: Remap, table: str, number: int, source: int) -> FeatureTable:
 
 def _codes(remap: Remap, table: str, shape: FeatureTable, word: int) -> Codes | None:
     """How IDs become codes; None where the remap must say which rows they read."""
-    config, pointer_map = remap.config(table), _by_position(remap, table)
-    scheme = scheme_of(config)
+    config, scheme, pointer_map = remap.config(table), remap.schemes[table], _by_position(remap, table)
     common: dict[str, Any] = {"source": shape.source, "first_word": word, "bits": shape.bits}
     if pointer_map is not None:
         assert isinstance(config, CCEConfig)
@@ -229,7 +226,7 @@ def _takes(remap: Remap, features: KeyedJaggedTensor, *, weighted: bool) -> bool
 
 def can_be_packed(remap: Remap) -> bool:
     """Whether raw IDs of all tables can be looked up from words."""
-    signed = any(isinstance(scheme_of(remap.config(table)), SignedScheme) for table, _ in remap.table_features)
+    signed = any(isinstance(scheme, SignedScheme) for scheme in remap.schemes.values())
     return bool(remap.table_features) and not signed and not remap.resident_tables()
 
 

@@ -7,9 +7,9 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.lookup_references import reference_gradients, reference_pooled, reference_words
+from tests.support.lookup_references import addresses, reference_gradients, reference_pooled, reference_words
 from torchrec_cce.kernels.lookup.layout import FeatureTable, Layout
-from torchrec_cce.kernels.lookup.lookup import Lookup, addresses
+from torchrec_cce.kernels.lookup.lookup import Lookup
 from torchrec_cce.kernels.lookup.pack import Packer
 
 # Widths and terms. Few, because each is compiled by itself; the last is wider than what is taken at a time.

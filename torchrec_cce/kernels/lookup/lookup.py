@@ -1,6 +1,6 @@
 """`Lookup`: the embeddings of bags of raw IDs, of several tables at once, on arrays in host memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -94,8 +94,3 @@ class Lookup:
     @staticmethod
     def _num_tasks(num_ids: int, num_threads: int) -> int:
         return 1 if num_threads == 1 or num_ids < _FEW else _TASKS_A_THREAD * num_threads
-
-
-def addresses(arrays: Sequence[npt.NDArray[np.float32]]) -> Words:
-    """[tables] uint64: where the numbers of each array begin, which must be C-contiguous and outlive their use."""
-    return np.array([array.ctypes.data for array in arrays], np.uint64)
