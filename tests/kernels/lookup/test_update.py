@@ -45,3 +45,14 @@ def test_a_row_that_was_not_touched_stays_even_without_epsilon() -> None:
     rowwise_adagrad(weights, gradients, np.zeros(2, np.float32), np.float32(1), np.float32(0), (None,) * 3)
     adagrad(weights, gradients, np.zeros((2, 3), np.float32), np.float32(1), np.float32(0))
     assert (weights == 1).all()
+
+
+def test_a_gradient_that_is_no_number_is_seen_in_the_weights() -> None:
+    """As with FBGEMM and TorchRec: training that has gone wrong does not look well."""
+    weights, gradients, state = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32), np.zeros(2, np.float32)
+    gradients[1, 2] = np.nan
+    rowwise_adagrad(weights, gradients, state, np.float32(1), np.float32(1e-8), (None,) * 3)
+    assert (weights[0] == 1).all()
+    assert np.isnan(weights[1]).all()
+    assert np.isnan(state).tolist() == [False, True]
+    assert not gradients.any()

@@ -33,7 +33,7 @@ def rowwise_adagrad(
         squares = np.float32(0)
         for at in range(np.uint64(len(width))):
             squares += gradients[row, at] * gradients[row, at]
-        if squares > 0:
+        if squares != 0:  # NaN, too, is passed on
             state[row] += squares / np.float32(len(width))
             step = rate / (np.sqrt(state[row]) + epsilon)
             weight, gradient = of_weights + row * row_bytes, of_gradients + row * row_bytes
