@@ -4,7 +4,7 @@
 TorchRec.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -117,7 +117,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         if self.ebc is not None and self._inputs.are_stock(features, self.remap):
             stock: KeyedTensor = self.ebc(features)
             return stock
-        parts = self._parts(features, packed.keys())
+        parts = self._parts(features, list(packed))
         looked_up = [self.combine.columns(self._packed[part].tables, found) for part, found in packed.items()]
         # Under way, if sharded, while others are computed.
         if self.ebc is not None and "ebc" not in packed:
@@ -152,7 +152,7 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
                 )
         return {part: pooled for part, pooled in found.items() if pooled is not None}
 
-    def _parts(self, features: KeyedJaggedTensor, packed: Set[str]) -> list[KeyedJaggedTensor]:
+    def _parts(self, features: KeyedJaggedTensor, packed: Sequence[str]) -> list[KeyedJaggedTensor]:
         """The rows that each stock collection is given, see `row_segments`.
 
         Args:
@@ -209,7 +209,7 @@ class Split(nn.Module):
         super().__init__()
         self._segments = list(row_segments(tables))
 
-    def forward(self, rows: KeyedJaggedTensor, left_out: Set[str] = frozenset()) -> list[KeyedJaggedTensor]:
+    def forward(self, rows: KeyedJaggedTensor, left_out: Sequence[str] = ()) -> list[KeyedJaggedTensor]:
         """The parts of `rows` in the order of `row_segments`; of those left out there are no keys."""
         if rows.inverse_indices_or_none() is not None:  # of a variable batch, which a part would lose
             return [rows] * len(self._segments)
