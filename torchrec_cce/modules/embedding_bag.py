@@ -5,6 +5,7 @@ TorchRec.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -159,6 +160,13 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         """
         return self._modules_of_tables()
 
+    @property
+    def tbes(self) -> nn.ModuleList:
+        """The kernels of quantized tables, as of a quantized collection of TorchRec's; before, there is no such
+        attribute."""
+        stock = [part for part in (self.ebc, self.codewords, self.residents) if part is not None]
+        return nn.ModuleList([kernel for part in stock for kernel in part.tbes])
+
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         return self._tables
 
@@ -208,7 +216,8 @@ class Combine(nn.Module):
         names_of |= zip((table.name for table in physical), get_embedding_names_by_table(physical), strict=True)
         self._inner_keys = [name for table in tables for name in names_of[table.name]]
         self._keys = [name for names in get_embedding_names_by_table(tables) for name in names]
-        self._dims = [table.embedding_dim for table in tables for _ in table.feature_names]
+        self.dims = [table.embedding_dim for table in tables for _ in table.feature_names]
+        """The width of each feature's embeddings."""
         means = {table.name for table in physical if table.pooling == PoolingType.MEAN}
         scales = [
             float(table.num_codewords) if table.name in means and isinstance(table, CompositionalConfig) else 1.0
@@ -244,7 +253,7 @@ class Combine(nn.Module):
             values = values + residents[0].values()
         elif residents:
             rows = {key: value for each in residents for key, value in each.to_dict().items()}
-            parts = values.split(self._dims, dim=1)
+            parts = values.split(self.dims, dim=1)
             added = [
                 part if key is None else part + rows[key] for part, key in zip(parts, self._resident_keys, strict=True)
             ]
@@ -253,7 +262,7 @@ class Combine(nn.Module):
 
     def label(self, values: torch.Tensor) -> KeyedTensor:
         """`values: [B, Σ d]` with the keys of the caller's features."""
-        return KeyedTensor(keys=self._keys, length_per_key=self._dims, values=values)
+        return KeyedTensor(keys=self._keys, length_per_key=self.dims, values=values)
 
 
 class CompressedEmbeddingBag(nn.Module):
@@ -330,3 +339,7 @@ def _lengths(input: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
             f"offsets={offsets.tolist()[:8]}… for input of {len(input)} IDs; they begin at 0 and never fall"
         )
     return lengths
+
+
+with suppress(ImportError):  # where TorchRec is its wheel, it has no IR serializer
+    import torchrec_cce.modules.ir_serializer  # noqa: F401  which adds the collection to that
