@@ -5,8 +5,8 @@ TorchRec.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -341,5 +341,5 @@ def _lengths(input: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
     return lengths
 
 
-with suppress(ImportError):  # where TorchRec is its wheel, it has no IR serializer
-    import torchrec_cce.modules.ir_serializer  # noqa: F401  which adds the collection to that
+if find_spec("torchrec.ir") is not None:  # TorchRec's wheel has no serializer of programs
+    import torchrec_cce.modules.ir_serializer  # noqa: F401  which adds the collection to it
