@@ -1,7 +1,7 @@
 """Pooled collections in TorchRec's IR serializer: a program keeps tables and maps, and gives a collection back.
 
-TorchRec has a dictionary of the classes that it can keep; importing this file adds ours. It is an ImportError where
-TorchRec is its wheel, which has no serializer.
+TorchRec has a dictionary of the classes that it can keep; importing this file adds ours, where there is such a
+dictionary. TorchRec's wheel has none.
 """
 
 import io
@@ -10,13 +10,12 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torchrec.ir.serializer import JsonSerializer, get_deserialized_device
-from torchrec.ir.utils import qualname
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
@@ -49,17 +48,17 @@ class RestoredEmbeddingBagCollection(CCEEmbeddingBagCollection):
 EmbeddingBagCollection.register(RestoredEmbeddingBagCollection)
 
 
-class CollectionSerializer(JsonSerializer):
-    """Keeps the configurations of all tables, and their maps with generation, digest and version.
+class CollectionSerializer:
+    """What TorchRec's `JsonSerializer` asks for.
 
-    Weights are loaded afterwards, by `load_state_dict`, as those of stock collections are.
+    Configurations of all tables are kept, and maps with their generation, digest and version. Weights are loaded afterwards, by `load_state_dict`, as those of stock collections are.
     """
 
     _module_cls = CCEEmbeddingBagCollection
 
     @classmethod
     def swap_meta_forward(cls, module: nn.Module) -> None:
-        module.forward = _shapes_of.__get__(module)  # type: ignore[method-assign]
+        module.forward = _shapes_of.__get__(module)
 
     @classmethod
     def serialize_to_dict(cls, module: nn.Module) -> dict[str, Any]:
@@ -85,7 +84,7 @@ class CollectionSerializer(JsonSerializer):
         collection = RestoredEmbeddingBagCollection(
             tables=[_from_dict(table) for table in metadata_dict["tables"]],
             is_weighted=metadata_dict["is_weighted"],
-            device=get_deserialized_device(metadata_dict["device"], device),
+            device=torch.device(metadata_dict["device"]) if device is None else device,
         )
         if versions := metadata_dict["versions"]:
             with _tables_of(unflatten_ep.get_buffer(_MAPS)) as tables:
@@ -95,8 +94,9 @@ class CollectionSerializer(JsonSerializer):
         return collection
 
 
-for _class in (CCEEmbeddingBagCollection, RestoredEmbeddingBagCollection):
-    JsonSerializer.module_to_serializer_cls[qualname(_class)] = CollectionSerializer
+def qualname(kind: type) -> str:
+    """The name by which TorchRec finds a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _shapes_of(collection: CCEEmbeddingBagCollection, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -122,7 +122,7 @@ def _to_tensor(tables: Mapping[str, TableSnapshot]) -> torch.Tensor:
 @contextmanager
 def _tables_of(content: torch.Tensor) -> Iterator[dict[str, TableSnapshot]]:
     with tempfile.TemporaryDirectory() as folder:  # maps stay mapped when the files' names are gone
-        with zipfile.ZipFile(io.BytesIO(content.cpu().numpy())) as archive:
+        with zipfile.ZipFile(io.BytesIO(content.cpu().numpy().tobytes())) as archive:
             archive.extractall(folder)
         yield read_folder(Path(folder))[1]
 
@@ -153,3 +153,12 @@ def _kinds(kind: type[EmbeddingBagConfig]) -> Iterator[type[EmbeddingBagConfig]]
     yield kind
     for derived in kind.__subclasses__():
         yield from _kinds(derived)
+
+
+if find_spec("torchrec.ir") is not None:
+    from torchrec.ir.serializer import JsonSerializer
+
+    for _kind in (CCEEmbeddingBagCollection, RestoredEmbeddingBagCollection):
+        JsonSerializer.module_to_serializer_cls[qualname(_kind)] = type(
+            CollectionSerializer.__name__, (CollectionSerializer, JsonSerializer), {}
+        )
