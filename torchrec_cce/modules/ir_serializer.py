@@ -51,7 +51,8 @@ EmbeddingBagCollection.register(RestoredEmbeddingBagCollection)
 class CollectionSerializer:
     """What TorchRec's `JsonSerializer` asks for.
 
-    Configurations of all tables are kept, and maps with their generation, digest and version. Weights are loaded afterwards, by `load_state_dict`, as those of stock collections are.
+    Configurations of all tables are kept, and maps with their generation, digest and version. Weights are loaded
+    afterwards, by `load_state_dict`, as those of stock collections are.
     """
 
     _module_cls = CCEEmbeddingBagCollection
