@@ -6,6 +6,7 @@ TorchRec.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -185,6 +186,13 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         """
         return self._modules_of_tables()
 
+    @property
+    def tbes(self) -> nn.ModuleList:
+        """The kernels of quantized tables, as of a quantized collection of TorchRec's; before, there is no such
+        attribute."""
+        stock = [part for part in (self.ebc, self.codewords, self.residents) if part is not None]
+        return nn.ModuleList([kernel for part in stock for kernel in part.tbes])
+
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         return self._tables
 
@@ -236,7 +244,8 @@ class Combine(nn.Module):
         self._columns_of = {table.name: (names_of[table.name], table.embedding_dim) for table in physical}
         self._inner_keys = [name for table in tables for name in names_of[table.name]]
         self._keys = [name for names in get_embedding_names_by_table(tables) for name in names]
-        self._dims = [table.embedding_dim for table in tables for _ in table.feature_names]
+        self.dims = [table.embedding_dim for table in tables for _ in table.feature_names]
+        """The width of each feature's embeddings."""
         means = {table.name for table in physical if table.pooling == PoolingType.MEAN}
         scales = [
             float(table.num_codewords) if table.name in means and isinstance(table, CompositionalConfig) else 1.0
@@ -284,7 +293,7 @@ class Combine(nn.Module):
             values = values + residents[0].values()
         elif residents:
             rows = {key: value for each in residents for key, value in each.to_dict().items()}
-            parts = values.split(self._dims, dim=1)
+            parts = values.split(self.dims, dim=1)
             added = [
                 part if key is None else part + rows[key] for part, key in zip(parts, self._resident_keys, strict=True)
             ]
@@ -293,7 +302,7 @@ class Combine(nn.Module):
 
     def label(self, values: torch.Tensor) -> KeyedTensor:
         """`values: [B, Σ d]` with the keys of the caller's features."""
-        return KeyedTensor(keys=self._keys, length_per_key=self._dims, values=values)
+        return KeyedTensor(keys=self._keys, length_per_key=self.dims, values=values)
 
 
 class CompressedEmbeddingBag(nn.Module):
@@ -370,3 +379,7 @@ def _lengths(input: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
             f"offsets={offsets.tolist()[:8]}… for input of {len(input)} IDs; they begin at 0 and never fall"
         )
     return lengths
+
+
+if find_spec("torchrec.ir") is not None:  # TorchRec's wheel has no serializer of programs
+    import torchrec_cce.modules.ir_serializer  # noqa: F401  which adds the collection to it
