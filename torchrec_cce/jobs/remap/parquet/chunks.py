@@ -11,17 +11,17 @@ from torchrec_cce.jobs.remap.parquet.metadata import (
     ColumnChunk,
     ColumnMetaData,
     FileMetaData,
+    PageType,
     SchemaElement,
     Statistics,
     Type,
 )
+from torchrec_cce.jobs.remap.parquet.page import RawChunk, read_chunk
 from torchrec_cce.jobs.remap.parquet.thrift import read_struct
 
 Bytes: TypeAlias = bytes | memoryview | pa.Buffer
 
 _DICTIONARY_BYTES = 4 << 20
-_OFFSETS = ("data_page_offset", "index_page_offset", "dictionary_page_offset")
-"""Fields of `ColumnMetaData` that count from the start of the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,11 @@ class Chunk:
 
     def entry_at(self, position: int) -> ColumnChunk:
         """The entry of the chunk if it begins at this byte of the file."""
-        return _with_meta(self.entry, _shifted(self.entry.meta_data, position))
+        meta = ColumnMetaData(self.entry.meta_data)
+        meta.data_page_offset += position
+        if meta.dictionary_page_offset is not None:
+            meta.dictionary_page_offset += position
+        return _with_meta(self.entry, meta)
 
 
 @dataclass(kw_only=True)
@@ -54,7 +58,7 @@ class GrowingChunk:
         self.size += len(header) + len(body)
         self.uncompressed_size += len(header) + uncompressed_size
 
-    def finished(self, raw: ColumnMetaData, name: str, compression: str | None) -> Chunk:
+    def finished(self, raw: ColumnMetaData, name: str, compression: str | None, num_nulls: int) -> Chunk:
         """The chunk, described by what is known of the raw one and still true."""
         meta = ColumnMetaData()
         meta.type = Type.INT64
@@ -68,25 +72,26 @@ class GrowingChunk:
         meta.dictionary_page_offset = self.dictionary_at
         if raw.statistics is not None and raw.statistics.null_count is not None:
             meta.statistics = Statistics()
-            meta.statistics.null_count = raw.statistics.null_count
+            meta.statistics.null_count = num_nulls
         meta.encoding_stats = raw.encoding_stats
         return Chunk(parts=self.parts, entry=_with_meta(ColumnChunk(), meta))
 
 
-def start_of(meta: ColumnMetaData) -> int:
-    """The first byte of a chunk in its file."""
-    offsets = (meta.data_page_offset, meta.index_page_offset, meta.dictionary_page_offset)
-    return min(offset for offset in offsets if offset is not None and offset > 0)
+def copied(raw: RawChunk) -> Chunk:
+    """A raw chunk; indexes and Bloom filters, which lie elsewhere in the file, are left out.
 
-
-def copied(entry: ColumnChunk, data: bytes) -> Chunk:
-    """A raw chunk; indexes and Bloom filters, which lie elsewhere in the file, are left out."""
-    meta = ColumnMetaData(entry.meta_data)
-    meta.bloom_filter_offset = meta.bloom_filter_length = None
-    for name in _OFFSETS:
-        if (getattr(meta, name) or 0) <= 0:  # how some writers say that there is no such page
-            setattr(meta, name, None)
-    return Chunk(parts=[data], entry=_with_meta(ColumnChunk(), _shifted(meta, -start_of(entry.meta_data))))
+    Where its pages are, and their sizes, is what they say themselves.
+    """
+    meta = ColumnMetaData(raw.meta)
+    meta.bloom_filter_offset = meta.bloom_filter_length = meta.index_page_offset = None
+    has_dictionary = bool(raw.pages) and raw.pages[0].head.type == PageType.DICTIONARY_PAGE
+    meta.dictionary_page_offset = 0 if has_dictionary else None
+    meta.data_page_offset = next((page.start for page in raw.pages if page.data is not None), 0)
+    meta.total_compressed_size = len(raw.data)
+    meta.total_uncompressed_size = len(raw.data) + sum(
+        page.head.uncompressed_page_size - len(page.body) for page in raw.pages
+    )
+    return Chunk(parts=[raw.data], entry=_with_meta(ColumnChunk(), meta))
 
 
 def encoded(table: pa.Table, compression: str | None) -> list[Chunk]:
@@ -95,8 +100,7 @@ def encoded(table: pa.Table, compression: str | None) -> list[Chunk]:
     (group,) = footer.row_groups
     chunks = []
     for entry in group.columns:
-        start = start_of(entry.meta_data)
-        chunks.append(copied(entry, data[start : start + entry.meta_data.total_compressed_size]))
+        chunks.append(copied(read_chunk(lambda size, start: data[start : start + size], entry.meta_data)))
     return chunks
 
 
@@ -114,16 +118,6 @@ def _with_meta(entry: ColumnChunk, meta: ColumnMetaData) -> ColumnChunk:
     return entry
 
 
-def _shifted(meta: ColumnMetaData, by: int) -> ColumnMetaData:
-    """A copy with its offsets moved by so many bytes."""
-    meta = ColumnMetaData(meta)
-    for name in _OFFSETS:
-        offset = getattr(meta, name)
-        if offset is not None:
-            setattr(meta, name, offset + by)
-    return meta
-
-
 def _written(schema: pa.Schema, table: pa.Table | None, compression: str | None) -> tuple[bytes, FileMetaData]:
     """A Parquet file and its footer. Without a table it has no row group; an empty one would have pandas imported."""
     sink = pa.BufferOutputStream()
@@ -134,6 +128,7 @@ def _written(schema: pa.Schema, table: pa.Table | None, compression: str | None)
         write_statistics=False,
         dictionary_pagesize_limit=_DICTIONARY_BYTES,
         store_schema=False,
+        write_page_checksum=True,
     ) as writer:
         if table is not None and len(table):
             writer.write_table(table, row_group_size=len(table))
