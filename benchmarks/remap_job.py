@@ -203,7 +203,7 @@ def _repeat(source: Path, target: Path, times: int) -> None:
 
 def _moved(group: RowGroup, by: int) -> RowGroup:
     group = RowGroup(group)
-    group.columns = [Chunk(parts=[], entry=entry).entry_at(by) for entry in group.columns]
+    group.columns = [Chunk([], entry.meta_data, 0, 0).entry_at(by) for entry in group.columns]
     return group
 
 

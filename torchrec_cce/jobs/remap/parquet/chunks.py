@@ -1,7 +1,7 @@
 """Column chunks of a Parquet file in the making: copied from another, built page by page, or encoded by pyarrow."""
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,20 +24,23 @@ Bytes: TypeAlias = bytes | memoryview | pa.Buffer
 _DICTIONARY_BYTES = 4 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """A column chunk of a file to be: its bytes, and its entry in the footer with offsets from its own start."""
+class Chunk(NamedTuple):
+    """A column chunk of a file to be: its bytes, and what the footer says of it with offsets from its own start."""
 
     parts: list[Bytes]
-    entry: ColumnChunk
+    meta: ColumnMetaData
+    num_bytes: int
+    uncompressed_bytes: int
 
     def entry_at(self, position: int) -> ColumnChunk:
         """The entry of the chunk if it begins at this byte of the file."""
-        meta = ColumnMetaData(self.entry.meta_data)
+        meta = ColumnMetaData(self.meta)
         meta.data_page_offset += position
         if meta.dictionary_page_offset is not None:
             meta.dictionary_page_offset += position
-        return _with_meta(self.entry, meta)
+        entry = ColumnChunk()
+        entry.file_offset, entry.meta_data = 0, meta  # as in most files: the offset is deprecated
+        return entry
 
 
 @dataclass(kw_only=True)
@@ -74,7 +77,7 @@ class GrowingChunk:
             meta.statistics = Statistics()
             meta.statistics.null_count = num_nulls
         meta.encoding_stats = raw.encoding_stats
-        return Chunk(parts=self.parts, entry=_with_meta(ColumnChunk(), meta))
+        return Chunk(self.parts, meta, self.size, self.uncompressed_size)
 
 
 def copied(raw: RawChunk) -> Chunk:
@@ -87,11 +90,11 @@ def copied(raw: RawChunk) -> Chunk:
     has_dictionary = bool(raw.pages) and raw.pages[0].head.type == PageType.DICTIONARY_PAGE
     meta.dictionary_page_offset = 0 if has_dictionary else None
     meta.data_page_offset = next((page.start for page in raw.pages if page.data is not None), 0)
-    meta.total_compressed_size = len(raw.data)
-    meta.total_uncompressed_size = len(raw.data) + sum(
-        page.head.uncompressed_page_size - len(page.body) for page in raw.pages
-    )
-    return Chunk(parts=[raw.data], entry=_with_meta(ColumnChunk(), meta))
+    size = uncompressed_size = len(raw.data)
+    for page in raw.pages:
+        uncompressed_size += page.head.uncompressed_page_size - len(page.body)
+    meta.total_compressed_size, meta.total_uncompressed_size = size, uncompressed_size
+    return Chunk([raw.data], meta, size, uncompressed_size)
 
 
 def encoded(table: pa.Table, compression: str | None) -> list[Chunk]:
@@ -108,14 +111,6 @@ def elements_of(schema: pa.Schema) -> list[SchemaElement]:
     """The elements of a Parquet schema, without its root."""
     _, footer = _written(schema, None, None)
     return footer.schema[1:]
-
-
-def _with_meta(entry: ColumnChunk, meta: ColumnMetaData) -> ColumnChunk:
-    """A copy of an entry with other metadata. As in most files, `file_offset` is 0: it is deprecated."""
-    entry = ColumnChunk(entry)
-    entry.file_offset = 0
-    entry.meta_data = meta
-    return entry
 
 
 def _written(schema: pa.Schema, table: pa.Table | None, compression: str | None) -> tuple[bytes, FileMetaData]:

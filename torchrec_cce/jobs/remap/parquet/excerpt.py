@@ -30,7 +30,7 @@ def decoded(plan: FieldPlan, group: Group) -> pa.ChunkedArray:
 
 def is_large(chunks: Sequence[Chunk]) -> bool:
     """Whether so many bytes are worth a file of their own."""
-    return sum(chunk.entry.meta_data.total_compressed_size for chunk in chunks) >= _LARGE_BYTES
+    return sum(chunk.num_bytes for chunk in chunks) >= _LARGE_BYTES
 
 
 def prove(plan: FieldPlan, groups: Sequence[Group]) -> None:
@@ -54,7 +54,7 @@ class SmallChunks:
         """Prove them, now or later. Raises as `prove`."""
         chunks, _ = group
         self._pending.setdefault(plan.leaves.start, (plan, []))[1].append(group)
-        self._num_bytes += sum(chunk.entry.meta_data.total_compressed_size for chunk in chunks)
+        self._num_bytes += sum(chunk.num_bytes for chunk in chunks)
         if self._num_bytes >= _PENDING_BYTES:
             self.finish()
 
@@ -73,8 +73,8 @@ def _excerpt(plan: FieldPlan, groups: Sequence[Group]) -> pq.ParquetFile:
         group.columns, group.num_rows, group.total_byte_size = [], num_rows, 0
         for chunk in chunks:
             group.columns.append(chunk.entry_at(position))
-            group.total_byte_size += chunk.entry.meta_data.total_uncompressed_size
-            position += chunk.entry.meta_data.total_compressed_size
+            group.total_byte_size += chunk.uncompressed_bytes
+            position += chunk.num_bytes
             parts += chunk.parts
         row_groups.append(group)
     root = SchemaElement()

@@ -98,7 +98,7 @@ class _File:
         results = _in_order(tasks, num_threads)
         small = SmallChunks()
         for (_, group), rows in zip(filled, first_rows[1:], strict=True):
-            start, entries = position, []
+            start, entries, uncompressed = position, [], 0
             for plan in self._plans:
                 chunks, counted = next(results)
                 unseen.update(counted)
@@ -107,9 +107,11 @@ class _File:
                     small.add(plan, (kept, group.num_rows))
                 for chunk in chunks:
                     entries.append(chunk.entry_at(position))
+                    uncompressed += chunk.uncompressed_bytes
                     for part in chunk.parts:
                         put(part)
-            groups.append(new_group(group, self._plans, entries, start))
+            size = position - start
+            groups.append(new_group(group, self._plans, entries, start=start, size=size, uncompressed=uncompressed))
             progress(rows, first_rows[-1])
         small.finish()
         footer = write_struct(new_footer(self._footer, self._plans, self._new_schema, groups))

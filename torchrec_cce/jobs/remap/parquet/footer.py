@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.data.arrow import id_type
-from torchrec_cce.data.remapped_format import METADATA_KEY
 from torchrec_cce.jobs.remap.parquet.chunks import elements_of
 from torchrec_cce.jobs.remap.parquet.metadata import (
     CODECS,
@@ -128,10 +127,8 @@ def new_footer(
     new = FileMetaData(raw)
     new.schema = [root, *elements]
     new.row_groups = groups
-    kept = [pair for pair in raw.key_value_metadata or [] if pair.key not in (ARROW_SCHEMA, METADATA_KEY)]
     new.key_value_metadata = [
-        *kept,
-        key_value(METADATA_KEY, schema.metadata[METADATA_KEY]),
+        *(key_value(key, value) for key, value in schema.metadata.items()),
         key_value(ARROW_SCHEMA, base64.b64encode(schema.serialize().to_pybytes())),
     ]
     if raw.column_orders is not None:
@@ -141,13 +138,15 @@ def new_footer(
     return new
 
 
-def new_group(raw: RowGroup, plans: Sequence[FieldPlan], entries: list[ColumnChunk], start: int) -> RowGroup:
-    """A row group of the new file, which has these chunks from the byte `start` on."""
+def new_group(
+    raw: RowGroup, plans: Sequence[FieldPlan], entries: list[ColumnChunk], *, start: int, size: int, uncompressed: int
+) -> RowGroup:
+    """A row group of the new file, which has these chunks, of so many bytes together, from the byte `start` on."""
     new = RowGroup(raw)
     new.columns = entries
-    new.total_byte_size = sum(entry.meta_data.total_uncompressed_size for entry in entries)
+    new.total_byte_size = uncompressed
     new.file_offset = start
-    new.total_compressed_size = sum(entry.meta_data.total_compressed_size for entry in entries)
+    new.total_compressed_size = size
     new.sorting_columns = _still_sorted(raw.sorting_columns or [], plans) or None
     return new
 

@@ -55,7 +55,7 @@ class DataPageHeader(Struct):
     num_values: int = field(1, I32)
     encoding: int = field(2, I32)
     definition_level_encoding: int = field(3, I32)
-    statistics: Statistics | None = field(5, STRUCT, Statistics, optional=True, lazy=True)
+    statistics: Statistics | None = field(5, STRUCT, Statistics, lazy=True)
 
 
 class DataPageHeaderV2(Struct):
@@ -66,7 +66,7 @@ class DataPageHeaderV2(Struct):
     repetition_levels_byte_length: int = field(6, I32)
     is_compressed: bool | None = field(7, BOOL, optional=True)
     """True if absent."""
-    statistics: Statistics | None = field(8, STRUCT, Statistics, optional=True, lazy=True)
+    statistics: Statistics | None = field(8, STRUCT, Statistics, lazy=True)
 
 
 class DictionaryPageHeader(Struct):
@@ -112,7 +112,7 @@ class ColumnMetaData(Struct):
     data_page_offset: int = field(9, I64)
     index_page_offset: int | None = field(10, I64, optional=True)
     dictionary_page_offset: int | None = field(11, I64, optional=True)
-    statistics: Statistics | None = field(12, STRUCT, Statistics, optional=True, lazy=True)
+    statistics: Statistics | None = field(12, STRUCT, Statistics, lazy=True)
     encoding_stats: Raw | None = field(13, LIST, optional=True)
     bloom_filter_offset: int | None = field(14, I64, optional=True)
     bloom_filter_length: int | None = field(15, I32, optional=True)

@@ -30,6 +30,7 @@ from torchrec_cce.jobs.remap.parquet.thrift import write_struct
 from torchrec_cce.jobs.remap.remapper import UnseenCounts, Words
 
 _HEADER_BITS = 35
+_NONE = np.empty(0, np.bool_)
 _DEFINED = np.array([False, True])
 """Of the definition levels 0 and 1, those with a value."""
 _DICTIONARIES = (Encoding.PLAIN_DICTIONARY, Encoding.RLE_DICTIONARY)
@@ -79,14 +80,15 @@ class _Rewriting:
         self._num_nulls = 0
         self._marks: _Marks = {}
         """Of the dictionary's IDs."""
-        self._known: npt.NDArray[np.bool_] | None = None
-        """For each of the dictionary's IDs; nothing is marked. None before there is a dictionary."""
+        self._num_known = 0
+        """The dictionary's IDs, 0 before there is one."""
+        self._scratch = np.empty(0, np.uint8)
 
     def dictionary(self, head: PageHeader, body: memoryview) -> None:
         assert head.dictionary_page_header is not None
-        count = head.dictionary_page_header.num_values
-        words, self._marks = self._look_up(self._recoder.unpacked(body, head.uncompressed_page_size), count)
-        self._known = np.zeros(count, np.bool_)
+        self._num_known = head.dictionary_page_header.num_values
+        content = self._recoder.unpacked(body, head.uncompressed_page_size)
+        words, self._marks = self._look_up(content, self._num_known)
         for column in self._columns:
             column.dictionary_at = column.size
         self._add_words(head, b"", words)
@@ -110,16 +112,16 @@ class _Rewriting:
 
     def _indices(self, head: PageHeader, page: DataPageHeader | DataPageHeaderV2, body: memoryview) -> None:
         """A page of indices into the dictionary stays as it is, once it is seen that a reader can follow all of them."""
-        if self._known is None or (isinstance(page, DataPageHeaderV2) and self._recoder.changes):
+        if isinstance(page, DataPageHeaderV2) and self._recoder.changes:
             raise CannotRewrite
         size = head.uncompressed_page_size
         content, indices, count = self._opened(head, page, body)
         if count:
             data, bit_width = np.frombuffer(indices[1:], np.uint8), indices[0]
             for key, marks in self._marks.items():
-                self.unseen[key] += _count(data, bit_width, count, marks)
+                self.unseen[key] += _count(data, bit_width, count, self._num_known, marks)
             if not self._marks:
-                _count(data, bit_width, count, self._known)
+                _count(data, bit_width, count, self._num_known, _NONE)
         packed = self._recoder.packed(content) if self._recoder.changes else body
         header = _header(head, size, packed)
         for column in self._columns:
@@ -154,7 +156,7 @@ class _Rewriting:
                 raise CannotRewrite
             levels, values = content[4:size], content[size:]
         if self._optional:
-            count = _count(np.frombuffer(levels, np.uint8), 1, count, _DEFINED)
+            count = _count(np.frombuffer(levels, np.uint8), 1, count, 2, _DEFINED)
         self._num_nulls += page.num_values - count
         if count and not len(values):
             raise CannotRewrite
@@ -180,9 +182,21 @@ class _Rewriting:
         """Add a page of plain words to each column: a dictionary, or levels and values."""
         for column, word in zip(self._columns, words, strict=True):
             values = word.astype("<u8", copy=False).data.cast("B")
-            content = b"".join((levels, values)) if len(levels) else values
+            content = self._joined(levels, values) if len(levels) else values
             body = self._recoder.packed(content)
             column.add(_header(head, len(content), body), body, len(content))
+
+    def _joined(self, levels: bytes | memoryview, values: memoryview) -> bytes | memoryview:
+        if self._compression is None:
+            return b"".join((levels, values))
+        # What is compressed need not stay: large new memory costs as much as the copy.
+        size = len(levels) + len(values)
+        if len(self._scratch) < size:
+            self._scratch = np.empty(size, np.uint8)
+        content = self._scratch[:size]
+        content[: len(levels)] = np.frombuffer(levels, np.uint8)
+        content[len(levels) :] = np.frombuffer(values, np.uint8)
+        return content.data
 
 
 class _Recoder:
@@ -200,9 +214,11 @@ class _Recoder:
         return content if self._new is None else self._new.compress(content)
 
 
-def _count(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks: npt.NDArray[np.bool_]) -> int:
-    """As `count_marked`. Raises CannotRewrite where it finds what must not be."""
-    found = count_marked(data, bit_width, count, marks)
+def _count(
+    data: npt.NDArray[np.uint8], bit_width: int, count: int, limit: int, marks: npt.NDArray[np.bool_]
+) -> int:
+    """As `scanned`. Raises CannotRewrite where that is -1."""
+    found = scanned(data, bit_width, count, limit, marks)
     if found < 0:
         raise CannotRewrite
     return found
@@ -217,8 +233,18 @@ def _header(raw: PageHeader, uncompressed_size: int, body: Bytes) -> bytes:
     return write_struct(new)
 
 
-@jit
 def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks: npt.NDArray[np.bool_]) -> int:
+    """How many of the first `count` values in `data` are marked; `marks: [v]` is for each of the values 0 to `v - 1`.
+
+    Arguments and result: as `scanned`.
+    """
+    return scanned(data, bit_width, count, len(marks), marks)
+
+
+@jit
+def scanned(
+    data: npt.NDArray[np.uint8], bit_width: int, count: int, limit: int, marks: npt.NDArray[np.bool_]
+) -> int:
     """How many of the first `count` values in `data` are marked, without decoding all of them to an array.
 
     Dictionary indices and levels are in Parquet's hybrid of runs and bit packing. A header, which is a varint, precedes
@@ -227,18 +253,20 @@ def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks:
 
     Args:
         bit_width: 0 to 32.
-        marks: [v], whether each of the values 0 to `v - 1` is marked.
+        limit: the values are below it.
+        marks: [limit], which of them are marked, or empty if none is.
 
     Returns:
-        The number, or -1 if `data` does not hold so many values and nothing after them, or if a value is above `v - 1`.
+        The number, or -1 if `data` does not hold so many values and nothing after them, or a value is not below the
+        limit.
     """
     if not 0 <= bit_width <= 32:
         return -1
     width = np.uint64(bit_width)
     mask = (np.uint64(1) << width) - np.uint64(1)
-    limit = np.uint64(len(marks))
+    most = np.uint64(limit)
+    some = len(marks) > 0
     position, left, found, end = 0, count, 0, 0
-    some = marks.any()
     while left > 0:
         header, shift = 0, 0
         while True:
@@ -259,7 +287,7 @@ def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks:
             return -1
         buffer, bits = np.uint64(0), np.uint64(0)
         # Where all that the bits can say is right, and nothing marked, there is nothing to see.
-        for _ in range(0 if mask < limit and not some else run if packed else 1):
+        for _ in range(0 if mask < most and not some else run if packed else 1):
             while bits < width:
                 buffer |= np.uint64(data[position]) << bits
                 position += 1
@@ -267,9 +295,9 @@ def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks:
             value = buffer & mask
             buffer >>= width
             bits -= width
-            if value >= limit:
+            if value >= most:
                 return -1
-            if marks[value]:
+            if some and marks[value]:
                 found += 1 if packed else run
         position = stop
         left -= run

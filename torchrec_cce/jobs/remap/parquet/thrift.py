@@ -5,7 +5,7 @@ what they do not name, because a later Parquet adds it or nothing asks for it, i
 bytes are, reading them ends: named structs do not hold themselves, and the others are not nested without end.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -43,40 +43,46 @@ class Struct(dict[int, Typed]):
     FIELDS: ClassVar[dict[int, "_Field"]] = {}
     """Field number → the field, of those that have a name."""
 
+    def __missing__(self, number: int) -> Typed:
+        raise ValueError(f"a {type(self).__name__} has no field {number}")
+
     def __init_subclass__(cls) -> None:
         cls.FIELDS = {named.number: named for named in vars(cls).values() if isinstance(named, _Field)}
 
 
-@dataclass(frozen=True)
-class _Field:
-    """The descriptor of a named field; see `field`."""
+class _Field(property):
+    """A named field; see `field`. Properties, as they are the fastest way to an item that Python has."""
 
-    number: int
-    kind: int
-    struct: type[Struct] | None
-    items: int | None
-    optional: bool
-    lazy: bool
+    def __init__(
+        self, number: int, kind: int, struct: type[Struct] | None, items: int | None, optional: bool, lazy: bool
+    ) -> None:
+        self.number, self.kind, self.struct, self.items, self.lazy = number, kind, struct, items, lazy
 
-    def __get__(self, owner: Struct | None, kind: type[Struct]) -> Any:
-        if owner is None:
-            return self
-        found = owner.get(self.number)
-        if found is None:
-            if self.optional:
+        def lazily(owner: Struct) -> Any:
+            if number not in owner:
                 return None
-            raise ValueError(f"a {kind.__name__} has no field {self.number}")
-        value = found[1]
-        if type(value) is Raw and self.struct is not None:
-            value, _ = read_struct(self.struct, value)
-            owner[self.number] = self.kind, value
-        return value if self.items is None else value.values
+            value = owner[number][1]
+            if type(value) is Raw:
+                assert struct is not None
+                value, _ = read_struct(struct, value)
+                owner[number] = kind, value
+            return value
 
-    def __set__(self, owner: Struct, value: Any) -> None:
-        if value is None:
-            owner.pop(self.number, None)
-        else:
-            owner[self.number] = self.kind, value if self.items is None else Items(self.items, value)
+        def assign(owner: Struct, value: Any) -> None:
+            if value is None:
+                owner.pop(number, None)
+            else:
+                owner[number] = kind, value if items is None else Items(items, value)
+
+        of_list: tuple[Callable[[Struct], Any], Callable[[Struct], Any]] = (
+            lambda owner: owner[number][1].values,
+            lambda owner: owner[number][1].values if number in owner else None,
+        )
+        of_value: tuple[Callable[[Struct], Any], Callable[[Struct], Any]] = (
+            lambda owner: owner[number][1],
+            lambda owner: owner[number][1] if number in owner else None,
+        )
+        super().__init__(lazily if lazy else (of_value if items is None else of_list)[optional], assign)
 
 
 def field(
@@ -95,7 +101,7 @@ def field(
         struct: the class of its struct, or of the structs in its list.
         items: of a list, the type of its items on the wire.
         optional: it may be absent, and is None then.
-        lazy: a struct that is read when it is asked for.
+        lazy: a struct that may be absent, and is read when it is asked for.
     """
     return _Field(number, kind, struct, items, optional, lazy)
 
