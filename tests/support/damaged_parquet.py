@@ -22,7 +22,7 @@ NUM_IDS = 40
 
 
 def remappers() -> list[Remapper]:
-    """Of the columns `user`, `item` and `bag`: one that hashes unknown IDs and keeps raw ones, one that refuses them."""
+    """Of the columns `user`, `item` and `bag`: one hashes unknown IDs and keeps raw ones, one refuses them."""
     found = []
     for unseen, helper in (("hash", "keep-raw"), ("error", "drop")):
         maps = {
@@ -67,18 +67,22 @@ def whole_files() -> list[bytes]:
 Damage = Callable[[random.Random, bytes], bytes]
 
 
-def damages(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """So many damaged files, each with what was done to it."""
+def damages(seed: int, count: int) -> Iterator[tuple[str, bytes, bytes]]:
+    """So many damaged files: what was done to each, the file, and as it was before."""
     rng, files = random.Random(seed), whole_files()
     kinds = list(_KINDS.items())
     for number in range(count):
         name, damage = kinds[number % len(kinds)]
         file = rng.randrange(len(files))
-        yield f"{name} of file {file} (damage {number} of seed {seed})", damage(rng, files[file])
+        yield f"{name} of file {file} (damage {number} of seed {seed})", damage(rng, files[file]), files[file]
 
 
-def violation(data: bytes, remapper: Remapper) -> str | None:
-    """What is wrong with the remap of a file, None if it gave an error of one line, or what pyarrow's reading gives."""
+def violation(data: bytes, whole: bytes, remapper: Remapper) -> str | None:
+    """What is wrong with the remap of a damaged file; None if it gave an error of one line, or what it should.
+
+    That is the remap of what pyarrow reads. Of a file that pyarrow does not read, it is that of the whole file: where a
+    size alone is wrong, the data may all be found.
+    """
     out = io.BytesIO()
     try:
         with reading("f"):
@@ -86,14 +90,14 @@ def violation(data: bytes, remapper: Remapper) -> str | None:
     except CCEError as error:
         return "an error of several lines" if "\n" in str(error) else None
     try:
-        raw = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read().combine_chunks()
-    except Exception as error:  # noqa: BLE001  whatever it is
-        return f"accepted, though pyarrow cannot read it: {error}"
+        raw = _read(data)
+    except Exception:  # noqa: BLE001  whatever it is
+        raw = _read(whole)
+    raw = raw.combine_chunks()
     schema = remapper.schema(raw.schema, "f")
     wanted = pa.Table.from_batches([remapper.batch(batch, "f") for batch in raw.to_batches()], schema)
     try:
-        found = pq.ParquetFile(io.BytesIO(out.getvalue()), page_checksum_verification=True).read()
-        found.validate(full=True)
+        found = _read(out.getvalue())
     except Exception as error:  # noqa: BLE001
         return f"the output cannot be read: {error}"
     if _plain(found) != _plain(wanted):
@@ -101,10 +105,16 @@ def violation(data: bytes, remapper: Remapper) -> str | None:
     return None
 
 
+def _read(data: bytes) -> pa.Table:
+    table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
+    table.validate(full=True)
+    return table
+
+
 def _plain(table: pa.Table) -> list[tuple[str, str, str]]:
     """Names, types and values; a text, as NaN does not equal itself."""
-    kinds = (str(field.type) for field in table.schema)
-    return [(name, kind, repr(column.to_pylist())) for name, kind, column in zip(table.column_names, kinds, table.columns, strict=True)]
+    columns = zip(table.schema, table.columns, strict=True)
+    return [(field.name, str(field.type), repr(column.to_pylist())) for field, column in columns]
 
 
 def _flip(rng: random.Random, data: bytes, start: int = 0, stop: int | None = None) -> bytes:

@@ -45,7 +45,8 @@ def remap(
         bool, typer.Option("--inverse-check", help="Read a sample of every file back and prove it.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Remap nothing: read a finished --output, and compare it with its manifest.")
+        bool,
+        typer.Option("--verify", help="Remap nothing: read a finished --output, and compare it with its manifest."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress line.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,

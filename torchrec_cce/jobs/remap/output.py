@@ -237,8 +237,12 @@ class OutputFolder:
 
     def _guarded(self, name: str, write: Callable[[Any], object]) -> Callable[[Any], object]:
         def guarded(data: Any) -> None:
-            with self._errors(name):
+            try:
                 write(data)
+            except CCEError:
+                raise
+            except OSError as error:
+                raise self._failed(name, error) from error
 
         return guarded
 
@@ -320,10 +324,13 @@ class OutputFolder:
         except CCEError:
             raise
         except OSError as error:
-            raise JobError(
-                f"{self.url}/{name}: cannot be written ({error.strerror or error}); what is finished stays, make room "
-                "and run the job again"
-            ) from error
+            raise self._failed(name, error) from error
+
+    def _failed(self, name: str, error: OSError) -> JobError:
+        return JobError(
+            f"{self.url}/{name}: cannot be written ({error.strerror or error}); what is finished stays, make room "
+            "and run the job again"
+        )
 
 
 def _record_name(name: str) -> str:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from torchrec_cce.data.remapped_format import (
 from torchrec_cce.errors import DataFileError, InvalidIDError
 from torchrec_cce.jobs.remap.schema_keys import rewritten
 from torchrec_cce.kernels.packed import unpack
+from torchrec_cce.maps.pointer_format import PointerFormat
 from torchrec_cce.maps.pointer_map import PointerMap, Resolved
 
 Words = list[npt.NDArray[np.uint64]]
@@ -36,7 +38,11 @@ class FeatureMap:
     feature: RemappedFeature
     pointer_map: PointerMap
 
-    @property
+    @cached_property
+    def _form(self) -> PointerFormat:
+        return self.feature.pointer_format
+
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the pointers' columns, and of the helper codes' if they are stored."""
         return (*self.feature.pointers, *self.feature.helpers)
@@ -45,7 +51,7 @@ class FeatureMap:
         """The words of raw `ids: [N] int64`, of the codebook pointers and then of the helper codes if they are stored;
         and what the IDs are to the map.
         """
-        return self.pointer_map.uint64s(ids, self.feature.pointer_format, helper=bool(self.feature.helpers))
+        return self.pointer_map.uint64s(ids, self._form, helper=bool(self.feature.helpers))
 
     def arrays(self, words: Words, layout: Layout) -> list[pa.Array]:
         """The words that `find` gave as the columns of a layout, one ID a row."""

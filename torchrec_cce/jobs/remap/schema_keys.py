@@ -1,7 +1,7 @@
-"""Entries of a schema's metadata that describe the schema once more, for readers that believe them rather than the file.
+"""Entries of a schema's metadata that describe the schema once more, for readers that believe them, not the file.
 
-pyarrow keeps a key `ARROW:schema` by itself. Spark, pandas and Hugging Face's datasets have keys of their own, which are
-rewritten. Those of other readers are dropped: a reader without them takes what the file says.
+pyarrow keeps a key `ARROW:schema` by itself. Spark, pandas and Hugging Face's datasets have keys of their own, which
+are rewritten. Those of other readers are dropped: a reader without them takes what the file says.
 """
 
 import json
@@ -60,7 +60,7 @@ def _rewrite(rewrite: Callable[[Any, Replaced], None], document: bytes, replaced
 
 def _names_all(document: bytes, names: Sequence[str]) -> bool:
     """Whether it is JSON of any kind that names all columns: a schema, then, of a reader that is not known here."""
-    if not document.lstrip()[:1] in (b"{", b"["):
+    if document.lstrip()[:1] not in (b"{", b"["):
         return False
     try:
         content = json.loads(document)
@@ -85,11 +85,11 @@ def _texts(content: Any) -> Iterator[str]:
 
 def _in_place(columns: list[Any], replaced: Replaced, make: Callable[[pa.Field, Any], Any]) -> list[Any]:
     """Descriptions of columns, each with its name, where those of the new columns stand for that of a raw one."""
-    new = []
-    for column in columns:
-        for field in replaced.get(column["name"], [None]):
-            new.append(column if field is None or field.name == column["name"] else make(field, column))
-    return new
+    return [
+        column if field is None or field.name == column["name"] else make(field, column)
+        for column in columns
+        for field in replaced.get(column["name"], [None])
+    ]
 
 
 def _spark(content: Any, replaced: Replaced) -> None:
@@ -116,13 +116,15 @@ def _pandas(content: Any, replaced: Replaced) -> None:
         names = {"name": field.name, "field_name": field.name}
         return {**names, "pandas_type": types[0], "numpy_type": types[1], "metadata": None}
 
-    content["columns"] = _in_place(content["columns"], replaced, make)
+    if "columns" in content:
+        content["columns"] = _in_place(content["columns"], replaced, make)
     kept = [
         index
-        for index in content["index_columns"]
+        for index in content.get("index_columns", [])
         if isinstance(index, dict) or index not in replaced or any(field.name == index for field in replaced[index])
     ]
-    content["index_columns"] = kept
+    if "index_columns" in content:
+        content["index_columns"] = kept
 
 
 def _hugging_face(content: Any, replaced: Replaced) -> None:

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 
 from torchrec_cce.jobs.remap.parquet.metadata import (
     CODECS,
-    ColumnChunk,
     ColumnMetaData,
     FileMetaData,
     PageType,
@@ -17,30 +16,48 @@ from torchrec_cce.jobs.remap.parquet.metadata import (
     Type,
 )
 from torchrec_cce.jobs.remap.parquet.page import RawChunk, read_chunk
-from torchrec_cce.jobs.remap.parquet.thrift import read_struct
+from torchrec_cce.jobs.remap.parquet.thrift import Raw, read_struct, write_struct
 
 Bytes: TypeAlias = bytes | memoryview | pa.Buffer
 
 _DICTIONARY_BYTES = 4 << 20
+_SMALL_BYTES = 1 << 12
+"""Up to which a copy is cheaper than a part of its own."""
 
 
 class Chunk(NamedTuple):
-    """A column chunk of a file to be: its bytes, and what the footer says of it with offsets from its own start."""
+    """A column chunk of a file to be: its bytes, and what the footer says of it, with offsets from its own start."""
 
     parts: list[Bytes]
-    meta: ColumnMetaData
     num_bytes: int
     uncompressed_bytes: int
+    offsets: ColumnMetaData
+    """The fields with offsets."""
+    before: bytes
+    after: bytes
+    """The fields before and after those, as they are written."""
 
-    def entry_at(self, position: int) -> ColumnChunk:
-        """The entry of the chunk if it begins at this byte of the file."""
-        meta = ColumnMetaData(self.meta)
-        meta.data_page_offset += position
-        if meta.dictionary_page_offset is not None:
-            meta.dictionary_page_offset += position
-        entry = ColumnChunk()
-        entry.file_offset, entry.meta_data = 0, meta  # as in most files: the offset is deprecated
-        return entry
+    @classmethod
+    def of(cls, parts: list[Bytes], meta: ColumnMetaData) -> "Chunk":
+        """A chunk that is described by `meta`."""
+        offsets = ColumnMetaData()
+        offsets.data_page_offset, offsets.dictionary_page_offset = meta.data_page_offset, meta.dictionary_page_offset
+        first, last = min(offsets), max(offsets)
+        before = write_struct(ColumnMetaData({number: meta[number] for number in meta if number < first}))[:-1]
+        after = write_struct(ColumnMetaData({number: meta[number] for number in meta if number > last}), after=last)
+        return cls(parts, meta.total_compressed_size, meta.total_uncompressed_size, offsets, before, after)
+
+    def entry_at(self, position: int) -> Raw:
+        """The `ColumnChunk` of the footer, as it is written, if the chunk begins at this byte of the file."""
+        offsets = ColumnMetaData({number: (kind, value + position) for number, (kind, value) in self.offsets.items()})
+        return Raw(_ENTRY + self.before + write_struct(offsets, after=_LAST_BEFORE)[:-1] + self.after + _END)
+
+
+_ENTRY = b"\x26\x00\x1c"
+"""How a `ColumnChunk` begins: field 2, a deprecated offset that is 0 in most files, and a struct in field 3."""
+_END = b"\x00"
+_LAST_BEFORE = 7
+"""The last field before the offsets, which is never absent."""
 
 
 @dataclass(kw_only=True)
@@ -57,7 +74,7 @@ class GrowingChunk:
 
     def add(self, header: bytes, body: Bytes, uncompressed_size: int) -> None:
         """Add a page. Its uncompressed size is that of the body alone."""
-        self.parts += [header, body]
+        self.parts += [b"".join((header, body))] if len(body) < _SMALL_BYTES else [header, body]
         self.size += len(header) + len(body)
         self.uncompressed_size += len(header) + uncompressed_size
 
@@ -77,7 +94,7 @@ class GrowingChunk:
             meta.statistics = Statistics()
             meta.statistics.null_count = num_nulls
         meta.encoding_stats = raw.encoding_stats
-        return Chunk(self.parts, meta, self.size, self.uncompressed_size)
+        return Chunk.of(self.parts, meta)
 
 
 def copied(raw: RawChunk) -> Chunk:
@@ -94,17 +111,16 @@ def copied(raw: RawChunk) -> Chunk:
     for page in raw.pages:
         uncompressed_size += page.head.uncompressed_page_size - len(page.body)
     meta.total_compressed_size, meta.total_uncompressed_size = size, uncompressed_size
-    return Chunk([raw.data], meta, size, uncompressed_size)
+    return Chunk.of([raw.data], meta)
 
 
 def encoded(table: pa.Table, compression: str | None) -> list[Chunk]:
     """The chunks of a table, encoded by pyarrow as one row group."""
     data, footer = _written(table.schema, table, compression)
     (group,) = footer.row_groups
-    chunks = []
-    for entry in group.columns:
-        chunks.append(copied(read_chunk(lambda size, start: data[start : start + size], entry.meta_data)))
-    return chunks
+    return [
+        copied(read_chunk(lambda size, start: data[start : start + size], entry.meta_data)) for entry in group.columns
+    ]
 
 
 def elements_of(schema: pa.Schema) -> list[SchemaElement]:

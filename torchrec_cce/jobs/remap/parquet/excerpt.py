@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 from torchrec_cce.jobs.remap.parquet.chunks import Bytes, Chunk
 from torchrec_cce.jobs.remap.parquet.footer import ARROW_SCHEMA, FieldPlan, key_value
 from torchrec_cce.jobs.remap.parquet.metadata import MAGIC, FileMetaData, RowGroup, SchemaElement
-from torchrec_cce.jobs.remap.parquet.thrift import write_struct
+from torchrec_cce.jobs.remap.parquet.thrift import LIST, STRUCT, Items, write_struct
 
 Group: TypeAlias = tuple[Sequence[Chunk], int]
 """The chunks of a field in a row group, and its rows."""
 
 _LARGE_BYTES = 1 << 20
 _PENDING_BYTES = 16 << 20
+_PENDING_CHUNKS = 10_000
 _BATCH_ROWS = 1 << 16
 
 
@@ -49,18 +50,21 @@ class SmallChunks:
 
     _pending: dict[int, tuple[FieldPlan, list[Group]]] = field(default_factory=dict)
     _num_bytes: int = 0
+    _num_chunks: int = 0
 
     def add(self, plan: FieldPlan, group: Group) -> None:
         """Prove them, now or later. Raises as `prove`."""
         chunks, _ = group
         self._pending.setdefault(plan.leaves.start, (plan, []))[1].append(group)
         self._num_bytes += sum(chunk.num_bytes for chunk in chunks)
-        if self._num_bytes >= _PENDING_BYTES:
+        self._num_chunks += len(chunks)
+        if self._num_bytes >= _PENDING_BYTES or self._num_chunks >= _PENDING_CHUNKS:
             self.finish()
 
     def finish(self) -> None:
         """Prove those that were added. Raises as `prove`."""
-        pending, self._pending, self._num_bytes = self._pending, {}, 0
+        pending, self._pending = self._pending, {}
+        self._num_bytes = self._num_chunks = 0
         for plan, groups in pending.values():
             prove(plan, groups)
 
@@ -69,13 +73,14 @@ def _excerpt(plan: FieldPlan, groups: Sequence[Group]) -> pq.ParquetFile:
     parts: list[Bytes] = [MAGIC]
     position, row_groups = len(MAGIC), []
     for chunks, num_rows in groups:
-        group = RowGroup()
-        group.columns, group.num_rows, group.total_byte_size = [], num_rows, 0
+        entries, uncompressed = [], 0
         for chunk in chunks:
-            group.columns.append(chunk.entry_at(position))
-            group.total_byte_size += chunk.uncompressed_bytes
+            entries.append(chunk.entry_at(position))
+            uncompressed += chunk.uncompressed_bytes
             position += chunk.num_bytes
             parts += chunk.parts
+        group = RowGroup({RowGroup.COLUMNS: (LIST, Items(STRUCT, entries))})
+        group.num_rows, group.total_byte_size = num_rows, uncompressed
         row_groups.append(group)
     root = SchemaElement()
     root.name, root.num_children = b"schema", 1

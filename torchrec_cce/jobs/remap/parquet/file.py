@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 from torchrec_cce.errors import DataFileError
 from torchrec_cce.jobs.remap.parquet.chunks import Chunk, copied, encoded
 from torchrec_cce.jobs.remap.parquet.excerpt import SmallChunks, decoded, is_large, prove
-from torchrec_cce.jobs.remap.parquet.footer import FieldPlan, check_footer, new_footer, new_group, plan_fields, read_footer
+from torchrec_cce.jobs.remap.parquet.footer import (
+    FieldPlan,
+    check_footer,
+    new_footer,
+    new_group,
+    plan_fields,
+    read_footer,
+)
 from torchrec_cce.jobs.remap.parquet.metadata import MAGIC, ColumnChunk
 from torchrec_cce.jobs.remap.parquet.page import RawChunk, read_chunk
 from torchrec_cce.jobs.remap.parquet.pages import CannotRewrite, rewrite_chunk
@@ -123,7 +130,10 @@ class _File:
     def _chunks(self, plan: FieldPlan, number: int, first_row: int) -> tuple[list[Chunk], UnseenCounts]:
         """The new file's chunks of one field in one row group."""
         group = self._groups[number]
-        raw = [self._read(group.columns[leaf], plan, group.num_rows) for leaf in plan.leaves]
+        raw = [
+            self._read(group.columns[leaf], kind, group.num_rows, repeated=plan.repeated)
+            for leaf, kind in zip(plan.leaves, plan.types, strict=True)
+        ]
         chunks = [copied(chunk) for chunk in raw]
         kept = chunks if plan.copied else []
         if is_large(kept):
@@ -144,12 +154,14 @@ class _File:
         new = encoded(pa.table(arrays[-len(names) :], schema=pa.schema(fields)), self._compression)
         return kept + new, unseen
 
-    def _read(self, entry: ColumnChunk, plan: FieldPlan, num_rows: int) -> RawChunk:
+    def _read(self, entry: ColumnChunk, kind: int | None, num_rows: int, *, repeated: bool) -> RawChunk:
         elsewhere = (entry.file_path, entry.crypto_metadata, entry.encrypted_column_metadata)
         if any(field is not None for field in elsewhere):
             raise DataFileError(f"{self._name}: has encrypted columns, or columns in other files; write it anew")
         count = entry.meta_data.num_values
-        if count < num_rows or (count > num_rows and not plan.repeated):
+        if entry.meta_data.type != kind:
+            raise ValueError(f"a column chunk has the type {entry.meta_data.type}, its schema {kind}")
+        if count < num_rows or (count > num_rows and not repeated):
             raise ValueError(f"a column chunk has {count} values for {num_rows} rows")
         return read_chunk(self._bytes, entry.meta_data)
 

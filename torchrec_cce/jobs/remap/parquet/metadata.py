@@ -7,7 +7,6 @@ from enum import IntEnum
 
 from torchrec_cce.jobs.remap.parquet.thrift import BINARY, BOOL, I32, I64, LIST, STRUCT, Raw, Struct, field
 
-
 MAGIC = b"PAR1"
 """The first bytes of a file, and the last."""
 
@@ -127,7 +126,10 @@ class ColumnChunk(Struct):
 
 
 class RowGroup(Struct):
-    columns: list[ColumnChunk] = field(1, LIST, ColumnChunk, items=STRUCT)
+    COLUMNS = 1
+    """The number of the field `columns`."""
+
+    columns: list[ColumnChunk] = field(COLUMNS, LIST, ColumnChunk, items=STRUCT)
     total_byte_size: int = field(2, I64)
     num_rows: int = field(3, I64)
     sorting_columns: list[SortingColumn] | None = field(4, LIST, SortingColumn, items=STRUCT, optional=True)
@@ -140,9 +142,12 @@ class ColumnOrder(Struct):
 
 
 class FileMetaData(Struct):
+    ROW_GROUPS = 4
+    """The number of the field `row_groups`."""
+
     version: int = field(1, I32)
     schema: list[SchemaElement] = field(2, LIST, SchemaElement, items=STRUCT)
     num_rows: int = field(3, I64)
-    row_groups: list[RowGroup] = field(4, LIST, RowGroup, items=STRUCT)
+    row_groups: list[RowGroup] = field(ROW_GROUPS, LIST, RowGroup, items=STRUCT)
     key_value_metadata: list[KeyValue] | None = field(5, LIST, KeyValue, items=STRUCT, optional=True)
     column_orders: list[ColumnOrder] | None = field(7, LIST, ColumnOrder, items=STRUCT, optional=True)

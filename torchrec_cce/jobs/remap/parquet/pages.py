@@ -111,7 +111,7 @@ class _Rewriting:
         ]
 
     def _indices(self, head: PageHeader, page: DataPageHeader | DataPageHeaderV2, body: memoryview) -> None:
-        """A page of indices into the dictionary stays as it is, once it is seen that a reader can follow all of them."""
+        """A page of indices into the dictionary stays as it is, once it is seen that all of them are in it."""
         if isinstance(page, DataPageHeaderV2) and self._recoder.changes:
             raise CannotRewrite
         size = head.uncompressed_page_size
@@ -214,9 +214,7 @@ class _Recoder:
         return content if self._new is None else self._new.compress(content)
 
 
-def _count(
-    data: npt.NDArray[np.uint8], bit_width: int, count: int, limit: int, marks: npt.NDArray[np.bool_]
-) -> int:
+def _count(data: npt.NDArray[np.uint8], bit_width: int, count: int, limit: int, marks: npt.NDArray[np.bool_]) -> int:
     """As `scanned`. Raises CannotRewrite where that is -1."""
     found = scanned(data, bit_width, count, limit, marks)
     if found < 0:
@@ -242,9 +240,7 @@ def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks:
 
 
 @jit
-def scanned(
-    data: npt.NDArray[np.uint8], bit_width: int, count: int, limit: int, marks: npt.NDArray[np.bool_]
-) -> int:
+def scanned(data: npt.NDArray[np.uint8], bit_width: int, count: int, limit: int, marks: npt.NDArray[np.bool_]) -> int:
     """How many of the first `count` values in `data` are marked, without decoding all of them to an array.
 
     Dictionary indices and levels are in Parquet's hybrid of runs and bit packing. A header, which is a varint, precedes

@@ -15,7 +15,6 @@ from torchrec_cce.jit import jit
 
 _TRUE, _FALSE, _BYTE, _I16, I32, I64, _DOUBLE, BINARY, LIST, _SET, _MAP, STRUCT = range(1, 13)
 BOOL = _TRUE
-_INTEGERS = (I32, I64, _I16)
 _MOST_BITS = 63
 """How far the last byte of a varint is shifted at most."""
 _MOST_NESTED = 32
@@ -128,7 +127,7 @@ def read_struct(kind: type[S], data: bytes, position: int = 0) -> tuple[S, int]:
         if named is not None and named.kind != wire and (named.kind, wire) != (BOOL, _FALSE):
             raise ValueError(f"field {number} of a {kind.__name__} has the type {wire}, not {named.kind}")
         value: Any
-        if wire in _INTEGERS:
+        if _BYTE < wire < _DOUBLE:
             byte = data[position]
             if byte < 128:  # most of a header, so without a call
                 found[number] = wire, (byte >> 1) ^ -(byte & 1)
@@ -155,10 +154,10 @@ def read_struct(kind: type[S], data: bytes, position: int = 0) -> tuple[S, int]:
             position = end
 
 
-def write_struct(content: Struct) -> bytes:
-    """The struct's bytes."""
+def write_struct(content: Struct, *, after: int = 0) -> bytes:
+    """The struct's bytes, or those of its last fields, which come after the field of this number."""
     out = bytearray()
-    _write_struct(out, content)
+    _write_struct(out, content, after)
     return bytes(out)
 
 
@@ -272,7 +271,7 @@ def skipped(data: npt.NDArray[np.uint8], position: int, kind: int) -> int:
                 if not 0 <= value <= size - position:
                     return -1
                 position += value
-        elif wire == LIST or wire == _SET or wire == STRUCT:
+        elif wire in (LIST, _SET, STRUCT):
             depth += 1
             if depth == _MOST_NESTED:
                 return -1
@@ -295,19 +294,23 @@ def skipped(data: npt.NDArray[np.uint8], position: int, kind: int) -> int:
     return position
 
 
-def _write_struct(out: bytearray, content: Struct) -> None:
-    last = 0
+def _write_struct(out: bytearray, content: Struct, last: int = 0) -> None:
+    append = out.append
     for number in sorted(content):
         kind, value = content[number]
         wire = _FALSE if value is False else kind
         if 0 < number - last < 16:
-            out.append((number - last) << 4 | wire)
+            append((number - last) << 4 | wire)
         else:
-            out.append(wire)
+            append(wire)
             _write_integer(out, number)
         last = number
-        if kind in _INTEGERS:
-            _write_integer(out, value)
+        if _BYTE < kind < _DOUBLE:
+            value = (value << 1) ^ (value >> 63)
+            if value < 128:  # most of a header, so without a call
+                append(value)
+            else:
+                _write_varint(out, value)
         elif kind != _TRUE:
             _write_value(out, kind, value)
     out.append(0)
@@ -329,16 +332,11 @@ def _write_value(out: bytearray, kind: int, value: Any) -> None:
         for item in value.values:
             _write_value(out, value.kind, item)
     else:
-        assert kind in _INTEGERS
         _write_integer(out, value)
 
 
 def _write_integer(out: bytearray, value: int) -> None:
-    value = (value << 1) ^ (value >> 63)
-    if value < 128:  # most of a header, so without a call
-        out.append(value)
-    else:
-        _write_varint(out, value)
+    _write_varint(out, (value << 1) ^ (value >> 63))
 
 
 def _write_varint(out: bytearray, value: int) -> None:
