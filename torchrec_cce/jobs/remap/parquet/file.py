@@ -30,6 +30,9 @@ from torchrec_cce.jobs.remap.parquet.pages import CannotRewrite, rewrite_chunk
 from torchrec_cce.jobs.remap.parquet.thrift import write_struct
 from torchrec_cce.jobs.remap.remapper import Remapper, UnseenCounts
 
+_SMALL_BYTES = 1 << 12
+"""Of a part that is written together with others."""
+
 Write = Callable[[Any], object]
 RowsDone = Callable[[int, int], object]
 """Told how many rows of how many are written."""
@@ -87,13 +90,24 @@ class _File:
 
     def copy(self, write: Write, num_threads: int, progress: RowsDone) -> FileCounts:
         position = 0
+        waiting: list[Any] = []
 
         def put(data: Any) -> None:
             nonlocal position
-            write(data)
             position += len(data)
+            waiting.append(data)
+            if len(data) >= _SMALL_BYTES:
+                flush()
+
+        def flush() -> None:
+            # Many small parts take longer on their way, one by one, than to be joined.
+            is_small = len(waiting[-1]) < _SMALL_BYTES
+            for data in [b"".join(waiting)] if is_small else [b"".join(waiting[:-1]), waiting[-1]]:
+                write(data)
+            waiting.clear()
 
         put(MAGIC)
+        flush()
         groups, unseen = [], UnseenCounts()
         filled = [(number, group) for number, group in enumerate(self._groups) if group.num_rows]
         first_rows = [0, *accumulate(group.num_rows for _, group in filled)]
@@ -118,6 +132,8 @@ class _File:
                     for part in chunk.parts:
                         put(part)
             size = position - start
+            if waiting:
+                flush()
             groups.append(new_group(group, self._plans, entries, start=start, size=size, uncompressed=uncompressed))
             progress(rows, first_rows[-1])
         small.finish()
@@ -125,6 +141,7 @@ class _File:
         check_footer(footer, self._new_schema, first_rows[-1])
         for part in (footer, len(footer).to_bytes(4, "little"), MAGIC):
             put(part)
+        flush()
         return FileCounts(first_rows[-1], unseen)
 
     def _chunks(self, plan: FieldPlan, number: int, first_row: int) -> tuple[list[Chunk], UnseenCounts]:
