@@ -3,7 +3,7 @@
 - A path that exists is itself, whatever characters it has. A folder stands for the data files in it and below it.
 - One that does not exist, and has `*`, `?` or `[…]`, is a pattern. `*` and `?` do not match `/`, and `**` matches any
   folders. It stands for the files that match, and for the data files of folders that do.
-- A name that begins with `_` or `.` is hidden: of a job's notes, of a copy under way. Hidden files, and whatever lies in
+- A name that begins with `_` or `.` is hidden: of a job's notes, of a copy under way. Hidden files, and what lies in
   hidden folders, are left out, unless the path itself names them: by a part that begins with that character.
 - Files come in the order of their paths, folder by folder.
 """

@@ -2,8 +2,8 @@
 
 Record `n` is one small object, created only if absent, and holds the whole state after it. So the newest record is the
 state, a step from one state to the next is one atomic creation, and of two who step from record `n` exactly one creates
-record `n + 1`. Records are never rewritten. `cut` deletes old ones, the oldest first, so that those that are left follow
-one another: by that, someone who had slept and takes a number that is free once more finds out that it is behind.
+record `n + 1`. Records are never rewritten. `cut` deletes old ones, the oldest first, so that what is left follows one
+upon another: by that, someone who had slept and takes a number that is free once more finds out that it is behind.
 """
 
 import logging

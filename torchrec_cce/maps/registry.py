@@ -258,8 +258,9 @@ class Registry:
             PublishConflictError: somebody else changed the registry at the same time; nothing has been deleted.
             RegistryError: the store did not answer.
         """
-        if keep_last < 1 or keep_records < 1:
-            raise ConfigError(f"keep_last={keep_last} and keep_records={keep_records} must be at least 1")
+        for name, least in (("keep_last", keep_last), ("keep_records", keep_records)):
+            if least < 1:
+                raise ConfigError(f"{name}={least} is not at least 1")
         # In this order: what is listed here and not in the state that is read after is not a version yet.
         found = [*self._store.objects(VERSIONS), *self._store.objects(CLOCK), *self._store.leftovers()]
         before = self.state()

@@ -199,7 +199,7 @@ class LocalStore(Store):
             try:
                 yield
             except FileNotFoundError as error:
-                raise OSError(error.errno, "its folder has gone while it was written") from error
+                raise OSError("its folder has gone while it was written") from error
 
 
 def _unfinished(path: Path) -> Path:
