@@ -1,6 +1,7 @@
 """Publishers at work while machines collect debris whose clocks are far ahead: no published version may lose a file."""
 
 import multiprocessing
+import os
 import random
 import time
 from collections.abc import Callable
@@ -91,9 +92,9 @@ def _collect(target: Target, gcs: int, say: Callable[[object], None]) -> None:
     registry_module.datetime = Ahead  # type: ignore[attr-defined,misc]
     now = LocalStore.now
     LocalStore.now = lambda self: now(self) + _AHEAD  # type: ignore[method-assign]
-    registry, done, taken = target.open(), 0, 0
+    registry, rng, done, taken = target.open(), random.Random(os.getpid()), 0, 0
     while done < gcs:
-        time.sleep(0.02)
+        time.sleep(rng.random())  # else no publisher would ever come to an end
         try:
             taken += len(registry.gc(keep_last=10_000).debris)
         except PublishConflictError:
