@@ -109,6 +109,7 @@ def _shape(remap: Remap, table: str, number: int, source: int) -> FeatureTable:
     scheme, pointer_map = remap.schemes[table], _by_position(remap, table)
     width = config.embedding_dim // scheme.num_columns
     common: dict[str, Any] = {"table": number, "source": source, "width": width, "is_mean": pools_by_mean(config)}
+    common["table_rows"], _ = _rows_and_width(config)
     common |= {"num_columns": scheme.num_columns, "num_terms": scheme.num_terms}
     if pointer_map is not None:
         k = pointer_map.num_rows

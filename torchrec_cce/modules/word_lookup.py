@@ -40,6 +40,9 @@ class WordLookup(ABC):
         self._lookup = Lookup(layout, Packer(codes))
         self._num_sources = num_sources
         self._tensors = np.array([tensor for tensor, _ in places], np.int64)
+        self._looked_up = [0] * (1 + max((tensor for tensor, _ in places), default=-1))
+        for table, (tensor, _) in enumerate(places):
+            self._looked_up[tensor] += layout.table_floats.get(table, 0)  # one without features is not looked up
         self._starts = np.array([start * _FLOAT_BYTES for _, start in places], np.uint64)
 
     @abstractmethod
@@ -110,10 +113,13 @@ class WordLookup(ABC):
     ) -> list[torch.Tensor]:
         """Of each tensor, `[rows, width]`; of those with -1 rows, which want none, `[0]`."""
         found = [
-            self.buffers.zeros((num_rows, width), torch.float32) if num_rows >= 0 else torch.empty(0)
+            self.buffers.empty((num_rows, width), torch.float32) if num_rows >= 0 else torch.empty(0)
             for num_rows, width in zip(rows, widths, strict=True)
         ]
-        self._lookup.add_gradients(
+        for tensor, written in zip(found, self._looked_up, strict=True):
+            if tensor.numel() > written:  # there is more in it than tables of ours
+                tensor.zero_()
+        self._lookup.sum_gradients(
             self._addresses(found),
             words.numpy().view(np.uint64),
             offsets.numpy(),
