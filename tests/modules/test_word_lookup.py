@@ -21,7 +21,7 @@ class Rows(WordLookup):
         super().__init__(Layout.of([table]), [codes], num_sources=1, places=[(0, 0), (0, 8)])
 
     def refuse(self, number: int, ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64]) -> None:
-        raise AssertionError
+        raise AssertionError(number, ids, bounds)
 
 
 def test_a_tensor_holds_more_than_is_looked_up() -> None:

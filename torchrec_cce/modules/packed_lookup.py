@@ -16,6 +16,7 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from torchrec_cce.errors import ConfigError
 from torchrec_cce.kernels.lookup.layout import FeatureTable, Layout
 from torchrec_cce.kernels.lookup.pack import Codes
 from torchrec_cce.maps.pointer_format import PointerFormat
@@ -38,7 +39,7 @@ class PackedLookup(WordLookup):
 
     def __init__(self, remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> None:
         self._remap, self._keys, self._places = remap, keys, places
-        self._maps = {table: remap.pointer_map(table) for table in remap.cce_tables()}
+        self._num_changes = remap.num_changes
         tables = list(dict.fromkeys(table for table, _ in remap.table_features))
         self.shapes = {table: _rows_and_width(remap.config(table)) for table in tables}
         shapes = [
@@ -64,15 +65,13 @@ class PackedLookup(WordLookup):
 
     def is_of(self, keys: Sequence[str], places: Mapping[str, Place] | None) -> bool:
         """Whether this still is the lookup of inputs with such keys: tables were not moved, no other map attached."""
-        return (
-            keys == self._keys
-            and places is self._places
-            and all(self._remap.pointer_map(table) is used for table, used in self._maps.items())
-        )
+        return keys == self._keys and places is self._places and self._remap.num_changes == self._num_changes
 
     def pack(self, ids: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], batch: int) -> torch.Tensor:
         self._remap.check_weights()
         words = super().pack(ids, offsets, batch)
+        if not self._by_rows:
+            return words
         bounds, flat = self.bounds(offsets, batch), words.numpy().view(np.uint64)
         for (table, feature), shape, word in self._by_rows:
             rows = self._remap.look_up(table, feature, _of(ids, bounds, shape.source))
@@ -182,14 +181,40 @@ class PackedLookups:
             is_made = _make_for_graph(self, remap, tuple(keys), remap.num_changes)
             lookup = self.in_graphs[tuple(keys)] if is_made else None
         else:
-            is_last = self._last is not None and self._last.is_of(keys, places)
-            lookup = self._last = self._last if is_last else _made(remap, keys, places)
+            lookup = self._of(remap, keys, places)
         if lookup is None:
             return None
         if isinstance(stock, Replicas):
             return stock.look_up(features, lookup, weighted=weighted)
         weights = _plain_weights(stock, lookup)
         return None if weights is None else lookup(features, weights, weighted=weighted)
+
+    def of_request(
+        self, remap: Remap, stock: nn.Module | None, keys: Sequence[str], ids: torch.Tensor, offsets: torch.Tensor
+    ) -> torch.Tensor | None:
+        """[B, Σ d] without gradients, or None where `pooled` would not have looked them up from plain parameters."""
+        if not isinstance(stock, EmbeddingBagCollection) or _has_hooks(stock) or remap.makes_weights:
+            return None
+        lookup = self._of(remap, keys)
+        weights = None if lookup is None else _plain_weights(stock, lookup)
+        return (
+            None if lookup is None or weights is None else lookup.look_up(ids, offsets, weights, _batch(keys, offsets))
+        )
+
+    def _of(self, remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> PackedLookup | None:
+        if self._last is None or not self._last.is_of(keys, places):
+            self._last = _made(remap, keys, places)
+        return self._last
+
+
+def _batch(keys: Sequence[str], offsets: torch.Tensor) -> int:
+    batch, rest = divmod(len(offsets) - 1, len(keys))
+    if rest or batch < 0:
+        raise ConfigError(
+            f"{len(offsets)} offsets are not those of bags of {len(keys)} features, which are one more than a multiple "
+            f"of {len(keys)}"
+        )
+    return batch
 
 
 def _made(remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> PackedLookup | None:

@@ -80,6 +80,8 @@ class Group(NamedTuple):
 
     def parts(self, most: int) -> list[tuple[int, int]]:
         """At most so many runs of lines, of about the same length."""
+        if most == 1:
+            return [(self.first, self.last)]
         wanted = [self.first + (self.last - self.first) * i // most for i in range(1, most)]
         inner = {min(self.cuts, key=lambda cut: abs(cut - line)) for line in wanted}
         ends = sorted({self.first, self.last, *inner})

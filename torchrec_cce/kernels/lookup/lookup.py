@@ -33,6 +33,8 @@ class Lookup:
         self, ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64], words: Words, *, num_threads: int = 1
     ) -> tuple[int, int]:
         """Write the words of the features of `packer`; see there."""
+        if num_threads == 1 or len(ids) < _FEW:
+            return self.packer.pack(ids, bounds, words, 0, len(self.packer.features))
         outside: list[tuple[int, int]] = []
 
         def task(first: int, last: int) -> None:
