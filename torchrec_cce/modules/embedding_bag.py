@@ -151,9 +151,9 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
             found = self._packed.of_request(self.remap, self.ebc, list(keys), values.contiguous(), offsets.contiguous())
         if found is None:
             raise ConfigError(
-                f"features {list(keys)} with values of {values.dtype} and offsets of {offsets.dtype} cannot be looked up "
-                "without a KeyedJaggedTensor: that takes int64 or int32 values, int64 offsets and all features, on the "
-                "CPU, and tables that are plain float32 parameters; call the collection"
+                f"features {list(keys)} with values of {values.dtype} and offsets of {offsets.dtype} cannot be looked "
+                "up without a KeyedJaggedTensor: that takes int64 or int32 values, int64 offsets and all features, on "
+                "the CPU, and tables that are plain float32 parameters; call the collection"
             )
         return found
 

@@ -197,9 +197,9 @@ class PackedLookups:
             return None
         lookup = self._of(remap, keys)
         weights = None if lookup is None else _plain_weights(stock, lookup)
-        return (
-            None if lookup is None or weights is None else lookup.look_up(ids, offsets, weights, _batch(keys, offsets))
-        )
+        if lookup is None or weights is None:
+            return None
+        return lookup.look_up(ids, offsets, weights, _batch(keys, offsets))
 
     def _of(self, remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> PackedLookup | None:
         if self._last is None or not self._last.is_of(keys, places):
@@ -208,10 +208,10 @@ class PackedLookups:
 
 
 def _batch(keys: Sequence[str], offsets: torch.Tensor) -> int:
-    batch, rest = divmod(len(offsets) - 1, len(keys))
+    batch, rest = divmod(offsets.numel() - 1, len(keys))
     if rest or batch < 0:
         raise ConfigError(
-            f"{len(offsets)} offsets are not those of bags of {len(keys)} features, which are one more than a multiple "
+            f"{offsets.numel()} offsets are not those of bags of {len(keys)} features, which are one more than a multiple "
             f"of {len(keys)}"
         )
     return batch

@@ -71,7 +71,7 @@ class WordLookup(ABC):
     def look_up(
         self, ids: torch.Tensor, offsets: torch.Tensor, tensors: Sequence[torch.Tensor], batch: int
     ) -> torch.Tensor:
-        """[B, Σ d] pooled embeddings without gradients, and without what operators of PyTorch take for a small batch."""
+        """[B, Σ d] pooled embeddings without gradients, and without the time that operators of PyTorch take."""
         return self.pool(self.pack(ids.numpy(), offsets.numpy(), batch), offsets, None, tensors, batch)
 
     def pack(self, ids: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], batch: int) -> torch.Tensor:
