@@ -211,8 +211,8 @@ def _batch(keys: Sequence[str], offsets: torch.Tensor) -> int:
     batch, rest = divmod(offsets.numel() - 1, len(keys))
     if rest or batch < 0:
         raise ConfigError(
-            f"{offsets.numel()} offsets are not those of bags of {len(keys)} features, which are one more than a multiple "
-            f"of {len(keys)}"
+            f"{offsets.numel()} offsets are not those of bags of {len(keys)} features, which are one more than a "
+            f"multiple of {len(keys)}"
         )
     return batch
 
