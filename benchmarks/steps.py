@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -90,8 +91,6 @@ def _step(model: nn.Module, *optimizers: torch.optim.Optimizer) -> Step:
 
 
 def batches_of(num_rows: int, bag: int) -> list[Batch]:
-    import numpy as np
-
     rng = np.random.default_rng(1)
     return [
         Batch(torch.rand(num_rows, NUM_DENSE), features_of(SIZES, num_rows, bag, rng), torch.rand(num_rows).round())
