@@ -16,6 +16,7 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from torchrec_cce.errors import ConfigError
 from torchrec_cce.kernels.lookup.layout import FeatureTable, Layout
 from torchrec_cce.kernels.lookup.pack import Codes
 from torchrec_cce.maps.pointer_format import PointerFormat
@@ -46,7 +47,7 @@ class PackedLookup(WordLookup):
         places: Mapping[str, Place] | None = None,
     ) -> None:
         self._remap, self._keys, self._places = remap, keys, places
-        self._maps = {table: remap.pointer_map(table) for table in names if table in remap.cce_tables()}
+        self._num_changes = remap.num_changes
         self.shapes = {table: _rows_and_width(remap.config(table)) for table in names}
         features = [(table, feature) for table in names for feature in remap.config(table).feature_names]
         shapes = [_shape(remap, table, names.index(table), keys.index(feature)) for table, feature in features]
@@ -70,15 +71,13 @@ class PackedLookup(WordLookup):
 
     def is_of(self, keys: Sequence[str], places: Mapping[str, Place] | None) -> bool:
         """Whether this still is the lookup of inputs with such keys: tables were not moved, no other map attached."""
-        return (
-            keys == self._keys
-            and places is self._places
-            and all(self._remap.pointer_map(table) is used for table, used in self._maps.items())
-        )
+        return keys == self._keys and places is self._places and self._remap.num_changes == self._num_changes
 
     def pack(self, ids: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], batch: int) -> torch.Tensor:
         self._remap.check_weights()
         words = super().pack(ids, offsets, batch)
+        if not self._by_rows:
+            return words
         bounds, flat = self.bounds(offsets, batch), words.numpy().view(np.uint64)
         for (table, feature), shape, word in self._by_rows:
             rows = self._remap.look_up(table, feature, _of(ids, bounds, shape.source))
@@ -115,6 +114,7 @@ def _shape(remap: Remap, table: str, number: int, source: int) -> FeatureTable:
     scheme, pointer_map = remap.schemes[table], _by_position(remap, table)
     width = config.embedding_dim // scheme.num_columns
     common: dict[str, Any] = {"table": number, "source": source, "width": width, "is_mean": pools_by_mean(config)}
+    common["table_rows"], _ = _rows_and_width(config)
     common |= {"num_columns": scheme.num_columns, "num_terms": scheme.num_terms}
     if pointer_map is not None:
         k = pointer_map.num_rows
@@ -195,8 +195,7 @@ class PackedLookups:
             is_made = _make_for_graph(self, remap, tuple(keys), remap.num_changes)
             lookup = self.in_graphs[tuple(keys)] if is_made else None
         else:
-            is_last = self._last is not None and self._last.is_of(keys, places)
-            lookup = self._last = self._last if is_last else self.made(remap, keys, places)
+            lookup = self._of(remap, keys, places)
         if lookup is None:
             return None
         if isinstance(stock, Replicas):
@@ -204,12 +203,39 @@ class PackedLookups:
         weights = _plain_weights(stock, lookup)
         return None if weights is None else lookup(features, weights, weighted=weighted)
 
+    def of_request(
+        self, remap: Remap, stock: nn.Module | None, keys: Sequence[str], ids: torch.Tensor, offsets: torch.Tensor
+    ) -> torch.Tensor | None:
+        """[B, Σ d] without gradients, or None where `pooled` would not have looked them up from plain parameters."""
+        if not isinstance(stock, EmbeddingBagCollection) or _has_hooks(stock):
+            return None
+        lookup = self._of(remap, keys)
+        weights = None if lookup is None else _plain_weights(stock, lookup)
+        if lookup is None or weights is None:
+            return None
+        return lookup.look_up(ids, offsets, weights, _batch(keys, offsets))
+
+    def _of(self, remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> PackedLookup | None:
+        if self._last is None or not self._last.is_of(keys, places):
+            self._last = self.made(remap, keys, places)
+        return self._last
+
     def made(self, remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> PackedLookup | None:
         """A packed lookup for such keys; None if there is none."""
         given = set(keys)
         is_raw = {feature for _, feature in remap.table_features} <= given and len(given) == len(keys)
         can_be = is_raw and can_be_packed(remap, self.tables)
         return PackedLookup(remap, self.tables, keys, places) if can_be else None
+
+
+def _batch(keys: Sequence[str], offsets: torch.Tensor) -> int:
+    batch, rest = divmod(offsets.numel() - 1, len(keys))
+    if rest or batch < 0:
+        raise ConfigError(
+            f"{offsets.numel()} offsets are not those of bags of {len(keys)} features, which are one more than a "
+            f"multiple of {len(keys)}"
+        )
+    return batch
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -40,6 +40,10 @@ class WordLookup(ABC):
         self._lookup = Lookup(layout, Packer(codes))
         self._num_sources = num_sources
         self._tensors = np.array([tensor for tensor, _ in places], np.int64)
+        self._looked_up = [0] * (1 + max((tensor for tensor, _ in places), default=-1))
+        for table, (tensor, _) in enumerate(places):
+            self._looked_up[tensor] += layout.table_floats.get(table, 0)  # one without features is not looked up
+        self._are_apart = list(places) == [(number, 0) for number in range(len(places))]
         self._starts = np.array([start * _FLOAT_BYTES for _, start in places], np.uint64)
 
     @abstractmethod
@@ -63,6 +67,12 @@ class WordLookup(ABC):
         sample_weights = features.weights().float().contiguous() if weighted else None
         pooled: torch.Tensor = pool(words, offsets, sample_weights, list(tensors), batch, self.number, self.dim)
         return pooled
+
+    def look_up(
+        self, ids: torch.Tensor, offsets: torch.Tensor, tensors: Sequence[torch.Tensor], batch: int
+    ) -> torch.Tensor:
+        """[B, Σ d] pooled embeddings without gradients, and without the time that operators of PyTorch take."""
+        return self.pool(self.pack(ids.numpy(), offsets.numpy(), batch), offsets, None, tensors, batch)
 
     def pack(self, ids: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], batch: int) -> torch.Tensor:
         """[W, N] int64 words. Raises InvalidIDError, ConfigError of bags that are none."""
@@ -110,10 +120,13 @@ class WordLookup(ABC):
     ) -> list[torch.Tensor]:
         """Of each tensor, `[rows, width]`; of those with -1 rows, which want none, `[0]`."""
         found = [
-            self.buffers.zeros((num_rows, width), torch.float32) if num_rows >= 0 else torch.empty(0)
+            self.buffers.empty((num_rows, width), torch.float32) if num_rows >= 0 else torch.empty(0)
             for num_rows, width in zip(rows, widths, strict=True)
         ]
-        self._lookup.add_gradients(
+        for tensor, written in zip(found, self._looked_up, strict=True):
+            if tensor.numel() > written:  # there is more in it than tables of ours
+                tensor.zero_()
+        self._lookup.sum_gradients(
             self._addresses(found),
             words.numpy().view(np.uint64),
             offsets.numpy(),
@@ -125,7 +138,10 @@ class WordLookup(ABC):
 
     def _addresses(self, tensors: Sequence[torch.Tensor]) -> npt.NDArray[np.uint64]:
         """Of each table; 0 where its tensor is empty."""
-        first = np.array([tensor.data_ptr() for tensor in tensors], np.uint64)[self._tensors]
+        first = np.array([tensor.data_ptr() for tensor in tensors], np.uint64)
+        if self._are_apart:
+            return first
+        first = first[self._tensors]
         return np.where(first == 0, first, first + self._starts)
 
 

@@ -164,6 +164,7 @@ class RowLookup(WordLookup):
                     num_terms=1,
                     bits=_ROW_BITS,
                     width=table.local_cols,
+                    table_rows=table.local_rows,
                     column_rows=0,
                     term_rows=0,
                     is_mean=config.pooling == PoolingType.MEAN,

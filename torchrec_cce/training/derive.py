@@ -24,7 +24,8 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 from torchrec_cce.methods.sketch import Sketch
-from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection, CompressedEmbeddingBag
+from torchrec_cce.modules.compressed_bag import CompressedEmbeddingBag
+from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.modules.state_names import computed_prefix, in_checkpoint, joined
 from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
