@@ -1,4 +1,4 @@
-"""`PackedLookup`: pooled embeddings of raw IDs in one step, where tables are plain parameters on the CPU.
+"""`PackedLookup`: pooled embeddings of raw IDs in one step, where tables are plain parameters on the CPU or a GPU.
 
 Raw IDs are packed to codes and pooled from the weights of the stock `EmbeddingBagCollection`, which is not called: no
 list of rows and no sort, in one pass over all tables.
@@ -23,6 +23,7 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig, HashedScheme, SignedScheme
 from torchrec_cce.methods.table import FullScheme
+from torchrec_cce.modules.device_lookup import takes_words
 from torchrec_cce.modules.remap import Remap, pools_by_mean
 from torchrec_cce.modules.word_lookup import Place, WordLookup
 
@@ -33,10 +34,13 @@ class PackedLookup(WordLookup):
     Args:
         remap: of the collection.
         keys: of the features of the input.
+        device: where the tables are.
         places: of each table; None: each is a tensor by itself, in the order of `shapes`.
     """
 
-    def __init__(self, remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> None:
+    def __init__(
+        self, remap: Remap, keys: Sequence[str], device: torch.device, places: Mapping[str, Place] | None = None
+    ) -> None:
         self._remap, self._keys, self._places = remap, keys, places
         self._maps = {table: remap.pointer_map(table) for table in remap.cce_tables()}
         tables = list(dict.fromkeys(table for table, _ in remap.table_features))
@@ -54,6 +58,7 @@ class PackedLookup(WordLookup):
             [each for each in codes if each is not None],
             num_sources=len(keys),
             places=[(number, 0) if places is None else places[table] for number, table in enumerate(tables)],
+            device=device,
         )
         self._packed = [feature for feature, each in zip(remap.table_features, codes, strict=True) if each is not None]
         self._by_rows = [
@@ -62,10 +67,11 @@ class PackedLookup(WordLookup):
             if each is None
         ]
 
-    def is_of(self, keys: Sequence[str], places: Mapping[str, Place] | None) -> bool:
+    def is_of(self, keys: Sequence[str], device: torch.device, places: Mapping[str, Place] | None) -> bool:
         """Whether this still is the lookup of inputs with such keys: tables were not moved, no other map attached."""
         return (
             keys == self._keys
+            and device == self.device
             and places is self._places
             and all(self._remap.pointer_map(table) is used for table, used in self._maps.items())
         )
@@ -139,7 +145,12 @@ def _codes(remap: Remap, table: str, shape: FeatureTable, word: int) -> Codes | 
 
 
 class Replicas(ABC):
-    """A sharded stock collection that has tables whole on this rank's CPU, in tensors that may hold several each."""
+    """A sharded stock collection that has tables whole on this rank, in tensors that may hold several each."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the tables are."""
 
     @abstractmethod
     def places(self) -> Mapping[str, Place] | None:
@@ -171,18 +182,19 @@ class PackedLookups:
         """
         if not isinstance(stock, EmbeddingBagCollection | Replicas) or not _takes(remap, features, weighted=weighted):
             return None
-        if _has_hooks(stock):
+        device = stock.device if isinstance(stock, Replicas) else _device_of(stock)
+        if _has_hooks(stock) or not takes_words(device) or not _can_come_to(device, features):
             return None
         places = stock.places() if isinstance(stock, Replicas) else None
         if isinstance(stock, Replicas) and places is None:
             return None
         keys = features.keys()
         if torch.compiler.is_compiling() and places is None:
-            is_made = _make_for_graph(self, remap, tuple(keys), remap.num_changes)
+            is_made = _make_for_graph(self, remap, tuple(keys), device, remap.num_changes)
             lookup = self.in_graphs[tuple(keys)] if is_made else None
         else:
-            is_last = self._last is not None and self._last.is_of(keys, places)
-            lookup = self._last = self._last if is_last else _made(remap, keys, places)
+            is_last = self._last is not None and self._last.is_of(keys, device, places)
+            lookup = self._last = self._last if is_last else _made(remap, keys, device, places)
         if lookup is None:
             return None
         if isinstance(stock, Replicas):
@@ -191,11 +203,13 @@ class PackedLookups:
         return None if weights is None else lookup(features, weights, weighted=weighted)
 
 
-def _made(remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> PackedLookup | None:
+def _made(
+    remap: Remap, keys: Sequence[str], device: torch.device, places: Mapping[str, Place] | None = None
+) -> PackedLookup | None:
     """None if there is no packed lookup for such keys."""
     given = set(keys)
     is_raw = {feature for _, feature in remap.table_features} <= given and len(given) == len(keys)
-    return PackedLookup(remap, keys, places) if is_raw and can_be_packed(remap) else None
+    return PackedLookup(remap, keys, device, places) if is_raw and can_be_packed(remap) else None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -203,10 +217,11 @@ def _make_for_graph(
     lookups: PackedLookups,
     remap: Remap,
     keys: tuple[str, ...],
+    device: torch.device,
     num_changes: int,  # noqa: ARG001  of maps, after each of which another graph is made
 ) -> bool:
     """Make the lookup of a graph of `torch.compile`, which does not look in here. Returns whether there is one."""
-    made = _made(remap, list(keys))
+    made = _made(remap, list(keys), device)
     if made is not None:
         lookups.in_graphs[keys] = made
     return made is not None
@@ -216,7 +231,7 @@ def _takes(remap: Remap, features: KeyedJaggedTensor, *, weighted: bool) -> bool
     if type(features) is not KeyedJaggedTensor or features.variable_stride_per_key():
         return False
     ids = features.values()
-    if not ids.is_cpu or ids.dtype not in (torch.int64, torch.int32) or (remap.makes_weights and not weighted):
+    if ids.dtype not in (torch.int64, torch.int32) or (remap.makes_weights and not weighted):
         return False
     weights = features.weights_or_none() if weighted else None
     if weights is None:
@@ -224,10 +239,23 @@ def _takes(remap: Remap, features: KeyedJaggedTensor, *, weighted: bool) -> bool
     return weights.dtype == torch.float32 and not weights.requires_grad
 
 
+def _can_come_to(device: torch.device, features: KeyedJaggedTensor) -> bool:
+    """Whether tables on `device` may be looked up: IDs are packed on the host, for a GPU wherever they are."""
+    ids = features.values()
+    return ids.is_cpu or bool(ids.device == device)
+
+
 def can_be_packed(remap: Remap) -> bool:
     """Whether raw IDs of all tables can be looked up from words."""
     signed = any(isinstance(scheme, SignedScheme) for scheme in remap.schemes.values())
     return bool(remap.table_features) and not signed and not remap.resident_tables()
+
+
+def _device_of(stock: EmbeddingBagCollection) -> torch.device:
+    """Of its first table; the collection itself names the device that it was made on."""
+    parameter = next(stock.parameters(), None)
+    device: torch.device = stock.device if parameter is None else parameter.device
+    return device
 
 
 def _plain_weights(stock: EmbeddingBagCollection, lookup: PackedLookup) -> list[torch.Tensor] | None:
@@ -244,7 +272,7 @@ def _plain_weights(stock: EmbeddingBagCollection, lookup: PackedLookup) -> list[
         if type(bag) is not nn.EmbeddingBag or _has_hooks(bag):
             return None
         weight = bag._parameters.get("weight")
-        if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or not weight.is_cpu:
+        if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or weight.device != lookup.device:
             return None
         if weight.shape != shape or not weight.is_contiguous():
             return None

@@ -1,7 +1,8 @@
-"""Tables of which every rank has a replica in host memory: TorchRec's sharded collection, looked up by our loops.
+"""Tables of which every rank has a replica: TorchRec's sharded collection, looked up by loops and kernels of ours.
 
 A replica has a dense gradient, averaged over ranks. FBGEMM's dense kernel sorts the rows of a batch to add it up; the
-loops of `kernels.lookup` add where it belongs. Names, gradients, optimizers and pipelines are TorchRec's.
+loops of `kernels.lookup` add where it belongs; so do, on a GPU, the kernels of `kernels.lookup_on_gpu`, from words.
+Names, gradients, optimizers and pipelines are TorchRec's.
 """
 
 from collections.abc import Mapping, Set
@@ -25,8 +26,9 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec_cce.errors import InvalidIDError
 from torchrec_cce.kernels.lookup.layout import FeatureTable, Layout
 from torchrec_cce.kernels.lookup.pack import Codes
+from torchrec_cce.modules.device_lookup import takes_words
 from torchrec_cce.modules.packed_lookup import Replicas
-from torchrec_cce.modules.word_lookup import Place, WordLookup
+from torchrec_cce.modules.word_lookup import CPU, Place, WordLookup
 
 PACKED = "packed"
 """What we call a kernel of ours, where TorchRec calls it dense."""
@@ -34,7 +36,7 @@ _ROW_BITS = 64
 
 
 class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
-    """TorchRec's, whose tables with a replica on each CPU are looked up by our loops.
+    """TorchRec's, whose tables with a replica on each rank are looked up by us, where `takes_words` says so.
 
     From rows, one by one as they come; or, if all its tables are such, from the words of a `PackedLookup`.
     """
@@ -42,7 +44,7 @@ class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
     def _create_lookups(self) -> None:
         self._places: dict[str, Place] = {}
         for sharding in self._embedding_shardings:
-            if not isinstance(sharding, DpPooledEmbeddingSharding) or not _is_cpu(self._device):
+            if not isinstance(sharding, DpPooledEmbeddingSharding) or not takes_words(self.device):
                 self._lookups.append(sharding.create_lookup())
                 continue
             lookup = _ReplicaLookup(
@@ -54,6 +56,11 @@ class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
             )
             self._places = lookup.places()
             self._lookups.append(lookup)
+
+    @property
+    def device(self) -> torch.device:
+        assert self._device is not None
+        return torch.empty(0, device=self._device).device  # with its index
 
     @property
     def replicas(self) -> Set[str]:
@@ -113,7 +120,7 @@ class _ReplicaKernel(BatchedDenseEmbeddingBag):
         super().__init__(config, *args)
         self.starts = self.emb_module.weights_physical_offsets[:-1]
         """In the tensor of all tables, of each."""
-        self._rows = RowLookup(config, self.starts)
+        self._rows = RowLookup(config, self.starts, self.emb_module.weights.device)
 
     @property
     def floats(self) -> torch.Tensor:
@@ -135,7 +142,7 @@ class _ReplicaKernel(BatchedDenseEmbeddingBag):
 class RowLookup(WordLookup):
     """Of rows, each of which is a word; the features are those of a group of tables, in its order."""
 
-    def __init__(self, config: GroupedEmbeddingConfig, starts: list[int]) -> None:
+    def __init__(self, config: GroupedEmbeddingConfig, starts: list[int], device: torch.device = CPU) -> None:
         tables = [(i, table) for i, table in enumerate(config.embedding_tables) for _ in table.feature_names]
         self._features = [
             (feature, table.name, table.local_rows)
@@ -161,7 +168,12 @@ class RowLookup(WordLookup):
             Codes(source=source, first_word=0, bits=_ROW_BITS, num_ids=table.local_rows)
             for source, (_, table) in enumerate(tables)
         ]
-        super().__init__(layout, codes, num_sources=len(tables), places=[(0, start) for start in starts])
+        super().__init__(layout, codes, num_sources=len(tables), places=[(0, start) for start in starts], device=device)
+
+    def words(self, ids: torch.Tensor, offsets: torch.Tensor, batch: int) -> torch.Tensor:
+        # On a device they are rows of the remap, which are inside their tables, and are words as they are.
+        is_there = not ids.is_cpu and ids.device == self.device
+        return ids.long().view(1, -1) if is_there else super().words(ids, offsets, batch)
 
     def refuse(self, number: int, ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64]) -> None:
         feature, table, num_rows = self._features[number]
@@ -171,7 +183,3 @@ class RowLookup(WordLookup):
             f"feature {feature!r}: row {rows[bad]} (position {bad} of its {len(rows)} values) is not in "
             f"0..{num_rows - 1}, the rows of table {table!r}; remap raw IDs by the collection's own remap"
         )
-
-
-def _is_cpu(device: torch.device | None) -> bool:
-    return device is not None and device.type == "cpu"

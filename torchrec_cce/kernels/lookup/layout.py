@@ -21,7 +21,7 @@ _FLOAT_BYTES = 4
 
 # Of a line of `Layout.columns`.
 (TABLE, SOURCE, WORD, WORDS_A_TERM, SHIFT, MASK, ROW_BYTES, TERM_BYTES, START_BYTES, OUT_BYTES, IS_MEAN) = range(11)
-_NUM_FIELDS = 11
+NUM_FIELDS = 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Layout:
         keys = [key for key, _ in lines]
         ends = [i for i, key in enumerate(keys) if i == 0 or key[:2] != keys[i - 1][:2]] + [len(keys)]
         return cls(
-            columns=np.array([line for _, line in lines], np.uint64).reshape(-1, _NUM_FIELDS),
+            columns=np.array([line for _, line in lines], np.uint64).reshape(-1, NUM_FIELDS),
             groups=tuple(
                 Group(*keys[first][:2], first, last, _cuts(keys, first, last)) for first, last in pairwise(ends)
             ),
