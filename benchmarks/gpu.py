@@ -136,7 +136,7 @@ def kernel_figures(
     """Of words that are on the device, forward and backward: bytes that must be moved, over the time, over `copied`."""
     lookup = collection._packed._last
     assert lookup is not None
-    ids, weights = features.values(), list(collection.parameters())
+    ids, weights = features.values(), list[torch.Tensor](collection.parameters())
     offsets, batch_size = features.offsets().long(), features.stride()
     words, offsets = lookup.words(ids, offsets, batch_size), offsets.to(device)
     number, dim = lookup.number, lookup.dim

@@ -20,6 +20,11 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+
+
 @pytest.mark.parametrize("width", [1, 4, 16, 64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_are_those_of_the_cpu_bit_for_bit(

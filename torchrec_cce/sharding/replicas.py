@@ -43,8 +43,9 @@ class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
 
     def _create_lookups(self) -> None:
         self._places: dict[str, Place] = {}
+        are_ours = self._device is not None and takes_words(self.device)
         for sharding in self._embedding_shardings:
-            if not isinstance(sharding, DpPooledEmbeddingSharding) or not takes_words(self.device):
+            if not isinstance(sharding, DpPooledEmbeddingSharding) or not are_ours:
                 self._lookups.append(sharding.create_lookup())
                 continue
             lookup = _ReplicaLookup(
@@ -59,7 +60,6 @@ class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
 
     @property
     def device(self) -> torch.device:
-        assert self._device is not None
         return torch.empty(0, device=self._device).device  # with its index
 
     @property

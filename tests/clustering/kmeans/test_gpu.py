@@ -112,6 +112,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
     monkeypatch.setattr(gpu, "faiss_on_gpu", lambda: gpus)
     monkeypatch.setattr(gpu, "MIN_CENTROIDS", 20)
     monkeypatch.setattr(nearest, "MIN_POINTS", 100)
+    monkeypatch.setenv("LOCAL_RANK", "0")
     return gpus
 
 
@@ -123,6 +124,8 @@ def test_large_searches_go_to_the_gpu_of_the_rank(gpus: Gpus, monkeypatch: pytes
         assert_same_bits(NearestCentroid(centroids)(points), by_definition(points, centroids))
         assert gpus.devices.pop() == device
     NearestCentroid(centroids[:19])(points)
+    monkeypatch.delenv("LOCAL_RANK")  # a worker of a job
+    NearestCentroid(centroids)(points)
     assert not gpus.devices
 
 

@@ -20,6 +20,8 @@ from torchrec_cce.jit import jit
 MIN_CENTROIDS, MIN_POINTS = 1024, 4096
 """From which a search is left to a GPU: what a core does with fewer in a millisecond pays for no copies there and back.
 A guess, as no GPU was at hand to measure on."""
+_RANK = "LOCAL_RANK"
+"""In the environment: the number of this rank among those of its host, as torchrun sets it."""
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 _SCRATCH_BYTES = 64 << 20
 """Of FAISS on the GPU, which would take 1.5 GB of what a model trains in."""
@@ -45,8 +47,8 @@ def num_gpus(faiss: Any) -> int:
 
 
 def gpu_index(faiss: Any, width: int) -> Any:
-    """An empty exact index for vectors of `width` floats on this rank's own GPU, by torchrun's number of the rank."""
-    device = int(os.environ.get("LOCAL_RANK", "0")) % num_gpus(faiss)
+    """An empty exact index for vectors of `width` floats on this rank's own GPU, the first if it is none."""
+    device = int(os.environ.get(_RANK, "0")) % num_gpus(faiss)
     config = faiss.GpuIndexFlatConfig()
     config.device = device
     config.use_cuvs = False  # whose distances are rounded in other ways
@@ -104,17 +106,20 @@ class GpuSearch:
                 return np.arange(len(points))
             self._measure(points, self._tiles, np.maximum(nearest[:, 0], 0), codes, distances)
             lengths = np.sqrt(np.square(around, dtype=np.float64).sum(axis=1)) + self._longest
-            error = (2 * points.shape[1] + 10) * 2.0**-24 * np.square(lengths) + _SMALLEST
+            allowed = (2 * points.shape[1] + 10) * 2.0**-24 * np.square(lengths) + _SMALLEST
             first, second = lowest.astype(np.float64).T
             decided = (
-                (second - first > 2 * error) & (np.abs(first - distances) <= error) & (codes == nearest[:, 0])
+                (second - first > 2 * allowed) & (np.abs(first - distances) <= allowed) & (codes == nearest[:, 0])
             )  # NaN decides nothing
         return np.flatnonzero(~decided)
 
 
 def gpu_search(centroids: npt.NDArray[np.float32]) -> GpuSearch | None:
-    """For a table that a GPU is worth its while for; None without one, or where it has no memory left."""
-    faiss = faiss_on_gpu() if len(centroids) >= MIN_CENTROIDS else None
+    """For a table that is worth it; None in a process that is no rank with a GPU, or if that has no memory left.
+
+    Workers of jobs are none: each of them would take as much of one GPU as CUDA itself needs.
+    """
+    faiss = faiss_on_gpu() if _RANK in os.environ and len(centroids) >= MIN_CENTROIDS else None
     if faiss is None:
         return None
     try:
