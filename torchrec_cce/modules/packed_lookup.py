@@ -253,8 +253,9 @@ def can_be_packed(remap: Remap) -> bool:
 
 def _device_of(stock: EmbeddingBagCollection) -> torch.device:
     """Of its first table; the collection itself names the device that it was made on."""
-    parameter = next(stock.parameters(), None)
-    device: torch.device = stock.device if parameter is None else parameter.device
+    first = next(iter(stock.embedding_bags._modules.values()), None)
+    weight = None if first is None else first._parameters.get("weight")
+    device: torch.device = stock.device if weight is None else weight.device
     return device
 
 
@@ -266,13 +267,16 @@ def _plain_weights(stock: EmbeddingBagCollection, lookup: PackedLookup) -> list[
     if type(stock) is not EmbeddingBagCollection:
         return None
     weights: list[torch.Tensor] = []
+    on_cpu = lookup.device.type == "cpu"  # which is asked faster
     bags = stock.embedding_bags._modules  # without the checks of a ModuleDict, which take longer than a small batch
     for table, shape in lookup.shapes.items():
         bag = bags[table]
         if type(bag) is not nn.EmbeddingBag or _has_hooks(bag):
             return None
         weight = bag._parameters.get("weight")
-        if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or weight.device != lookup.device:
+        if type(weight) is not nn.Parameter or weight.dtype != torch.float32:
+            return None
+        if not (weight.is_cpu if on_cpu else weight.device == lookup.device):
             return None
         if weight.shape != shape or not weight.is_contiguous():
             return None
