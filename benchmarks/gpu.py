@@ -134,7 +134,7 @@ def kernel_figures(
     copied: float,
 ) -> None:
     """Of words that are on the device, forward and backward: bytes that must be moved, over the time, over `copied`."""
-    lookup = collection._packed._last
+    lookup = collection._packed["ebc"]._last
     assert lookup is not None
     ids, weights = features.values(), list[torch.Tensor](collection.parameters())
     offsets, batch_size = features.offsets().long(), features.stride()

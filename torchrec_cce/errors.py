@@ -33,6 +33,10 @@ class ClusteringError(CCEError, ValueError):
     """Embeddings that cannot be clustered: NaN or infinite."""
 
 
+class GradientError(CCEError, ArithmeticError):
+    """Gradients that no row can be trained on: NaN, infinite, or with an infinite square. No row was changed."""
+
+
 class JobError(CCEError, RuntimeError):
     """A job whose workers did not finish: one was killed or ran out of memory. Nothing was changed."""
 
