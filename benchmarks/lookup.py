@@ -104,9 +104,15 @@ def clustered(sizes: Sequence[int], dim: int, num_columns: int, num_rows: int) -
     return collection
 
 
-def uncompressed(dim: int) -> SplitTableBatchedEmbeddingBagsCodegen:
+def uncompressed(
+    sizes: Sequence[int], dim: int, device: torch.device | None = None
+) -> SplitTableBatchedEmbeddingBagsCodegen:
+    """Full tables of so many rows, on the CPU unless a GPU is given."""
+    on_gpu = device is not None and device.type == "cuda"
+    place = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if on_gpu else (EmbeddingLocation.HOST, ComputeDevice.CPU)
     tables = SplitTableBatchedEmbeddingBagsCodegen(
-        embedding_specs=[(n, dim, EmbeddingLocation.HOST, ComputeDevice.CPU) for n in VOCABULARY],
+        embedding_specs=[(n, dim, *place) for n in sizes],
+        device=device,
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
         learning_rate=RATE,
         eps=EPSILON,
@@ -320,7 +326,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         library = compile_c(Path(folder))
         for dim, steps in STEPS.items():
-            tables = uncompressed(dim)
+            tables = uncompressed(VOCABULARY, dim)
             for step in steps:
                 step_figures(dim, step, tables, library)
             del tables

@@ -109,6 +109,7 @@ def pool(
     return pooled
 
 
+@torch.library.impl(_library, "pool", "CUDA")
 @torch.library.impl(_library, "pool", "CPU")
 def _(
     words: torch.Tensor,
@@ -135,6 +136,7 @@ def _(
     return tables[0].new_empty((batch, dim))
 
 
+@torch.library.impl(_library, "pool_backward", "CUDA")
 @torch.library.impl(_library, "pool_backward", "CPU")
 def _(
     gradient: torch.Tensor,

@@ -23,7 +23,7 @@ _FLOAT_BYTES = 4
 (TABLE, SOURCE, WORD, WORDS_A_TERM, SHIFT, MASK, ROW_BYTES, TERM_BYTES, START_BYTES, OUT_BYTES, IS_MEAN) = range(11)
 OWN_ROWS = 11
 """Rows from the start on whose gradients are no other line's to write first."""
-_NUM_FIELDS = 12
+NUM_FIELDS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class Layout:
         whole = {feature.table for feature in features if feature.num_columns > 1 and not feature.column_rows}
         ends = [i for i, key in enumerate(keys) if i == 0 or key[:2] != keys[i - 1][:2]] + [len(keys)]
         return cls(
-            columns=np.array([line for _, line in lines], np.uint64).reshape(-1, _NUM_FIELDS),
+            columns=np.array([line for _, line in lines], np.uint64).reshape(-1, NUM_FIELDS),
             groups=tuple(
                 Group(*keys[first][:2], first, last, _cuts(keys, first, last, whole)) for first, last in pairwise(ends)
             ),
