@@ -96,10 +96,13 @@ def read_run_config(run_dir: Path) -> RunConfig:
     if not path.exists():
         raise ConfigError(f"{run_dir}: no {RUN_CONFIG}, so there is no run in this folder")
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"a {type(values).__name__} is no configuration")
+        return _parse(values)
     except WrongValue as error:
         raise ConfigError(f"{path}: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {error}") from error
 
 
