@@ -33,6 +33,13 @@ class ClusteringError(CCEError, ValueError):
     """Embeddings that cannot be clustered: NaN or infinite."""
 
 
+class DivergedError(CCEError, ArithmeticError):
+    """Training that came to numbers that are none: a loss or weights that are NaN or infinite."""
+
+    result: object = None
+    """What the run had come to until then: a `RunResult`."""
+
+
 class JobError(CCEError, RuntimeError):
     """A job whose workers did not finish: one was killed or ran out of memory. Nothing was changed."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from torchrec_cce.clustering.entropy import random_entropies
-from torchrec_cce.errors import CCEError, ClusteringError
+from torchrec_cce.errors import CCEError, ClusteringError, DivergedError
 from torchrec_cce.experiments.results import Entropies, TrialResult
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
@@ -140,6 +140,10 @@ def _train(trial: Trial) -> TrialResult:
     resumes = checkpoint.exists(run_dir)
     try:
         trained = train(config, run_dir, start="either", show_progress=trial.show_progress)
+    except DivergedError as error:
+        if not isinstance(error.result, RunResult):
+            raise
+        trained = error.result
     except CCEError:
         if not resumes:
             raise

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from torchrec_cce.errors import ConfigError, DataFileError, MapFileError
+from torchrec_cce.errors import ConfigError, DataFileError, DivergedError, MapFileError
 from torchrec_cce.files.atomic import atomic_path, json_text
 from torchrec_cce.files.cache import scratch_copy
 from torchrec_cce.maps.bundle import read_folder, write_folder
@@ -209,6 +210,7 @@ class CheckpointWriter:
 
         Raises:
             OSError: on all ranks, as `finish` raises it, or because there is no room for a copy.
+            DivergedError: on all ranks, weights are NaN or infinite. The older checkpoint is still there.
         """
         self.finish()
         first = dist.get_rank() == 0
@@ -226,6 +228,7 @@ class CheckpointWriter:
         temporary = Path(shared[0])
         with maps_cared_for():
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        on_all_ranks(lambda: _check_numbers(state["model"], self._run_dir))
         if self._in_background:
             state = copy.deepcopy(state)  # torch's own stager of asynchronous saves knows no sharded tensors
         rest = _rest(temporary, model, position, counted) if first else None
@@ -262,6 +265,17 @@ class CheckpointWriter:
         """Of what the checkpoint cannot be understood without, and the run has only once."""
         path = self._run_dir / RUN_CONFIG
         return {path.name: FileDigest.of(path)} if path.exists() else {}
+
+
+def _check_numbers(state: Mapping[str, Any], run_dir: Path) -> None:
+    """Raise DivergedError unless the weights of this rank in `state` are finite."""
+    for name, value in state.items():
+        parts = [shard.tensor for shard in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+        for part in parts:
+            # A sum is one pass without a copy. It may overflow where no number is infinite.
+            if part.is_floating_point() and not part.sum().isfinite() and not part.isfinite().all():
+                kept = f"the newest checkpoint is {newest(run_dir)}" if exists(run_dir) else "there is no checkpoint"
+                raise DivergedError(f"the weights {name!r} are not finite numbers, and not saved; {kept}")
 
 
 def _rest(

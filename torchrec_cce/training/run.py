@@ -119,19 +119,21 @@ class Run:
         self.position, counted = checkpoint.load(self.run_dir, self.model, self.optimizer)
         return counted
 
-    def step(self, batch: RankBatch) -> torch.Tensor:
-        """One step on the mean loss of the global batch. Returns this rank's sum of losses and its rows, `[2]`."""
+    def forward(self, batch: RankBatch) -> torch.Tensor:
+        """This rank's sum of losses on its part of the global batch, for `descend`. Nothing is changed yet."""
         if not self.model.training:  # else it visits every module for nothing
             self.model.train()
         self.optimizer.zero_grad()
         part = batch.part.to(self.ranks.device)
         logits, labels = self.model(part)[: batch.rows], part.labels[: batch.rows]
-        loss = binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        return binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+
+    def descend(self, loss: torch.Tensor, batch: RankBatch) -> None:
+        """One step on the mean loss of the global batch, from what `forward` returned."""
         # Gradients are averaged over ranks. Scaled like this the average is the gradient of the mean over the global
         # batch, also where the ranks' parts differ in size.
         (loss * (self.ranks.world_size / batch.global_rows)).backward()
         self.optimizer.step()
-        return torch.tensor([loss.item(), batch.rows], dtype=torch.float64)
 
     @torch.no_grad()
     def quality_on(self, split: SplitConfig) -> Quality:
