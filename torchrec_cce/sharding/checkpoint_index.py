@@ -69,10 +69,10 @@ class _IndexUnpickler(pickle._Unpickler):
     def get_extension(self, code: int) -> None:
         raise pickle.UnpicklingError(f"it names the extension {code}, which no index is made of")
 
-    def load_build(self) -> None:
+    def load_build(self, fill: Callable[[Any], None] = dispatch[pickle.BUILD[0]]) -> None:
         if type(self.stack[-2]) not in _RECORDS.values():
             raise pickle.UnpicklingError("it changes an object that is no record of an index")
-        pickle._Unpickler.dispatch[pickle.BUILD[0]](self)
+        fill(self)
 
     dispatch[pickle.BUILD[0]] = load_build
 

@@ -2,23 +2,25 @@
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 
 from torchrec_cce.sharding.digests import TENSORS, FileDigest
 
-_PIECE_BYTES = 4 << 20
-_SMALL_BYTES = 1 << 16
-"""Up to here it costs more to ask another thread than to hash."""
+_PIECE_BYTES = 1 << 20
 
 
 class HashingWriter(FileSystemWriter):
-    """PyTorch's writer, which also has the digests of this rank's files of tensors in the end."""
+    """PyTorch's writer, which also has the digests of this rank's files of tensors in the end.
+
+    A thread reads each file again while it is written and flushed, from the system's memory and not from the disk.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -37,33 +39,43 @@ class _HashingFiles(FileSystem):
             with super().create_stream(path, mode) as stream:
                 yield stream
             return
-        with ThreadPoolExecutor(1) as thread, _HashedFile(path, thread) as file:
-            yield file
-            self._digests[Path(path).name] = FileDigest(sha256=file.sha256.hexdigest(), num_bytes=file.num_bytes)
+        with ThreadPoolExecutor(1) as thread, _FollowedFile(path) as file:
+            digest = thread.submit(_digest_of, Path(path), file.written)
+            try:
+                yield file
+            finally:
+                file.written.put(None)
+            self._digests[Path(path).name] = digest.result()
 
 
-class _HashedFile(FileIO):
-    """A new file. What is written is hashed in `thread` at the same time."""
+class _FollowedFile(FileIO):
+    """A new file that tells how many more bytes were written, and None in the end."""
 
-    def __init__(self, path: Any, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, path: Any) -> None:
         super().__init__(path, "wb")
-        self._thread = thread
-        self.sha256, self.num_bytes = hashlib.sha256(), 0
+        self.written: SimpleQueue[int | None] = SimpleQueue()
 
     def write(self, data: Any) -> int:
         whole = memoryview(data).cast("B")
-        pieces = [whole[start : start + _PIECE_BYTES] for start in range(0, len(whole), _PIECE_BYTES)]
-        hashed: Future[None] | None = None
-        if len(whole) > _SMALL_BYTES:
-            hashed = self._thread.submit(self.sha256.update, whole)
-        else:
-            self.sha256.update(whole)
-        try:
-            for piece in pieces:
-                while piece:
-                    piece = piece[super().write(piece) :]
-        finally:
-            if hashed is not None:
-                hashed.result()  # the data is the caller's again
-        self.num_bytes += len(whole)
+        start = 0
+        while start < len(whole):
+            count = super().write(whole[start : start + _PIECE_BYTES])
+            self.written.put(count)
+            start += count
         return len(whole)
+
+
+def _digest_of(path: Path, written: "SimpleQueue[int | None]") -> FileDigest:
+    """The digest of a file that grows; `written` says by how much."""
+    content, num_bytes = hashlib.sha256(), 0
+    piece = memoryview(bytearray(_PIECE_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while (left := written.get()) is not None:
+            num_bytes += left
+            while left:
+                length = file.readinto(piece[: min(left, _PIECE_BYTES)])  # type: ignore[attr-defined]
+                if not length:
+                    raise OSError(f"{path}: cut short by somebody else while it was written")
+                content.update(piece[:length])
+                left -= length
+    return FileDigest(sha256=content.hexdigest(), num_bytes=num_bytes)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.training.config import RunConfig, parse_config
+from torchrec_cce.training.unused import find_unused
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,12 +59,12 @@ class WrongValue(ConfigError):
 
 
 def read_config(path: str | Path) -> RunConfig:
-    """Read and check a TOML file.
+    """Read and check a TOML file of a run that is to be started.
 
     Raises:
         ConfigError: one line, `path:line: key: what is wrong`.
     """
-    return read_toml(path, _parse)
+    return read_toml(path, _parse_new)
 
 
 def read_toml(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> T:
@@ -111,6 +112,14 @@ def _parse(values: dict[str, Any]) -> RunConfig:
         return parse_config(values)
     except ValidationError as error:
         raise WrongValue.first_of(error, RunConfig) from error
+
+
+def _parse_new(values: dict[str, Any]) -> RunConfig:
+    config = _parse(values)
+    found = find_unused(config)
+    if found is not None:
+        raise WrongValue(*found)
+    return config
 
 
 def _allowed(root: type, keys: Sequence[str]) -> list[str]:

@@ -29,6 +29,7 @@ from torchrec_cce.training.parallel import StopRequest, process_group
 from torchrec_cce.training.placement import record_plan
 from torchrec_cce.training.run import Run, Start, claim
 from torchrec_cce.training.schedule import Schedule
+from torchrec_cce.training.unused import check_used
 
 _log = logging.getLogger(__name__)
 _LOG_EVERY = 50
@@ -70,6 +71,8 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
     """
     if config.recluster.ct > 0:
         modules_of(config.recluster.backend)
+    if not checkpoint.exists(run_dir):
+        check_used(config)
     with process_group() as ranks, StopRequest() as stop:
         if ranks.is_first and config.recluster.ct > 0 and not config.embedding.use_helper:
             _log.warning("without helper, clusterings leave the pointers as they are: see embedding.use_helper")
@@ -220,9 +223,13 @@ class _Training:
             kept = str(error)
         else:
             kept = f"the checkpoint {saved} is of batch {step}, the last before it"
-        error = DivergedError(f"{said}; {kept}. Look for huge values in the dense fields, or lower the learning rates")
-        error.result = self.result(checkpoint.newest(self.run.run_dir) if checkpoint.exists(self.run.run_dir) else None)
-        raise error
+        diverged = DivergedError(
+            f"{said}; {kept}. Look for huge values in the dense fields, or lower the learning rates"
+        )
+        diverged.result = self.result(
+            checkpoint.newest(self.run.run_dir) if checkpoint.exists(self.run.run_dir) else None
+        )
+        raise diverged
 
     def is_due(self, every: int | None) -> bool:
         """Whether what is done after every so many batches is done now; None is never."""
