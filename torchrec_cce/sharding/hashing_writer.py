@@ -73,7 +73,7 @@ def _digest_of(path: Path, written: "SimpleQueue[int | None]") -> FileDigest:
         while (left := written.get()) is not None:
             num_bytes += left
             while left:
-                length = file.readinto(piece[: min(left, _PIECE_BYTES)])  # type: ignore[attr-defined]
+                length = file.readinto(piece[: min(left, _PIECE_BYTES)])
                 if not length:
                     raise OSError(f"{path}: cut short by somebody else while it was written")
                 content.update(piece[:length])
