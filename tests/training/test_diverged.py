@@ -70,6 +70,8 @@ def test_on_two_ranks_all_stop(log: Path, tmp_path: Path) -> None:
         assert f"DivergedError: the loss of batch {GOOD + 1} is not a finite number" in rank.stderr
     (saved,) = runs.checkpoints(tmp_path / "run")
     assert checkpoint.read_position(saved).step == GOOD
+    assert len(list(saved.glob("*.distcp"))) == 2
+    assert checkpoint.damage_in(tmp_path / "run") == []
 
 
 def test_weights_that_are_no_numbers_are_not_saved(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
