@@ -25,6 +25,8 @@ TENSORS = ".distcp"
 _MAPS = "maps/"
 """Their manifests have digests, too, which whoever opens them compares, and the weights are stamped with theirs; a
 checkpoint may also do without them where a registry has them."""
+_ARRAYS = ".arrow"
+"""So have those of residents, whose manifest is compared here."""
 _log = logging.getLogger(__name__)
 
 
@@ -135,8 +137,8 @@ def find_damage(folder: Path, digests: Digests, run_dir: Path | None) -> list[st
 def check_digests(folder: Path, run_dir: Path | None, *, rank: int = 0, world_size: int = 1) -> None:
     """Compare the files of a checkpoint with its digests before it is used.
 
-    Maps are compared with their manifests and with the weights when they are opened, and only then. A checkpoint that
-    was written before there were digests passes, with a warning.
+    Maps and residents are compared with their manifests when they are opened, and only then. A checkpoint that was
+    written before there were digests passes, with a warning.
 
     Args:
         run_dir: the folder of its run, if it is in one.
@@ -150,7 +152,7 @@ def check_digests(folder: Path, run_dir: Path | None, *, rank: int = 0, world_si
         if rank == 0:
             _log.warning("%s: written before checkpoints had digests, so that damage to it may not be noticed", folder)
         return
-    names = sorted(name for name in digests.files if not name.startswith(_MAPS))
+    names = sorted(name for name in digests.files if not name.startswith(_MAPS) and not name.endswith(_ARRAYS))
     by_size = sorted(names, key=lambda name: digests.files[name][0].num_bytes)
     for wrong in _compared(folder, digests, run_dir, by_size[rank::world_size]):
         if wrong is not None:

@@ -107,7 +107,7 @@ class DistributedCheckpoint:
         except (DataFileError, OSError) as error:
             if not isinstance(error, FileNotFoundError):
                 raise
-            raise DataFileError(f"{file}: no such file; copy the checkpoint again") from error
+            raise DataFileError(f"{file}: missing; copy the checkpoint again") from error
         except Exception as error:  # whatever damaged bytes lead to
             raise DataFileError(f"{file}: missing or damaged ({error}); copy the checkpoint again") from error
         finally:
