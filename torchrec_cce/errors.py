@@ -40,6 +40,10 @@ class DivergedError(CCEError, ArithmeticError):
     """What the run had come to until then: a `RunResult`."""
 
 
+class GradientError(CCEError, ArithmeticError):
+    """Gradients that no row can be trained on: NaN, infinite, or with an infinite square. No row was changed."""
+
+
 class JobError(CCEError, RuntimeError):
     """A job whose workers did not finish: one was killed or ran out of memory. Nothing was changed."""
 

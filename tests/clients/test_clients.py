@@ -37,10 +37,11 @@ def test_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["TrainPipelineBase", "TrainPipelineSparseDist", "TrainPipelineSparseDistLite"])
 def test_pipelines(kind: str, tmp_path: Path) -> None:
-    """The others do not run on a CPU, with stock collections either, but for TrainPipelinePT2."""
+    """The others do not run on a CPU, with stock collections either, but for TrainPipelinePT2: see `test_compiled`."""
     run(tmp_path, pipelines.main, kind)
 
 
+@pytest.mark.parametrize("kind", ["torch.compile", "TrainPipelinePT2"])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.nightly)])
-def test_compiled(backend: str, tmp_path: Path) -> None:
-    run(tmp_path, compiled.main, backend)
+def test_compiled(kind: str, backend: str, tmp_path: Path) -> None:
+    run(tmp_path, compiled.main, kind, backend)

@@ -168,6 +168,15 @@ def test_rows_that_moved_nothing_change_nothing() -> None:
     assert done.objective == pytest.approx(0, abs=1e-10)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_where_nobody_ever_had_a_row_nothing_changes(first: bool) -> None:
+    nobody = Residency(ages=np.full_like(AGES, 255), phases=1, is_open=True)
+    done = folded(residency=nobody, first=first)
+    np.testing.assert_array_equal(done.weights[:, 0], CODEBOOK)
+    np.testing.assert_array_equal(done.pointers, POINTERS)
+    assert done.objective == 0
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["rows", "codebook"])
 def test_values_that_are_no_numbers_are_refused(bad: float, where: str) -> None:

@@ -1,6 +1,7 @@
 """Graphs of collections, by `torch.export`, `torch.fx` and `torch.compile`, give what the collections give; and what
 they give on the meta device."""
 
+import copy
 import io
 import re
 from typing import Any
@@ -47,6 +48,17 @@ class OfTensors(nn.Module):
             pooled: torch.Tensor = found.values()
             return pooled
         return torch.cat([found[name].values() for name in sorted(UNIVERSES)])
+
+
+class Scripted(nn.Module):
+    """A model that `torch.jit.script` understands, but for its collection."""
+
+    def __init__(self, tables: CCEEmbeddingBagCollection) -> None:
+        super().__init__()
+        self.tables = tables
+
+    def forward(self, batch: KeyedJaggedTensor) -> torch.Tensor:
+        return self.tables(batch).values()
 
 
 def inputs(batch: KeyedJaggedTensor) -> tuple[torch.Tensor, ...]:
@@ -180,6 +192,21 @@ def test_symbolic_traces_and_scripts_of_them(case: str) -> None:
             found = graph(batch)
             assert found.keys() == expected.keys()
             torch.testing.assert_close(found.values(), expected.values(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:torch.jit.script takes the symbolic trace")
+def test_a_script_of_a_model_has_the_trace_of_its_collections() -> None:
+    model = Scripted(CASES["clustered, and a hashed table"]())
+    collection = model.tables
+    sequences = CASES["sequences"]()
+    with pytest.warns(UserWarning, match=r"script copy\.deepcopy\(model\)"):
+        scripted = torch.jit.script(copy.deepcopy(model))
+    assert model.tables is collection
+    for seed in (0, 1):
+        torch.testing.assert_close(scripted(features(seed)), model(features(seed)), atol=1e-6, rtol=0)
+    of_sequences, expected = torch.jit.script(sequences)(features(2)), sequences(features(2))
+    for name, found in of_sequences.items():
+        torch.testing.assert_close(found.values(), expected[name].values(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("need_indices", [True, False])

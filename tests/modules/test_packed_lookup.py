@@ -3,10 +3,13 @@
 import copy
 import pickle
 from collections.abc import Iterator
+from contextlib import ExitStack
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 
 from tests.support.module_cases import cce, full, random_features
@@ -38,26 +41,26 @@ def tables(pooling: PoolingType = PoolingType.SUM) -> list[EmbeddingBagConfig]:
 
 
 def other_way(collection: CCEEmbeddingBagCollection) -> CCEEmbeddingBagCollection:
-    """A copy whose stock collection has a hook, so that it must be called."""
+    """A copy whose stock collections have a hook, so that they must be called."""
     twin = copy.deepcopy(collection)
-    twin.ebc.register_forward_hook(lambda *_: None)
+    for stock in stocks(twin):
+        stock.register_forward_hook(lambda *_: None)
     return twin
 
 
+def stocks(collection: CCEEmbeddingBagCollection) -> list[nn.Module]:
+    return [stock for stock in (collection.ebc, collection.codewords) if stock is not None]
+
+
 def is_packed(collection: CCEEmbeddingBagCollection, features: KeyedJaggedTensor) -> bool:
-    """Whether the stock collection is left out; it would fail."""
-    called, forward = [], collection.ebc.forward
-
-    def record(*arguments: object) -> object:
-        called.append(arguments)
-        return forward(*arguments)
-
-    collection.ebc.forward = record
-    try:
+    """Whether the stock collections are left out."""
+    with ExitStack() as patches, torch.no_grad():
+        calls = [
+            patches.enter_context(mock.patch.object(stock, "forward", wraps=stock.forward))
+            for stock in stocks(collection)
+        ]
         collection(features)
-    finally:
-        del collection.ebc.forward
-    return not called
+    return not any(each.called for each in calls)
 
 
 def assert_both_ways_equal(collection: CCEEmbeddingBagCollection, features: KeyedJaggedTensor) -> None:
@@ -196,17 +199,46 @@ def test_another_order_of_features() -> None:
 
 def test_left_to_the_stock_collection() -> None:
     features = random_features({"user": 1000, "day": 7}, 5, 2, seed=0)
-    residents = CCEEmbeddingBagCollection(tables=[cce(residents=ResidentConfig()), full()])
     signed = CompositionalEmbeddingBagConfig(
         name="t", num_embeddings=1000, embedding_dim=8, feature_names=["user"], num_rows=20, signed=True
     )
-    assert not is_packed(residents, features)
     assert not is_packed(CCEEmbeddingBagCollection(tables=[signed]), features)
     collection = CCEEmbeddingBagCollection(tables=[cce(), full()])
     assert is_packed(collection, features)
     assert not is_packed(collection, collection.remap(features))
     assert not is_packed(other_way(collection), features)
     assert not is_packed(copy.deepcopy(collection).double(), features)
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean", "weighted"])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_beside_residents(pooling: str, dtype: str) -> None:
+    """Before a phase, while one is open, and after the fold; sums of residents beside means of others."""
+    torch.manual_seed(0)
+    kind, weighted = PoolingType.MEAN if pooling == "mean" else PoolingType.SUM, pooling == "weighted"
+    other = PoolingType.SUM if weighted else PoolingType.MEAN
+    collection = CCEEmbeddingBagCollection(
+        tables=[
+            cce(features=("user", "friend"), pooling=kind, residents=ResidentConfig(dtype=dtype, shrinkage=0)),
+            cce("t_item", ("item",), num_embeddings=5000, num_columns=2, pooling=other),
+            cce("t_narrow", use_helper=False, pooling=kind, residents=ResidentConfig(first_come=True)),
+            full(pooling=kind),
+        ],
+        is_weighted=weighted,
+    )
+    features = random_features(SIZES, 12, 3, seed=0, weighted=weighted)
+    for change in (lambda: None, lambda: collection.admit(seed=0), lambda: collection.recluster(seed=0)):
+        change()
+        assert_both_ways_equal(collection, features)
+        assert_both_ways_equal(collection, random_features(SIZES, 0, 3, seed=0, weighted=weighted))
+    collection.admit(seed=0)  # rows that learned
+    half = copy.deepcopy(collection)
+    half.codewords.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(half(features).values(), collection(features).values(), atol=1e-6, rtol=1e-6)
+    assert not is_packed(half, features)
+    features.values()[1] = 1000
+    with pytest.raises(InvalidIDError, match="feature 'user': raw ID 1000"):
+        collection(features)
 
 
 def test_bags_that_are_none() -> None:
@@ -231,7 +263,7 @@ def test_operators_are_what_they_say() -> None:
     collection = CCEEmbeddingBagCollection(tables=[cce(), full()])
     features = random_features({"user": 1000, "day": 7}, 5, 2, seed=0)
     collection(features)
-    lookup = collection._packed._last
+    lookup = collection._packed["ebc"]._last
     offsets = features.offsets().long()
     arguments = features.values(), offsets, 5, lookup.number, lookup.num_words
     weights = [collection.ebc.embedding_bags[table].weight for table in lookup.shapes]

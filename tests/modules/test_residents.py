@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
@@ -10,7 +11,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from tests.support.module_cases import random_features
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig, ReclusterConfig
-from torchrec_cce.errors import ClusteringError, ConfigError
+from torchrec_cce.errors import ClusteringError, ConfigError, GradientError
 from torchrec_cce.kernels.slots import NEVER
 from torchrec_cce.maps.residency import Residency
 from torchrec_cce.maps.vocabulary import Vocabulary
@@ -378,6 +379,32 @@ def test_quantized_rows_go_on_from_the_state_dict(dtype: str) -> None:
         each(step_on).values().square().sum().backward()
     torch.testing.assert_close(rows_of(other), rows_of(one), atol=0, rtol=0)
     torch.testing.assert_close(copy.deepcopy(one)(step_on).values(), other(step_on).values(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
+def test_a_gradient_that_no_row_can_be_trained_on_is_an_error_and_changes_nothing(dtype: str, value: float) -> None:
+    one = learned(dtype)
+    table = rows_table(one)
+    before = [buffer.clone() for buffer in table.buffers()]
+    residents = np.flatnonzero(one.remap.residency("t").ages == 0)
+    others = np.flatnonzero(one.remap.residency("t").ages != 0)
+
+    def step(bad: npt.NDArray[np.int64], good: npt.NDArray[np.int64]) -> None:
+        ids = torch.from_numpy(np.concatenate([bad, good]))
+        lengths = torch.tensor([1, 0, 0]).repeat_interleave(len(ids))
+        pooled = one(KeyedJaggedTensor(keys=["a", "b", "day"], values=ids, lengths=lengths)).values()
+        gradient = torch.ones_like(pooled)
+        gradient[: len(bad), :D] = value
+        pooled.backward(gradient)
+
+    with pytest.raises(GradientError, match=r"'t_residents' is (nan|inf|-1e\+30); no row was changed"):
+        step(residents[:1], residents[1:5])
+    for buffer, old in zip(table.buffers(), before, strict=True):
+        assert torch.equal(buffer, old)
+    step(others[:2], residents[1:5])  # bad gradients that no row has a share in
+    assert int(table.updates) == 1
+    assert torch.isfinite(table.state).all()
 
 
 def test_quantized_rows_of_a_variable_batch_that_nothing_repeats_are_refused() -> None:

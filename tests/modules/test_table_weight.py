@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torchrec import KeyedJaggedTensor
-from torchrec.inference.modules import quantize_embeddings
+from torchrec import EmbeddingBagCollection, KeyedJaggedTensor, PoolingType
+from torchrec.inference.modules import quantize_embeddings, quantize_inference_model
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 
 from tests.support.module_cases import cce, full, random_features
@@ -84,6 +84,17 @@ def test_quantized(kind: str, dtype: torch.dtype) -> None:
     assert list(quantized.embedding_bags) == ["t_user", "t_day"]
     none = torch.empty(0, dtype=torch.int64)
     assert quantized(KeyedJaggedTensor(["user", "day"], none, lengths=none)).values().shape == (0, 32)
+
+
+def test_kernels_of_quantized_tables_are_found_where_those_of_a_stock_collection_are() -> None:
+    tables = [full(), full("t_user", ("user",), num_embeddings=1000, pooling=PoolingType.MEAN)]
+    stock = nn.Sequential(EmbeddingBagCollection(tables=tables))
+    found = nn.Sequential(CCEEmbeddingBagCollection(tables=[*tables, cce("t_codes", residents=ResidentConfig())]))
+    assert not hasattr(found[0], "tbes")
+    quantize_inference_model(stock)
+    quantize_inference_model(found)
+    assert len(stock[0].tbes) == 2
+    assert len(found[0].tbes) == 2 + 2  # of codewords and of residents, which are collections of their own
 
 
 def test_quantized_tables_are_neither_read_nor_written(tmp_path: Path) -> None:

@@ -236,9 +236,13 @@ def test_what_is_not_replicated_on_one_rank() -> None:
         name="s", num_embeddings=1000, embedding_dim=16, feature_names=["s"], num_rows=100, signed=True
     )
     dhe = DeepHashEmbeddingBagConfig(name="dhe", num_embeddings=90, embedding_dim=16, feature_names=["a"], width=8)
-    for others in ([small("r", residents=ResidentConfig())], [signed], [dhe]):
+    for others in ([signed], [dhe]):
         found = kernels_on_one_rank(CCEEmbeddingBagCollection([small(), *others], device=META))
         assert found["t"] == PLACED
+    residents = kernels_on_one_rank(
+        CCEEmbeddingBagCollection([small(), small("r", residents=ResidentConfig())], device=META)
+    )
+    assert residents == {"t": PACKED, "r": PLACED, "r_residents": PLACED}
     sequences = CCEEmbeddingCollection(
         [CCEEmbeddingConfig(name="t", num_embeddings=1000, embedding_dim=16, num_rows=50)], device=META
     )

@@ -1,7 +1,7 @@
 """Replicated tables on CPUs: looked up by our loops, they are trained as one process trains them with PyTorch's."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,18 +16,22 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import ParameterConstraints
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.keyed import CombinedOptimizer
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from tests.support.launch import on_ranks
 from tests.support.module_cases import cce, full, random_features
-from torchrec_cce import CCEEmbeddingBagCollection
+from torchrec_cce import CCEEmbeddingBagCollection, ResidentConfig
 from torchrec_cce.clustering.settings import ReclusterConfig
 from torchrec_cce.errors import InvalidIDError
 from torchrec_cce.modules.packed_lookup import PackedLookup
+from torchrec_cce.sharding.admit import admit_sharded
 from torchrec_cce.sharding.distributed_checkpoint import load_checkpoint
 from torchrec_cce.sharding.planner import CCEShardingPlanner
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.replicas import RowLookup
+from torchrec_cce.sharding.sharders import get_cce_sharders
 from torchrec_cce.training.config import OptimizerConfig
 from torchrec_cce.training.parallel import process_group, shard, table_optimizer
 
@@ -103,8 +107,8 @@ def alone(optimizer: str, pooling: str) -> tuple[list[float], dict[str, torch.Te
 
 
 @contextmanager
-def counted_lookups() -> Iterator[dict[type, int]]:
-    """How often something is looked up by words of codes and by rows; never by a kernel of FBGEMM."""
+def counted_lookups(*, fbgemm: bool = False) -> Iterator[dict[type, int]]:
+    """How often something is looked up by words of codes and by rows; and never, if it may not, by `fbgemm`."""
     counts = {PackedLookup: 0, RowLookup: 0}
 
     def patched(kind: type) -> Any:
@@ -116,8 +120,8 @@ def counted_lookups() -> Iterator[dict[type, int]]:
 
         return mock.patch.object(kind, "__call__", counting)
 
-    fbgemm = mock.patch.object(BaseBatchedEmbeddingBag, "forward", side_effect=AssertionError("looked up by FBGEMM"))
-    with patched(PackedLookup), patched(RowLookup), fbgemm:
+    refused = mock.patch.object(BaseBatchedEmbeddingBag, "forward", side_effect=AssertionError("looked up by FBGEMM"))
+    with patched(PackedLookup), patched(RowLookup), nullcontext() if fbgemm else refused:
         yield counts
 
 
@@ -237,6 +241,45 @@ def test_checkpoints_move_between_fused_kernels_and_replicas(tmp_path: Path) -> 
     )
 
 
+def without_gradients() -> list[tuple[dict[type, int], torch.Tensor, torch.Tensor]]:
+    """What one rank looks up where nothing is noted for a backward pass: how, what, and what kernels find in rows.
+
+    Of tables with fused kernels beside replicas; then of residents' codewords while their rows are trained.
+    """
+    found = []
+    with process_group() as ranks:
+        for pooling in POOLINGS:
+            model, _ = placed(Model(pooling), "rowwise_adagrad", "table_wise", ranks)
+            features, _ = batch_of(0, pooling, slice(None))
+            with torch.no_grad(), counted_lookups() as counts:
+                packed = model(features)
+            found.append((counts, packed, model(model.module.sparse.remap(features)).detach()))
+        tables = [cce(features=("user", "friend"), residents=ResidentConfig(shrinkage=0)), full()]
+        collection = CCEEmbeddingBagCollection(tables)
+        collection.recluster(seed=0)
+        apply_optimizer_in_backward(RowWiseAdagrad, collection.parameters(), {"lr": 0.1})
+        plan = CCEShardingPlanner(batch_size=BATCH).collective_plan(collection)
+        sharded = DistributedModelParallel(collection, plan=plan, sharders=get_cce_sharders(), device=ranks.device)
+        admit_sharded(sharded, sharded.fused_optimizer, seed=0)
+        features, _ = batch_of(0, "sum", slice(None))
+        for _ in range(2):
+            with counted_lookups(fbgemm=True) as counts:
+                pooled = sharded(features).values()
+            found.append((counts, pooled.detach(), sharded(collection.remap(features)).values().detach()))
+            pooled.square().mean().backward()
+    return found
+
+
+def test_one_rank_looks_up_packed_what_it_does_not_train(tmp_path: Path) -> None:
+    (rank,) = on_ranks(tmp_path, 1, without_gradients)
+    assert rank.code == 0, rank.stderr
+    *_, (_, before, _), (_, after, _) = rank.value
+    for counts, packed, by_rows in rank.value:
+        assert counts == {PackedLookup: 1, RowLookup: 0}
+        torch.testing.assert_close(packed, by_rows, rtol=0, atol=1e-6)
+    assert not torch.equal(before, after)  # rows learn
+
+
 def look_up_what_is_not_there() -> list[str]:
     """Messages of the errors of an ID and of a row outside a table; then both are trained without."""
     messages = []
@@ -253,6 +296,10 @@ def look_up_what_is_not_there() -> list[str]:
             given.values()[0] = before
         assert torch.equal(model(features), model(rows))
         train(model, optimizer, 0, "sum", ranks, by_rows=False)
+        fused, _ = placed(Model("sum"), "sgd", "table_wise", ranks)
+        rows.values()[0] = 80
+        with pytest.raises(RuntimeError, match="80"):  # FBGEMM's own check
+            fused(rows)
     return messages
 
 

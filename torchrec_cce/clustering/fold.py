@@ -188,6 +188,8 @@ class TableFold:
         used = np.flatnonzero(counts)
         points = np.concatenate([self._codebook[column, used], embeddings])
         masses = np.concatenate([counts[used], weights])
+        if len(points) == 0:  # nobody has ever had a row
+            return TrainedColumn(centroids=self._codebook[column], errors=SampleErrors(new=0.0, parent=0.0, total=0.0))
         centroids = kmeans(
             points,
             self.num_rows,
@@ -226,7 +228,7 @@ class TableFold:
         slots = self._slots.rows(chosen)
         if self._importances is not None and (importances := self._importances[slots].astype(np.float64)).any():
             weights = weights * importances * (weights.sum() / (weights @ importances))
-        return codes, self._rows[slots], weights * (self.num_residents / len(chosen))
+        return codes, self._rows[slots], weights * (self.num_residents / max(len(chosen), 1))
 
     @cached_property
     def _others(self) -> npt.NDArray[np.int64]:

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from torchrec_cce.clustering.entropy import random_entropies
-from torchrec_cce.errors import CCEError, ClusteringError, ConfigError, DivergedError
+from torchrec_cce.errors import CCEError, ClusteringError, ConfigError, DivergedError, GradientError
 from torchrec_cce.experiments.results import Entropies, TrialResult
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
@@ -63,8 +63,8 @@ class Trial:
 def run_trial(trial: Trial) -> TrialResult:
     """Run a trial, go on with one that was interrupted, or take what it came to before.
 
-    What would come out the same again is kept: a result, or embeddings that cannot be clustered. Other errors are not,
-    and those that are not ours leave a traceback.
+    What would come out the same again is kept: a result, or a model that has diverged. Other errors are not, and those
+    that are not ours leave a traceback.
 
     Raises:
         KeyboardInterrupt: somebody asked to stop.
@@ -74,7 +74,7 @@ def run_trial(trial: Trial) -> TrialResult:
         _prepare(trial)
         try:
             result = _train(trial)
-        except ClusteringError as error:
+        except (ClusteringError, GradientError) as error:
             result = trial.result(one_line(error))
         except CCEError as error:
             return trial.result(one_line(error))

@@ -1,5 +1,6 @@
 """What pooled and unpooled collections have in common: tables with their maps, published, restored and reclustered."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.fx import symbolic_trace
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from torchrec_cce.clustering.fold import ResidentRows
@@ -87,6 +89,15 @@ class CCECollection(Guarded):
         phase is open, and then nothing of the lookup is noted for a backward pass.
         """
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.phase_is_open)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` takes in place of the collection, alone or in a model: its symbolic trace."""
+        warnings.warn(
+            "torch.jit.script takes the symbolic trace of a collection, and leaves it in the collection's place in the "
+            "model that is scripted; script copy.deepcopy(model) if the model is to be used afterwards",
+            stacklevel=2,
+        )
+        return symbolic_trace(self)
 
     @property
     def phase_is_open(self) -> bool:

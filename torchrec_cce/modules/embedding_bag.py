@@ -6,6 +6,7 @@ TorchRec.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from torchrec_cce.modules.row_keys import row_segments
 from torchrec_cce.modules.state_names import codewords_weight, pooled_weight, residents_weight
 
 _FEATURE = "ids"
+_PARTS = ("ebc", "codewords", "residents", "quantized_residents")
+"""In the order of `row_segments`."""
 
 
 class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
@@ -87,8 +90,9 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
             weighted = self.remap.makes_weights
             return EmbeddingBagCollection(tables=tables, is_weighted=weighted, device=device) if tables else None
 
-        self.ebc = stock([table for name, table in self._physical.items() if name not in frozen])
-        self.codewords = stock([table for name, table in self._physical.items() if name in frozen])
+        trained = [table for name, table in self._physical.items() if name not in frozen]
+        codewords = [table for name, table in self._physical.items() if name in frozen]
+        self.ebc, self.codewords = stock(trained), stock(codewords)
         quantized = [table for table in with_residents if not table.has_stock_residents]
         self.residents = stock([table.resident_rows() for table in with_residents if table not in quantized])
         self.quantized_residents = QuantizedRows(quantized, device=device) if quantized else None
@@ -96,7 +100,10 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         self.computed = ComputedTables(computed, is_weighted=is_weighted, device=device) if computed else None
         self.split = Split(tables) if with_residents else None
         self.combine = Combine(tables, list(self._physical.values()))
-        self._packed = PackedLookups()
+        self._packed = {
+            part: PackedLookups([table.name for table in tables])
+            for part, tables in (("ebc", trained), ("codewords", codewords))
+        }
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Pooled embeddings, `[B, Σ d]` float32 with one key a feature, of bags of raw IDs.
@@ -106,39 +113,59 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         """
         self._before_forward(features)
         packed = self._look_up_packed(features)
-        if packed is not None:
-            return self.combine.label(packed)
+        if "ebc" in packed and self.split is None:
+            return self.combine.label(packed["ebc"])
         if self.ebc is not None and self._inputs.are_stock(features, self.remap):
             stock: KeyedTensor = self.ebc(features)
             return stock
-        is_sharded = not any(isinstance(part, EmbeddingBagCollection) for part in self.children())
-        dtype = None if is_sharded else next(self.parameters()).dtype
-        rows = self._inputs.rows(features, self.remap, dtype, is_sharded=is_sharded)
-        parts = [rows] if self.split is None else self.split(rows)
+        parts = self._parts(features, list(packed))
+        looked_up = [self.combine.columns(self._packed[part].tables, found) for part, found in packed.items()]
         # Under way, if sharded, while others are computed.
-        looked_up = [] if self.ebc is None else [self.ebc(parts[0])]
+        if self.ebc is not None and "ebc" not in packed:
+            looked_up.append(self.ebc(parts[0]))
         residents = [] if self.residents is None else [self.residents(parts[2])]
         if self.quantized_residents is not None:
             residents.append(self.quantized_residents(parts[3]))
-        if self.codewords is not None:
+        if self.codewords is not None and "codewords" not in packed:
             looked_up.append(self._look_codewords_up(parts[1]))
         if self.computed is not None:
             looked_up.append(self.computed(parts[0]))
-        pooled: KeyedTensor = self.combine(looked_up, residents)
+        pooled: KeyedTensor = self.combine(looked_up, residents, is_scaled="ebc" not in packed)
         return pooled
 
     @property
     def is_packable(self) -> bool:
-        """Whether raw IDs can be looked up in one step, from weights that allow it."""
-        return can_be_packed(self._own_remap[0]) and self.ebc is not None and self.computed is None
+        """Whether raw IDs of tables without residents can be looked up in one step, from weights that allow it."""
+        tables = self._packed["ebc"].tables
+        return bool(tables) and can_be_packed(self._own_remap[0], tables) and self.computed is None
 
-    def _look_up_packed(self, features: KeyedJaggedTensor) -> torch.Tensor | None:
-        """The embeddings by one step, where nothing takes part but maps and plain parameters on this CPU."""
-        is_bare = self.remap is self._own_remap[0] and not (self.residents or self.quantized_residents or self.computed)
+    def _look_up_packed(self, features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
+        """`ebc` and `codewords` → what is looked up in one step, where nothing takes part but maps and this CPU's
+        weights."""
         is_elsewhere = torch.compiler.is_exporting() or torch.jit.is_tracing()  # where none of our operators is
-        if not is_bare or self.codewords is not None or is_elsewhere:
-            return None
-        return self._packed.pooled(self.remap, self.ebc, features, weighted=self._is_weighted)
+        if self.remap is not self._own_remap[0] or self.computed is not None or is_elsewhere:
+            return {}
+        found = {"ebc": self._packed["ebc"].pooled(self.remap, self.ebc, features, weighted=self._is_weighted)}
+        if self.codewords is not None:
+            with self._codewords_learn():
+                found["codewords"] = self._packed["codewords"].pooled(
+                    self.remap, self.codewords, features, weighted=self._is_weighted
+                )
+        return {part: pooled for part, pooled in found.items() if pooled is not None}
+
+    def _parts(self, features: KeyedJaggedTensor, packed: Sequence[str]) -> list[KeyedJaggedTensor]:
+        """The rows that each stock collection is given, see `row_segments`.
+
+        Args:
+            packed: those that are given none.
+        """
+        is_sharded = not any(isinstance(part, EmbeddingBagCollection) for part in self.children())
+        dtype = None if is_sharded else next(self.parameters()).dtype
+        tables = None
+        if packed:
+            tables = {name for part, lookups in self._packed.items() if part not in packed for name in lookups.tables}
+        rows = self._inputs.rows(features, self.remap, dtype, is_sharded=is_sharded, tables=tables)
+        return [rows] if self.split is None else self.split(rows, packed)
 
     def _look_codewords_up(self, rows: KeyedJaggedTensor) -> KeyedTensor:
         assert self.codewords is not None
@@ -158,6 +185,13 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         It is a new dict each time: what is assigned to its keys does not become part of the collection.
         """
         return self._modules_of_tables()
+
+    @property
+    def tbes(self) -> nn.ModuleList:
+        """The kernels of quantized tables, as of a quantized collection of TorchRec's; before, there is no such
+        attribute."""
+        stock = [part for part in (self.ebc, self.codewords, self.residents) if part is not None]
+        return nn.ModuleList([kernel for part in stock for kernel in part.tbes])
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         return self._tables
@@ -183,11 +217,12 @@ class Split(nn.Module):
         super().__init__()
         self._segments = list(row_segments(tables))
 
-    def forward(self, rows: KeyedJaggedTensor) -> list[KeyedJaggedTensor]:
-        """The parts of `rows` in the order of `row_segments`."""
+    def forward(self, rows: KeyedJaggedTensor, left_out: Sequence[str] = ()) -> list[KeyedJaggedTensor]:
+        """The parts of `rows` in the order of `row_segments`; of those left out there are no keys."""
         if rows.inverse_indices_or_none() is not None:  # of a variable batch, which a part would lose
             return [rows] * len(self._segments)
-        parts: list[KeyedJaggedTensor] = rows.split(self._segments)
+        segments = [0 if name in left_out else length for name, length in zip(_PARTS, self._segments, strict=True)]
+        parts: list[KeyedJaggedTensor] = rows.split(segments)
         return parts
 
 
@@ -206,9 +241,11 @@ class Combine(nn.Module):
         super().__init__()
         names_of = {table.name: row_feature_names(table) for table in tables}
         names_of |= zip((table.name for table in physical), get_embedding_names_by_table(physical), strict=True)
+        self._columns_of = {table.name: (names_of[table.name], table.embedding_dim) for table in physical}
         self._inner_keys = [name for table in tables for name in names_of[table.name]]
         self._keys = [name for names in get_embedding_names_by_table(tables) for name in names]
-        self._dims = [table.embedding_dim for table in tables for _ in table.feature_names]
+        self.dims = [table.embedding_dim for table in tables for _ in table.feature_names]
+        """The width of each feature's embeddings."""
         means = {table.name for table in physical if table.pooling == PoolingType.MEAN}
         scales = [
             float(table.num_codewords) if table.name in means and isinstance(table, CompositionalConfig) else 1.0
@@ -227,24 +264,36 @@ class Combine(nn.Module):
             )
         ]
 
-    def forward(self, columns: Sequence[KeyedTensor], residents: Sequence[KeyedTensor] = ()) -> KeyedTensor:
+    def columns(self, tables: Sequence[str], values: torch.Tensor) -> KeyedTensor:
+        """`values: [B, Σ d]` of some tables, in this order, with the keys that the inner collections give them."""
+        keys = [key for table in tables for key in self._columns_of[table][0]]
+        widths = [width for table in tables for names, width in (self._columns_of[table],) for _ in names]
+        return KeyedTensor(keys=keys, length_per_key=widths, values=values)
+
+    def forward(
+        self,
+        columns: Sequence[KeyedTensor],
+        residents: Sequence[KeyedTensor] = (),
+        is_scaled: bool = True,
+    ) -> KeyedTensor:
         """`columns` of `[B, Σ d/c]` each, in any key order, to `[B, Σ d]` in the order of the tables.
 
         Args:
             residents: `[B, Σ d]` of the tables with residents, which are added to theirs.
+            is_scaled: whether means are to be multiplied.
         """
         # In a symbolic trace no tables are sharded.
         if len(columns) == 1 and (isinstance(columns[0], Proxy) or columns[0].keys() == self._inner_keys):
             values = columns[0].values()
         else:
             values = KeyedTensor.regroup(list(columns), [self._inner_keys])[0]
-        if self._scales is not None:
+        if is_scaled and self._scales is not None:
             values = values * self._scales.on(values.device).type_as(values)
         if len(residents) == 1 and residents[0].keys() == self._resident_keys:
             values = values + residents[0].values()
         elif residents:
             rows = {key: value for each in residents for key, value in each.to_dict().items()}
-            parts = values.split(self._dims, dim=1)
+            parts = values.split(self.dims, dim=1)
             added = [
                 part if key is None else part + rows[key] for part, key in zip(parts, self._resident_keys, strict=True)
             ]
@@ -253,7 +302,7 @@ class Combine(nn.Module):
 
     def label(self, values: torch.Tensor) -> KeyedTensor:
         """`values: [B, Σ d]` with the keys of the caller's features."""
-        return KeyedTensor(keys=self._keys, length_per_key=self._dims, values=values)
+        return KeyedTensor(keys=self._keys, length_per_key=self.dims, values=values)
 
 
 class CompressedEmbeddingBag(nn.Module):
@@ -330,3 +379,7 @@ def _lengths(input: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
             f"offsets={offsets.tolist()[:8]}… for input of {len(input)} IDs; they begin at 0 and never fall"
         )
     return lengths
+
+
+if find_spec("torchrec.ir") is not None:  # TorchRec's wheel has no serializer of programs
+    import torchrec_cce.modules.ir_serializer  # noqa: F401  which adds the collection to it

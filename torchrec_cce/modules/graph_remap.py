@@ -10,7 +10,8 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.methods.table import PointerScheme, TensorRows
-from torchrec_cce.modules.remap import Remap, pools_by_mean
+from torchrec_cce.modules.remap import Remap
+from torchrec_cce.modules.row_weights import pools_by_mean
 from torchrec_cce.modules.surroundings import is_of_a_pipeline
 
 

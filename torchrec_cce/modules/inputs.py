@@ -1,5 +1,7 @@
 """`Inputs`: what goes into the stock modules of a collection, which depends on whether a graph is made of it."""
 
+from collections.abc import Set
+
 import torch
 from torch import nn
 from torch.fx import Proxy
@@ -33,16 +35,18 @@ class Inputs:
         dtype: torch.dtype | None = None,
         *,
         is_sharded: bool,
+        tables: Set[str] | None = None,
     ) -> KeyedJaggedTensor:
         """`features`, remapped.
 
         Args:
+            tables: whose rows are wanted, as of `Remap.part`; None = of all.
             dtype: of the weights, if there are any, that stock modules take; None = as they are.
             is_sharded: whether those were replaced, by some that need no help.
         """
         if is_recorded(features) and remap is self._own and not self._are_rows(features):
             return self._in_graphs(features)
-        rows: KeyedJaggedTensor = remap(features)
+        rows: KeyedJaggedTensor = remap(features) if tables is None else self._own.part(features, tables)
         return rows if is_sharded else splittable(rows, dtype)
 
     def _are_rows(self, features: KeyedJaggedTensor) -> bool:

@@ -5,7 +5,7 @@ list of rows and no sort, in one pass over all tables.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,42 +23,48 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.compositional import CompositionalConfig, HashedScheme, SignedScheme
 from torchrec_cce.methods.table import FullScheme
-from torchrec_cce.modules.remap import Remap, pools_by_mean
+from torchrec_cce.modules.remap import Remap
+from torchrec_cce.modules.row_weights import pools_by_mean
 from torchrec_cce.modules.word_lookup import Place, WordLookup
 
 
 class PackedLookup(WordLookup):
-    """Of a collection without residents and computed or signed tables, for inputs with certain keys.
+    """Of some tables of a collection, none of them signed or computed, for inputs with certain keys.
 
     Args:
         remap: of the collection.
+        names: of the tables.
         keys: of the features of the input.
         places: of each table; None: each is a tensor by itself, in the order of `shapes`.
     """
 
-    def __init__(self, remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> None:
+    def __init__(
+        self,
+        remap: Remap,
+        names: Sequence[str],
+        keys: Sequence[str],
+        places: Mapping[str, Place] | None = None,
+    ) -> None:
         self._remap, self._keys, self._places = remap, keys, places
-        self._maps = {table: remap.pointer_map(table) for table in remap.cce_tables()}
-        tables = list(dict.fromkeys(table for table, _ in remap.table_features))
-        self.shapes = {table: _rows_and_width(remap.config(table)) for table in tables}
-        shapes = [
-            _shape(remap, table, tables.index(table), keys.index(feature)) for table, feature in remap.table_features
-        ]
+        self._maps = {table: remap.pointer_map(table) for table in names if table in remap.cce_tables()}
+        self.shapes = {table: _rows_and_width(remap.config(table)) for table in names}
+        features = [(table, feature) for table in names for feature in remap.config(table).feature_names]
+        shapes = [_shape(remap, table, names.index(table), keys.index(feature)) for table, feature in features]
         layout = Layout.of(shapes)
         codes = [
             _codes(remap, table, shape, word)
-            for (table, _), shape, word in zip(remap.table_features, shapes, layout.first_words, strict=True)
+            for (table, _), shape, word in zip(features, shapes, layout.first_words, strict=True)
         ]
         super().__init__(
             layout,
             [each for each in codes if each is not None],
             num_sources=len(keys),
-            places=[(number, 0) if places is None else places[table] for number, table in enumerate(tables)],
+            places=[(number, 0) if places is None else places[table] for number, table in enumerate(names)],
         )
-        self._packed = [feature for feature, each in zip(remap.table_features, codes, strict=True) if each is not None]
+        self._packed = [feature for feature, each in zip(features, codes, strict=True) if each is not None]
         self._by_rows = [
             (feature, shape, word)
-            for feature, shape, word, each in zip(remap.table_features, shapes, layout.first_words, codes, strict=True)
+            for feature, shape, word, each in zip(features, shapes, layout.first_words, codes, strict=True)
             if each is None
         ]
 
@@ -143,7 +149,10 @@ class Replicas(ABC):
 
     @abstractmethod
     def places(self) -> Mapping[str, Place] | None:
-        """Of each table, the same object until they change; None unless all are here and nothing looks on."""
+        """Of each table, the same object until they change; None unless all are here and nothing looks on.
+
+        Where gradients are noted, tables that have a fused optimizer are not here.
+        """
 
     @abstractmethod
     def look_up(self, features: KeyedJaggedTensor, lookup: WordLookup, *, weighted: bool) -> torch.Tensor:
@@ -151,15 +160,20 @@ class Replicas(ABC):
 
 
 class PackedLookups:
-    """The packed lookups of one collection; a copy of the collection makes its own."""
+    """The packed lookups of one stock collection; a copy of it makes its own.
 
-    def __init__(self) -> None:
+    Args:
+        tables: their names, in its order.
+    """
+
+    def __init__(self, tables: Sequence[str]) -> None:
+        self.tables = tables
         self._last: PackedLookup | None = None
         self.in_graphs: dict[tuple[str, ...], PackedLookup] = {}
         """Those that graphs of `torch.compile` have, by the keys of their inputs."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_last": None, "in_graphs": {}}
+        return {"tables": self.tables, "_last": None, "in_graphs": {}}
 
     def pooled(
         self, remap: Remap, stock: nn.Module | None, features: KeyedJaggedTensor, *, weighted: bool
@@ -169,7 +183,7 @@ class PackedLookups:
         Args:
             stock: the collection of all tables.
         """
-        if not isinstance(stock, EmbeddingBagCollection | Replicas) or not _takes(remap, features, weighted=weighted):
+        if not isinstance(stock, EmbeddingBagCollection | Replicas) or not _takes(features, weighted=weighted):
             return None
         if _has_hooks(stock):
             return None
@@ -182,7 +196,7 @@ class PackedLookups:
             lookup = self.in_graphs[tuple(keys)] if is_made else None
         else:
             is_last = self._last is not None and self._last.is_of(keys, places)
-            lookup = self._last = self._last if is_last else _made(remap, keys, places)
+            lookup = self._last = self._last if is_last else self.made(remap, keys, places)
         if lookup is None:
             return None
         if isinstance(stock, Replicas):
@@ -190,12 +204,12 @@ class PackedLookups:
         weights = _plain_weights(stock, lookup)
         return None if weights is None else lookup(features, weights, weighted=weighted)
 
-
-def _made(remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> PackedLookup | None:
-    """None if there is no packed lookup for such keys."""
-    given = set(keys)
-    is_raw = {feature for _, feature in remap.table_features} <= given and len(given) == len(keys)
-    return PackedLookup(remap, keys, places) if is_raw and can_be_packed(remap) else None
+    def made(self, remap: Remap, keys: Sequence[str], places: Mapping[str, Place] | None = None) -> PackedLookup | None:
+        """A packed lookup for such keys; None if there is none."""
+        given = set(keys)
+        is_raw = {feature for _, feature in remap.table_features} <= given and len(given) == len(keys)
+        can_be = is_raw and can_be_packed(remap, self.tables)
+        return PackedLookup(remap, self.tables, keys, places) if can_be else None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -206,17 +220,17 @@ def _make_for_graph(
     num_changes: int,  # noqa: ARG001  of maps, after each of which another graph is made
 ) -> bool:
     """Make the lookup of a graph of `torch.compile`, which does not look in here. Returns whether there is one."""
-    made = _made(remap, list(keys))
+    made = lookups.made(remap, list(keys))
     if made is not None:
         lookups.in_graphs[keys] = made
     return made is not None
 
 
-def _takes(remap: Remap, features: KeyedJaggedTensor, *, weighted: bool) -> bool:
+def _takes(features: KeyedJaggedTensor, *, weighted: bool) -> bool:
     if type(features) is not KeyedJaggedTensor or features.variable_stride_per_key():
         return False
     ids = features.values()
-    if not ids.is_cpu or ids.dtype not in (torch.int64, torch.int32) or (remap.makes_weights and not weighted):
+    if not ids.is_cpu or ids.dtype not in (torch.int64, torch.int32):
         return False
     weights = features.weights_or_none() if weighted else None
     if weights is None:
@@ -224,10 +238,9 @@ def _takes(remap: Remap, features: KeyedJaggedTensor, *, weighted: bool) -> bool
     return weights.dtype == torch.float32 and not weights.requires_grad
 
 
-def can_be_packed(remap: Remap) -> bool:
-    """Whether raw IDs of all tables can be looked up from words."""
-    signed = any(isinstance(scheme, SignedScheme) for scheme in remap.schemes.values())
-    return bool(remap.table_features) and not signed and not remap.resident_tables()
+def can_be_packed(remap: Remap, tables: Iterable[str]) -> bool:
+    """Whether raw IDs of these tables can be looked up from words."""
+    return not any(isinstance(remap.schemes[table], SignedScheme) for table in tables)
 
 
 def _plain_weights(stock: EmbeddingBagCollection, lookup: PackedLookup) -> list[torch.Tensor] | None:

@@ -16,7 +16,7 @@ from torch import nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from torchrec_cce.clustering.fold import ResidentRows, RowArray
-from torchrec_cce.errors import ConfigError
+from torchrec_cce.errors import ConfigError, GradientError
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.kernels.quantized_rows import LARGEST, Numbers, QuantizedArray, pool_rows, round_rows, train_rows
 from torchrec_cce.maps.residency import Residency
@@ -31,6 +31,8 @@ _STEP = 0.04
 """The same, as a share of the root mean square of the rows of the phase before: 127 of them are five of those."""
 _EPSILON = 1e-8
 """FBGEMM's."""
+_LARGEST_GRADIENT = 2.0**60
+"""Adagrad keeps sums of squares for good, which float32 has up to 2¹²⁸."""
 _ROWS = 1 << 16
 """Of a table, at a time."""
 
@@ -308,17 +310,28 @@ class _Pool(torch.autograd.Function):
         if len(everyones) > 1:
             whole *= np.float32(1 / len(everyones))
         firsts = list(accumulate((len(of_sums) for _, of_sums in everyones[:-1]), initial=0))
+        # Feature by feature, as one process has them: sums of floats depend on their order.
+        of_features = [
+            members._replace(starts=members.starts + first)
+            for of_ranks in zip(*(members for members, _ in everyones), strict=True)
+            for members, first in zip(of_ranks, firsts, strict=True)
+        ]
+        if not np.abs(whole).max(initial=0) < _LARGEST_GRADIENT:  # nor if it is NaN
+            for members in of_features:
+                _check_gradients(members, _table(ctx.tables, members.table).width, whole)
         for name, table in ctx.tables.items():
-            # Feature by feature, as one process has them: sums of floats depend on their order.
-            of_features = zip(*(members for members, _ in everyones), strict=True)
-            found = [
-                members._replace(starts=members.starts + first)
-                for of_ranks in of_features
-                for members, first in zip(of_ranks, firsts, strict=True)
-                if members.table == name
-            ]
-            table.train_on(found, whole)
+            table.train_on([members for members in of_features if members.table == name], whole)
         return None, None, None
+
+
+def _check_gradients(members: _Members, width: int, gradients: Floats) -> None:
+    of_members = gradients[members.starts[:, None] + np.arange(width)]
+    bad = of_members[~(np.abs(of_members) < _LARGEST_GRADIENT)]
+    if len(bad):
+        raise GradientError(
+            f"a gradient of the rows of table {members.table!r} is {bad[0]:g}; no row was changed. Look for NaN in the "
+            "batch and the loss, or lower the learning rates"
+        )
 
 
 def _table(tables: nn.ModuleDict, name: str) -> QuantizedTable:

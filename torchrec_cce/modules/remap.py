@@ -1,12 +1,13 @@
 """From a KeyedJaggedTensor of raw IDs to one of physical rows: the parameter-free first step of a CCE collection."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
@@ -21,6 +22,7 @@ from torchrec_cce.modules.jagged import check_not_traced, int64_on_cpu, position
 from torchrec_cce.modules.map_stamp import MapStamp, WeightStamps, stamps_by_table
 from torchrec_cce.modules.residents import carried_over
 from torchrec_cce.modules.row_keys import check_mark, in_segments, marked_keys, row_features_of, row_keys_of
+from torchrec_cce.modules.row_weights import pools_by_mean, weights_of_rows
 
 
 class Remap(nn.Module):
@@ -45,7 +47,7 @@ class Remap(nn.Module):
     def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
         super().__init__()
         self.is_weighted = is_weighted
-        in_order = in_segments(tables)
+        self._in_order = in_order = in_segments(tables)
         with_residents = [table for table in in_order if isinstance(table, CCEConfig) and table.residents is not None]
         self._configs = {table.name: table for table in tables}
         self.schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
@@ -188,62 +190,86 @@ class Remap(nn.Module):
             return features
         check_not_traced()
         self.check_weights()
-        position = positions_of(keys, [feature for _, feature in self.row_features])
+        return self._rows(features, self.row_features, self._marked_keys)
+
+    def part(self, features: KeyedJaggedTensor, tables: Set[str]) -> KeyedJaggedTensor:
+        """The rows of raw `features` that `forward` returns of `tables`, and the slots of the residents of all tables.
+
+        Args:
+            tables: of a stock collection all or none.
+        """
+        row_features = [each for each in self.row_features if each[0] in tables]
+        return self._rows(features, row_features, row_keys_of(self._in_order, tables))
+
+    def _rows(
+        self, features: KeyedJaggedTensor, row_features: Sequence[tuple[str, str]], row_keys: list[str]
+    ) -> KeyedJaggedTensor:
+        """What `forward` returns under `row_keys`: the rows of `row_features`, and the slots of all residents."""
+        with_slots = [each for each in self.table_features if each[0] in self._residencies]
+        position = positions_of(features.keys(), [feature for _, feature in (*row_features, *with_slots)])
 
         device = features.device()
         ids = int64_on_cpu(features)
         bounds = features.offset_per_key()
-        counts = [bounds[position[feature] + 1] - bounds[position[feature]] for _, feature in self.row_features]
-        schemes = [self.schemes[table] for table, _ in self.row_features]
-        sizes = [n * scheme.num_columns * scheme.num_terms for n, scheme in zip(counts, schemes, strict=True)]
+        spans = [slice(first, after) for first, after in pairwise(bounds)]  # of each feature of the input
+        counts = [after - first for first, after in pairwise(bounds)]
+        sources = [position[feature] for _, feature in row_features]
+        schemes = [self.schemes[table] for table, _ in row_features]
+        sizes = [
+            counts[source] * scheme.num_columns * scheme.num_terms
+            for source, scheme in zip(sources, schemes, strict=True)
+        ]
         end = sum(sizes)
         # With room for slots and places, so that nothing is copied.
-        room = sum(2 * n for n, (table, _) in zip(counts, self.row_features, strict=True) if table in self._residencies)
-        rows = torch.empty(end + room, dtype=torch.int64)
-        for (table, feature), n, scheme, out in zip(
-            self.row_features, counts, schemes, rows[:end].split(sizes), strict=True
+        rows = torch.empty(end + sum(2 * counts[position[feature]] for _, feature in with_slots), dtype=torch.int64)
+        for (table, feature), source, scheme, out in zip(
+            row_features, sources, schemes, rows[:end].split(sizes), strict=True
         ):
-            start = bounds[position[feature]]
-            shaped = out.view(scheme.num_columns, n, scheme.num_terms).numpy()
-            self.look_up(table, feature, ids[start : start + n], shaped)
+            shaped = out.view(scheme.num_columns, counts[source], scheme.num_terms).numpy()
+            self.look_up(table, feature, ids[spans[source]], shaped)
 
         lengths = features.lengths().cpu().split(features.stride_per_key())
-        sources = [position[feature] for _, feature in self.row_features]  # one per table feature
         columns = [source for source, scheme in zip(sources, schemes, strict=True) for _ in range(scheme.num_columns)]
         terms = [scheme.num_terms for scheme in schemes for _ in range(scheme.num_columns)]
-        spans = [slice(bounds[source], bounds[source + 1]) for source in sources]
-        weights = self._weights(features, sources, spans, lengths) if self.makes_weights else []
         lengths_of_keys = [lengths[source] * t for source, t in zip(columns, terms, strict=True)]
-        weights_of_keys = [
-            _weights_of_rows(scheme, ids[span], each)
-            for scheme, span, each in zip(schemes, spans, weights, strict=False)
+        given: Sequence[torch.Tensor] = features.weights().cpu().split(counts) if self.is_weighted else ()
+
+        def weights_of(table: str, source: int) -> torch.Tensor:
+            """Of the IDs of a feature."""
+            if given:
+                return given[source]
+            each = 1 / lengths[source] if pools_by_mean(self._configs[table]) else torch.ones_like(lengths[source])
+            return each.float().repeat_interleave(lengths[source])
+
+        weights = []
+        if self.makes_weights:
+            for (table, _), source, scheme in zip(row_features, sources, schemes, strict=True):
+                weights.append(weights_of_rows(scheme, ids[spans[source]], weights_of(table, source)))
+        residents = [
+            (table, source, self._residents(table, ids[spans[source]], lengths[source]))
+            for table, source in ((table, position[feature]) for table, feature in with_slots)
         ]
-        residents = {
-            i: self._residents(table, ids[spans[i]], lengths[sources[i]].numpy())
-            for i, (table, _) in enumerate(self.row_features)
-            if table in self._residencies
-        }
         parts = []
-        for i, found in residents.items():
-            parts.append(torch.from_numpy(found.slots))
+        for table, source, found in residents:
+            parts.append(found.slots)
             lengths_of_keys.append(torch.from_numpy(found.lengths))
-            columns.append(sources[i])
-            if weights:
-                weights_of_keys.append(weights[i][torch.from_numpy(found.places)])
-        for i, found in residents.items():
-            if isinstance(self._configs[self.row_features[i][0]], CCEEmbeddingConfig):
-                parts.append(torch.from_numpy(found.places_in_bags(lengths[sources[i]].numpy())))
+            columns.append(source)
+            if self.makes_weights:
+                weights.append(weights_of(table, source)[torch.from_numpy(found.places)])
+        for table, source, found in residents:
+            if isinstance(self._configs[table], CCEEmbeddingConfig):
+                parts.append(found.places_in_bags(lengths[source].numpy()))
                 lengths_of_keys.append(torch.from_numpy(found.lengths))
-                columns.append(sources[i])
+                columns.append(source)
         for part in parts:
-            rows[end : end + len(part)] = part
+            rows[end : end + len(part)] = torch.from_numpy(part)
             end += len(part)
         return KeyedJaggedTensor(
-            keys=self._marked_keys,
+            keys=row_keys,
             values=rows[:end],
             lengths=torch.cat(lengths_of_keys),
-            weights=torch.cat(weights_of_keys) if weights else None,
-            **variable_batch(features, columns, self.row_keys),
+            weights=torch.cat(weights) if self.makes_weights else None,
+            **variable_batch(features, columns, row_keys),
         ).to(device)
 
     def _mark_rows(self) -> None:
@@ -252,32 +278,9 @@ class Remap(nn.Module):
         digests = [self.pointer_map(table).digest for table in self.cce_tables()]
         self._marked_keys = marked_keys(self.row_keys, derive_seed(*digests, *self._phases()))
 
-    def _weights(
-        self,
-        features: KeyedJaggedTensor,
-        sources: Sequence[int],
-        spans: Sequence[slice],
-        lengths: Sequence[torch.Tensor],
-    ) -> list[torch.Tensor]:
-        """Of the IDs of each table feature.
-
-        Args:
-            sources, spans: of each table feature, the number of its feature in the input, and where its values are.
-            lengths: the bags' lengths of each feature of the input.
-        """
-        if self.is_weighted:
-            given = features.weights().cpu()
-            return [given[span] for span in spans]
-        return [
-            (1 / lengths[source]).repeat_interleave(lengths[source])
-            if pools_by_mean(self._configs[table])
-            else torch.ones(span.stop - span.start)
-            for (table, _), source, span in zip(self.row_features, sources, spans, strict=True)
-        ]
-
-    def _residents(self, table: str, ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.integer]) -> Residents:
-        """The members of bags that have a private row; `ids: [N]`, which were looked up, of bags of `lengths: [B]`."""
-        residency = self._residencies[table]
+    def _residents(self, table: str, ids: npt.NDArray[np.int64], of_bags: torch.Tensor) -> Residents:
+        """The members of bags that have a private row; `ids: [N]`, which were looked up, of bags of lengths `[B]`."""
+        residency, lengths = self._residencies[table], of_bags.numpy()
         if self.leaves_out_residents or not residency.is_open:
             nobody = np.empty(0, np.int64)
             return Residents(nobody, nobody, np.zeros_like(lengths))
@@ -387,14 +390,3 @@ class Remap(nn.Module):
             if found.version is None and stamp.version is not None:
                 self._look_up_by(table, found.published_as(stamp.version))  # the same map, whose phase goes on
         self._stamp(stamps)
-
-
-def pools_by_mean(table: BaseEmbeddingConfig) -> bool:
-    return bool(getattr(table, "pooling", None) == PoolingType.MEAN)
-
-
-def _weights_of_rows(scheme: PointerScheme, ids: npt.NDArray[np.int64], weights: torch.Tensor) -> torch.Tensor:
-    """Of the rows of `ids: [N]`, in their order, from `weights: [N]` of the IDs."""
-    if isinstance(scheme, SignedScheme):
-        return (torch.from_numpy(scheme.signs(ids)) * weights[:, None]).flatten()
-    return weights.repeat_interleave(scheme.num_terms).repeat(scheme.num_columns)

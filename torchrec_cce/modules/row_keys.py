@@ -1,6 +1,6 @@
 """The keys of remapped features: their order, and the mark of what the rows under them are of."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
@@ -87,12 +87,16 @@ def row_features_of(in_order: Sequence[BaseEmbeddingConfig], *, with_weights: bo
     return [(table or fewest[feature], feature) for table, feature in features]
 
 
-def row_keys_of(in_order: Sequence[BaseEmbeddingConfig]) -> list[str]:
-    """The keys of remapped features: columns, slots of residents, and places of those that are not pooled."""
+def row_keys_of(in_order: Sequence[BaseEmbeddingConfig], tables: Set[str] | None = None) -> list[str]:
+    """The keys of remapped features: columns, slots of residents, and places of those that are not pooled.
+
+    Args:
+        tables: whose columns; None = of all.
+    """
     with_residents = [table for table in in_order if isinstance(table, CCEConfig) and table.residents is not None]
     in_sequences = [table for table in with_residents if isinstance(table, CCEEmbeddingConfig)]
     return [
-        *_distinct(in_order),
+        *_distinct([table for table in in_order if tables is None or table.name in tables]),
         *(key for table in with_residents for key in table.resident_feature_names()),
         *(key for table in in_sequences for key in table.place_feature_names()),
     ]

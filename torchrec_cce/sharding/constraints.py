@@ -80,8 +80,9 @@ def small_collections(module: nn.Module, given: Mapping[str, ParameterConstraint
         given: of each table of `module`, see `column_constraints`.
         batch_size: rows of a batch.
     """
-    stocks = [each for each in module.modules() if isinstance(each, EmbeddingBagCollection | EmbeddingCollection)]
     collections = [each for each in module.modules() if isinstance(each, CCEEmbeddingBagCollection)]
+    stocks = [each for each in module.modules() if isinstance(each, EmbeddingBagCollection | EmbeddingCollection)]
+    stocks = [each for each in stocks if each not in collections]  # restored ones are both
     small = [each.ebc for each in collections if each.is_packable and _is_small(each.ebc, given, batch_size)]
     others = {name for stock in stocks if stock not in small for name in _weights(stock)}
     return {name for stock in small if others.isdisjoint(_weights(stock)) for name in _weights(stock)}

@@ -4,7 +4,7 @@ A replica has a dense gradient, averaged over ranks. FBGEMM's dense kernel sorts
 loops of `kernels.lookup` add where it belongs. Names, gradients, optimizers and pipelines are TorchRec's.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrec import KeyedJaggedTensor, PoolingType
-from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag
+from torchrec.distributed.batched_embedding_kernel import BatchedDenseEmbeddingBag, BatchedFusedEmbeddingBag
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel, GroupedEmbeddingConfig
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
@@ -36,7 +36,8 @@ _ROW_BITS = 64
 class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
     """TorchRec's, whose tables with a replica on each CPU are looked up by our loops.
 
-    From rows, one by one as they come; or, if all its tables are such, from the words of a `PackedLookup`.
+    From rows, one by one as they come; or, if all its tables are such, from the words of a `PackedLookup`. A single
+    rank looks up others so, too, where nothing is noted for a backward pass: our loops need not train them.
     """
 
     def _create_lookups(self) -> None:
@@ -54,6 +55,10 @@ class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
             )
             self._places = lookup.places()
             self._lookups.append(lookup)
+        self._are_replicas = len(self._places) == len(self._table_names)
+        is_alone = self._env.world_size == 1 and _is_cpu(self._device)
+        self._kernels = [kernel for lookup in self._lookups for kernel in lookup._emb_modules] if is_alone else []
+        self._untrained = _places_in(self._kernels)
 
     @property
     def replicas(self) -> Set[str]:
@@ -62,9 +67,12 @@ class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
 
     def places(self) -> Mapping[str, Place] | None:
         is_seen = self.post_lookup_tracker_fn is not None or self.post_odist_tracker_fn is not None
-        return self._places if len(self._places) == len(self._table_names) and not is_seen else None
+        found = self._places if self._are_replicas or torch.is_grad_enabled() else self._untrained
+        return found if len(found) == len(self._table_names) and not is_seen else None
 
     def look_up(self, features: KeyedJaggedTensor, lookup: WordLookup, *, weighted: bool) -> torch.Tensor:
+        if not self._are_replicas:
+            return lookup(features, [_floats(kernel) for kernel in self._kernels], weighted=weighted)
         (replicas,) = self._lookups
         assert isinstance(replicas, DistributedDataParallel)  # which averages gradients of what went through it
         pooled: torch.Tensor = replicas(features, lookup, weighted)
@@ -88,13 +96,8 @@ class _ReplicaLookup(GroupedPooledEmbeddingsLookup):
         return kernel
 
     def places(self) -> dict[str, Place]:
-        """Of each table that our loops can read."""
-        return {
-            table.name: (number, start)
-            for number, kernel in enumerate(self._emb_modules)
-            if isinstance(kernel, _ReplicaKernel)
-            for table, start in zip(kernel.config.embedding_tables, kernel.starts, strict=True)
-        }
+        """Of each table that our loops train."""
+        return _places_in(self._emb_modules)
 
     def forward(
         self, sparse_features: KeyedJaggedTensor, lookup: WordLookup | None = None, weighted: bool = False
@@ -103,7 +106,7 @@ class _ReplicaLookup(GroupedPooledEmbeddingsLookup):
         if lookup is None:
             pooled: torch.Tensor = super().forward(sparse_features)
             return pooled
-        return lookup(sparse_features, [kernel.floats for kernel in self._emb_modules], weighted=weighted)
+        return lookup(sparse_features, [_floats(kernel) for kernel in self._emb_modules], weighted=weighted)
 
 
 class _ReplicaKernel(BatchedDenseEmbeddingBag):
@@ -111,15 +114,7 @@ class _ReplicaKernel(BatchedDenseEmbeddingBag):
 
     def __init__(self, config: GroupedEmbeddingConfig, *args: Any) -> None:
         super().__init__(config, *args)
-        self.starts = self.emb_module.weights_physical_offsets[:-1]
-        """In the tensor of all tables, of each."""
-        self._rows = RowLookup(config, self.starts)
-
-    @property
-    def floats(self) -> torch.Tensor:
-        """Of all tables, [n, 1]."""
-        floats: torch.Tensor = self.emb_module.weights.view(-1, 1)
-        return floats
+        self._rows = RowLookup(config, [start for _, start in _places_in([self]).values()])
 
     def forward(self, features: KeyedJaggedTensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         weights = features.weights_or_none()
@@ -129,7 +124,26 @@ class _ReplicaKernel(BatchedDenseEmbeddingBag):
             pooled: torch.Tensor = super().forward(features, *args, **kwargs)
             return pooled
         # As TorchRec's kernel, which takes the weights that there are.
-        return self._rows(features, [self.floats], weighted=weights is not None and weights.is_floating_point())
+        return self._rows(features, [_floats(self)], weighted=weights is not None and weights.is_floating_point())
+
+
+def _places_in(kernels: Iterable[Any]) -> dict[str, Place]:
+    """Of tables of float32 in host memory, each of them whole."""
+    places: dict[str, Place] = {}
+    for number, kernel in enumerate(kernels):
+        is_read = isinstance(kernel, _ReplicaKernel) or type(kernel) is BatchedFusedEmbeddingBag
+        if is_read and kernel.config.data_type == DataType.FP32:
+            starts = kernel.emb_module.weights_physical_offsets  # of a dense kernel, with the end
+            tables = kernel.config.embedding_tables
+            places |= {table.name: (number, start) for table, start in zip(tables, starts, strict=False)}
+    return places
+
+
+def _floats(kernel: BatchedDenseEmbeddingBag | BatchedFusedEmbeddingBag) -> torch.Tensor:
+    """Of all tables of a kernel, [n, 1]."""
+    tables = kernel.emb_module
+    floats: torch.Tensor = tables.weights if isinstance(kernel, BatchedDenseEmbeddingBag) else tables.weights_host
+    return floats.view(-1, 1)
 
 
 class RowLookup(WordLookup):

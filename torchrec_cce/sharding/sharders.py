@@ -5,6 +5,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import nn
 from torch.nn import functional
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, KeyedJaggedTensor, PoolingType
@@ -32,7 +33,8 @@ SHARDING_TYPES = (ShardingType.DATA_PARALLEL.value, ShardingType.TABLE_WISE.valu
 class CCEEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
     """The stock sharder with the placements that train any table as one process would.
 
-    Tables of which each CPU has a replica are looked up by our loops, see `ShardedBags`.
+    Tables of which each CPU has a replica are looked up by our loops, see `ShardedBags`. A row outside its table is an
+    error on a CPU; TorchRec would read row 0 instead.
 
     On the CPU, too, tables may be split by rows, which gloo carries out and TorchRec does not list. On no device are
     they split by columns: rowwise Adagrad keeps one momentum a row, and would keep one a row of every shard.
@@ -61,7 +63,7 @@ class CCEEmbeddingBagCollectionSharder(EmbeddingBagCollectionSharder):
             module,
             params,
             env,
-            self.fused_params,
+            _checked_once(self.fused_params, device),
             device,
             qcomm_codecs_registry=self.qcomm_codecs_registry,
             module_fqn=module_fqn,
@@ -110,6 +112,15 @@ def check_kernels(tables: Sequence[BaseEmbeddingConfig], params: Mapping[str, Pa
             )
 
 
+def _checked_once(fused_params: dict[str, Any] | None, device: torch.device | None) -> dict[str, Any]:
+    """The arguments of FBGEMM's fused kernels, which on a CPU check rows themselves, and raise an error.
+
+    The pass before them, which replaces bad rows by row 0, takes a tenth of a small step.
+    """
+    is_cpu = device is not None and device.type == "cpu"
+    return ({"bounds_check_mode": BoundsCheckMode.NONE} if is_cpu else {}) | (fused_params or {})
+
+
 def has_fused_kernel(width: int) -> bool:
     """Whether FBGEMM has a fused kernel for rows of `width` floats. All sharding but data-parallel needs one."""
     return width % FUSED_WIDTH == 0
@@ -144,7 +155,7 @@ class CCEEmbeddingCollectionSharder(EmbeddingCollectionSharder):
             module,
             params,
             env,
-            self.fused_params,
+            _checked_once(self.fused_params, device),
             device,
             qcomm_codecs_registry=self.qcomm_codecs_registry,
             use_index_dedup=self._use_index_dedup,
