@@ -133,7 +133,7 @@ def _check(config: RunConfig, source: RunConfig, run: str) -> None:
 def _load(run_dir: Path, config: RunConfig) -> nn.Module:
     """The model of a run's newest checkpoint, in this process, whatever ranks wrote it."""
     model = build_model(config, num_dense=num_dense(config), device=_CPU)
-    folder = checkpoint.newest(run_dir)
+    folder = checkpoint.newest_whole(run_dir)
     for path, collection in _collections(model):
         collection.restore(checkpoint.read_maps(folder, path))
     weights = model.state_dict()

@@ -35,7 +35,9 @@ from torchrec_cce.modules.state_names import (
     sequence_weight,
     stamped_collection,
 )
-from torchrec_cce.sharding.distributed_checkpoint import METADATA, DistributedCheckpoint
+from torchrec_cce.sharding.checkpoint_index import METADATA
+from torchrec_cce.sharding.digests import check_digests
+from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 
@@ -154,6 +156,7 @@ class CCECheckpoint(DistributedCheckpoint):
 
         Raises:
             ConfigError: there is none; or `use_helper` is given for a run, whose configuration says it.
+            DataFileError: a file is missing or damaged.
         """
         said = use_helper or {}
         if (path / RUN_CONFIG).exists():
@@ -164,7 +167,7 @@ class CCECheckpoint(DistributedCheckpoint):
                     f"{path}: the run's configuration says use_helper={str(of_run).lower()}; leave `use_helper` out"
                 )
             return cls(
-                folder=checkpoint.newest(path),
+                folder=checkpoint.newest_whole(path),
                 helper_use=HelperUse(of_run=of_run),
                 min_pointer_bits=embedding.min_pointer_bits,
             )
@@ -172,6 +175,7 @@ class CCECheckpoint(DistributedCheckpoint):
             raise ConfigError(
                 f"{path}: neither the folder of a run ({RUN_CONFIG}) nor a distributed checkpoint ({METADATA})"
             )
+        check_digests(path, None)
         return cls(folder=path, helper_use=HelperUse(of_tables=said))
 
     @cached_property
