@@ -27,7 +27,7 @@ from torchrec_cce.jobs.remap.job import remap, remapped_format
 from torchrec_cce.jobs.remap.parquet.chunks import Chunk
 from torchrec_cce.jobs.remap.parquet.file import remap_parquet
 from torchrec_cce.jobs.remap.parquet.metadata import FileMetaData, RowGroup
-from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
+from torchrec_cce.jobs.remap.parquet.thrift import LIST, STRUCT, Items, read_struct, write_struct
 from torchrec_cce.jobs.remap.remapper import FeatureMap, Remapper, Words
 from torchrec_cce.maps.pointer_map import PointerMap, Resolved
 from torchrec_cce.maps.registry import Registry
@@ -203,7 +203,10 @@ def _repeat(source: Path, target: Path, times: int) -> None:
 
 def _moved(group: RowGroup, by: int) -> RowGroup:
     group = RowGroup(group)
-    group.columns = [Chunk(parts=[], entry=entry).entry_at(by) for entry in group.columns]
+    group[RowGroup.COLUMNS] = (
+        LIST,
+        Items(STRUCT, [Chunk.of([], entry.meta_data).entry_at(by) for entry in group.columns]),
+    )
     return group
 
 

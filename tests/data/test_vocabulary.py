@@ -286,3 +286,15 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     # All keys and counts take 16 bytes each. To read the file takes some 10 MiB in each of the two threads.
     assert peak(1 << 30) > 16 * size
     assert peak(16 << 20) < (16 << 20) + 2 * (16 << 20)
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_nulls_inside_a_dictionary_are_counted(tmp_path: Path, is_list: bool) -> None:
+    """Arrow's `null_count` is of the indices alone (apache/arrow#38457)."""
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 1, 2, None], pa.int8()), pa.array([5, None, 7]))
+    if is_list:
+        column = pa.ListArray.from_arrays(pa.array([0, 1, None, 2, 2]), pa.array([5, 7]).dictionary_encode())
+    path = tmp_path / "log.arrow"
+    arrow_file(path, pa.table({"user": column}))
+    report = build_vocabulary(path, columns=["user"]).report
+    assert (report.occurrences, report.nulls) == ((2, 1) if is_list else (2, 3))

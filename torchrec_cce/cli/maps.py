@@ -14,9 +14,9 @@ from torchrec_cce.maps.registry import Registry
 from torchrec_cce.training.command import one_line_errors, print_table, quiet_libraries
 
 _DAMAGED = 1
-_FLAGS = typer.Option(envvar="TORCHREC_CCE_REGISTRY", help="A folder, or a URL: s3://…, gs://…, az://…")
+REGISTRY_FLAG = typer.Option(envvar="TORCHREC_CCE_REGISTRY", help="A folder, or a URL: s3://…, gs://…, az://…")
 
-RegistryURL = Annotated[str, _FLAGS]
+RegistryURL = Annotated[str, REGISTRY_FLAG]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 VersionOrCurrent = Annotated[int | None, typer.Argument(help="A version; the current one if not given.")]
 Version = Annotated[int, typer.Argument()]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from torchrec_cce.cli.maps import RegistryURL
+from torchrec_cce.cli.maps import REGISTRY_FLAG
 from torchrec_cce.data.remapped_format import HelperPolicy, Layout
 from torchrec_cce.jobs.remap.output import Compression, FileFormat
 from torchrec_cce.training.command import naming_flags, one_line_errors
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 
 def remap(
-    registry: RegistryURL,
-    input: Annotated[str, typer.Option(help="Parquet: a file, a folder with all below it, or a glob; or in a store.")],
     output: Annotated[str, typer.Option(help="A new folder, or that of the same job to go on with; or in a store.")],
+    registry: Annotated[str | None, REGISTRY_FLAG] = None,
+    input: Annotated[
+        str | None, typer.Option(help="Parquet: a file, a folder with all below it, or a glob; or in a store.")
+    ] = None,
     version: Annotated[int | None, typer.Option(help="Of the maps; the current one if not given.")] = None,
     features: Annotated[
         list[str] | None,
@@ -42,6 +44,10 @@ def remap(
     inverse_check: Annotated[
         bool, typer.Option("--inverse-check", help="Read a sample of every file back and prove it.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Remap nothing: read a finished --output, and compare it with its manifest."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress line.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
 ) -> None:
@@ -49,6 +55,11 @@ def remap(
 
     A job that was ended goes on where it was when it is run again.
     """
+    if verify:
+        _verify(output, as_json=as_json)
+        return
+    if registry is None or input is None:
+        raise typer.BadParameter("--registry and --input are needed, unless --verify is given")
     from torchrec_cce.jobs.remap.job import remap as run
 
     pairs = [pair.partition("=") for pair in features or []]
@@ -90,6 +101,23 @@ def remap(
     typer.echo(
         f"remapped to version {report.version}: {report.num_files:,} files{before}, {report.num_rows:,} rows, "
         f"{decimal(report.input_bytes)} to {decimal(report.num_bytes)}, {report.seconds:.1f} s{proved}{unknown}"
+    )
+
+
+def _verify(output: str, *, as_json: bool) -> None:
+    from torchrec_cce.jobs.remap.output import verify
+
+    with one_line_errors():
+        manifest = verify(output)
+    unknown = sum(file.sha256 is None for file in manifest.files)
+    found = {"num_files": len(manifest.files), "num_bytes": manifest.num_bytes, "without_digest": unknown}
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    older = f"; {unknown:,} were written before digests were kept, of them only the sizes were compared"
+    typer.echo(
+        f"{len(manifest.files):,} files, {decimal(manifest.num_bytes)}, are as they were written"
+        + (older if unknown else "")
     )
 
 

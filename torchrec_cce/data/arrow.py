@@ -52,7 +52,7 @@ def to_column(array: pa.Array) -> Column:
     Raises:
         BadCell: a null inside a list.
     """
-    if _is_list(array.type):
+    if is_list(array.type):
         lengths = _numpy(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int32)
         # flatten() leaves out what lies under null lists and outside the slice that this array may be.
         values = _decoded(array.flatten())
@@ -118,7 +118,7 @@ def from_column(column: Column, *, multi_hot: bool) -> pa.Array:
 
 def id_type(kind: pa.DataType) -> pa.DataType:
     """The type of the IDs in a column: itself, or that of the items of a list, also of a dictionary."""
-    item = kind.value_type if _is_list(kind) else kind
+    item = kind.value_type if is_list(kind) else kind
     return item.value_type if pa.types.is_dictionary(item) else item
 
 
@@ -142,7 +142,8 @@ def _why_not_numbers(kind: pa.DataType) -> str | None:
     return f"is {kind}; it must be an integer, a float or a boolean"
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type has lists in its cells, of one length or of any."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_cce.data.arrow import check_columns, to_column
+from torchrec_cce.data.arrow import check_columns, is_list, to_column
 from torchrec_cce.data.files import PathLike, as_data_file_error
 from torchrec_cce.data.key_counts import MIN_MEMORY_BYTES, KeyCounts
 from torchrec_cce.data.parquet import parquet_files
@@ -255,7 +255,9 @@ def _count(part: Part, columns: Sequence[str], counts: KeyCounts, tally: _Tally)
         column = part.column(name, to_column)
         counts.add(column.values)
         occurrences += len(column.values)
-        nulls += part.batch.column(name).null_count
+        raw = part.batch.column(name)
+        # A null ID may lie in the dictionary, where the array does not count it; a null in a list is refused.
+        nulls += raw.null_count if is_list(raw.type) else len(raw) - len(column.values)
     tally.add(rows=part.batch.num_rows, occurrences=occurrences, nulls=nulls)
 
 

@@ -431,3 +431,36 @@ def test_raw_ids_that_do_not_tell_what_the_map_knows(place: Place) -> None:
     with pytest.raises(ConfigError, match=r"the map of table 't_user' knows.*take store or drop"):
         place.run(helper="keep-raw")
     assert place.run(helper="store").num_files == len(NAMES)
+
+
+def test_the_inverse_check_takes_what_the_job_takes(place: Place) -> None:
+    """Two columns of one name, NaN in any depth, times that Python has no type for, a column called as a new one is."""
+    nan = float("nan")
+    columns = {
+        "x": pa.array([1, 2]),
+        "user": pa.array([3, None]),
+        "times": pa.array([2**62, None], pa.timestamp("ns")),
+        "half": pa.array([nan, 1.5], pa.float16()),
+        "lists": pa.array([[nan, None], None]),
+        "map": pa.array([[("a", nan)], None], pa.map_(pa.string(), pa.float64())),
+        "nested": pa.array([{"a": [nan]}, None]),
+        "view": pa.array(["a", None], pa.string_view()),
+        "shop": pa.array(["a", None]).dictionary_encode(),
+    }
+    names = [*columns, "x", "user.x"]
+    log = pa.Table.from_arrays([*columns.values(), pa.array([3.0, nan]), pa.array([4, 5])], names=names)
+    path = place.folder / "odd.parquet"
+    pq.write_table(log, path)
+    for helper in HELPER_POLICIES:
+        for file_format in ("parquet", "arrow"):
+            report = place.run(
+                f"{helper}-{file_format}", input=str(path), helper=helper, file_format=file_format, compression="lz4",
+                inverse_check=True,
+            )  # fmt: skip
+            assert report.checked_rows == 2
+    remapper = place.remapper(f"{helper}-parquet")
+    other = log.set_column(9, "x", pa.array([3.0, 1.0]))
+    pq.write_table(other, path)
+    source, output = open_store(place.folder), open_store(place.folder / f"{helper}-parquet")
+    found = refused(DataFileError, lambda: check_file(source, "odd.parquet", output, "odd.parquet", remapper))
+    assert "column 'x', row 1 (the first is 0) is not as in the raw file" in found

@@ -3,3 +3,8 @@ from .job import (
     RemapReport as RemapReport,
     remap as remap,
 )
+from .output import (
+    FinishedFile as FinishedFile,
+    RemapManifest as RemapManifest,
+    verify as verify,
+)

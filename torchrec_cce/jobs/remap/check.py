@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_cce.data.arrow import to_column
+from torchrec_cce.data.arrow import is_list, to_column
 from torchrec_cce.data.remapped_format import Layout, RemappedFeature, RemappedFormat, codes_of, is_id_list
 from torchrec_cce.data.rows import Column
 from torchrec_cce.errors import DataFileError
+from torchrec_cce.jobs.remap.input import reading
 from torchrec_cce.jobs.remap.remapper import Remapper
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.store import Store
@@ -35,10 +37,10 @@ def check_file(source: Store, name: str, output: Store, output_name: str, remapp
         The rows that were compared: up to 1000 in each of up to 3 row groups.
 
     Raises:
-        DataFileError: a row differs; names column, row and both values.
+        DataFileError: a row differs; names column, row and both values. Or the file cannot be read.
     """
     place = f"{output.url}/{output_name}"
-    with ExitStack() as files:
+    with reading(place, "what it was written as"), ExitStack() as files:
         raw = pq.ParquetFile(files.enter_context(source.open_file(name)))
         new_file = files.enter_context(output.open_file(output_name))
         new = pa.ipc.open_file(new_file) if output_name.endswith(".arrow") else pq.ParquetFile(new_file)
@@ -49,16 +51,17 @@ def check_file(source: Store, name: str, output: Store, output_name: str, remapp
         if RemappedFormat.of_schema(new_schema, place) != remapper.format:
             raise DataFileError(f"{place}: was remapped with another map, or otherwise; remap it again")
         counts = [raw.metadata.row_group(group).num_rows for group in range(raw.num_row_groups)]
+        firsts = [0, *accumulate(counts)]
         rng = random.Random(f"{seed}/{name}")
         checked = 0
         filled = [group for group, count in enumerate(counts) if count]
-        for group in rng.sample(filled, min(_GROUPS, len(filled))):
+        for place_of_group in rng.sample(range(len(filled)), min(_GROUPS, len(filled))):
+            group = filled[place_of_group]
             rows = sorted(rng.sample(range(counts[group]), min(_ROWS, counts[group])))
-            first = sum(counts[:group])
             _Sample(
-                raw=raw.read_row_group(group, use_threads=False).take(rows),
-                new=_read_group(new, filled.index(group)).take(rows),
-                rows=[first + row for row in rows],
+                raw=taken(raw.read_row_group(group, use_threads=False), rows),
+                new=taken(_read_group(new, place_of_group), rows),
+                rows=[firsts[group] + row for row in rows],
                 place=place,
             ).compare(remapper)
             checked += len(rows)
@@ -85,12 +88,16 @@ class _Sample:
 
     def compare(self, remapper: Remapper) -> None:
         """Raises DataFileError where they differ."""
-        remapped = {feature.column for feature in remapper.format.features.values()}
-        for name in self.raw.schema.names:
-            if name in self.new.schema.names and (remapper.format.helper == "keep-raw" or name not in remapped):
-                self._same(self.raw.column(name), self.new.column(name), name)
+        place = 0
+        for raw_place, field in enumerate(self.raw.schema):  # by their places: names may be there twice
+            new_fields = remapper.fields(field)
+            if new_fields[0].name == field.name:
+                self._same(self.raw.column(raw_place), self.new.column(place), field.name)
+            place += len(new_fields)
         for feature in remapper.format.features.values():
             array = self.raw.column(feature.column).combine_chunks()
+            if pa.types.is_dictionary(array.type):
+                array = array.dictionary_decode()  # its nulls may lie in the dictionary
             bags = to_column(array)
             codebook, helper = expected_codes(remapper.maps[feature.table], bags.values)
             for columns, codes in ((feature.pointers, codebook), (feature.helpers, helper)):
@@ -128,13 +135,48 @@ class _Sample:
         )
 
     def _same(self, raw: Any, new: Any, name: str) -> None:
-        if raw.equals(new):
+        raw, new = (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in (raw, new))
+        if alike(raw, new):
             return
-        pairs = zip(self.rows, raw.to_pylist(), new.to_pylist(), strict=True)
-        # NaN, which does not equal itself, is no difference.
-        row = next((row for row, before, after in pairs if before != after and before == before), None)
-        if row is not None:
-            raise DataFileError(f"{self.place}: column {name!r}, row {row} (the first is 0) is not as in the raw file")
+        for place, row in enumerate(self.rows):
+            if not alike(raw.slice(place, 1), new.slice(place, 1)):
+                raise DataFileError(
+                    f"{self.place}: column {name!r}, row {row} (the first is 0) is not as in the raw file"
+                )
+
+
+def taken(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    """Some rows of a table, in ascending order, of any types; `Table.take` does not know all."""
+    return pa.concat_tables([table.slice(row, 1) for row in rows]) if rows else table.slice(0, 0)
+
+
+def alike(raw: Any, new: Any) -> bool:
+    """Whether two arrays have the same values, to the last bit: NaN is itself."""
+    if raw.equals(new):
+        return True
+    kind = raw.type
+    if kind != new.type or len(raw) != len(new):
+        return False
+    if isinstance(raw, pa.ExtensionArray):
+        return alike(raw.storage, new.storage)
+    if pa.types.is_dictionary(kind):
+        return alike(raw.dictionary_decode(), new.dictionary_decode())
+    if not raw.is_null().equals(new.is_null()):
+        return False
+    if pa.types.is_floating(kind):
+        unsigned = {16: pa.uint16(), 32: pa.uint32(), 64: pa.uint64()}[kind.bit_width]
+        return bool(raw.drop_null().view(unsigned).equals(new.drop_null().view(unsigned)))
+    if pa.types.is_struct(kind):
+        return all(alike(*pair) for pair in zip(raw.flatten(), new.flatten(), strict=True))
+    if pa.types.is_map(kind):
+        lists = pa.list_(pa.struct([kind.key_field.with_name("key"), kind.item_field.with_name("value")]))
+        return alike(raw.cast(lists), new.cast(lists))
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        return alike(*(array.cast(pa.large_list(kind.value_field)) for array in (raw, new)))
+    if is_list(kind):
+        lengths = raw.value_lengths().equals(new.value_lengths()) if not pa.types.is_fixed_size_list(kind) else True
+        return bool(lengths) and alike(raw.flatten(), new.flatten())
+    return False
 
 
 def expected_codes(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
@@ -75,12 +76,13 @@ def remap_file(task: FileTask) -> tuple[FinishedFile, int]:
     folder = OutputFolder(out)
     with folder.at_work():
         _check_unchanged(task, source)
-        num_bytes = 0
+        num_bytes, digest = 0, sha256()
         with folder.file(task.output_name) as write:
 
             def counted(data: Any) -> None:
                 nonlocal num_bytes
                 write(data)
+                digest.update(data)
                 num_bytes += len(data)
 
             is_parquet = task.file_format == "parquet"
@@ -103,6 +105,7 @@ def remap_file(task: FileTask) -> tuple[FinishedFile, int]:
             name=task.output_name,
             num_rows=counts.num_rows,
             num_bytes=num_bytes,
+            sha256=digest.hexdigest(),
             unseen=dict(sorted((+counts.unseen).items())),
         )
         folder.record(finished)
@@ -142,7 +145,7 @@ def remap_to_arrow(
 
     Arguments and errors: as `remap_parquet`; `compression` is lz4, zstd or None.
     """
-    raw = pq.ParquetFile(file)
+    raw = pq.ParquetFile(file, page_checksum_verification=True)
     schema = remapper.schema(raw.schema_arrow, name)
     options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=num_threads > 1)
     row, unseen = 0, UnseenCounts()
@@ -152,6 +155,8 @@ def remap_to_arrow(
     ):
         for group in range(raw.num_row_groups):
             table = raw.read_row_group(group, use_threads=num_threads > 1)
+            if len(table) != (expected := raw.metadata.row_group(group).num_rows):
+                raise ValueError(f"a row group has {len(table)} rows, not {expected}")
             # One batch, unless a column of strings is too long for one array.
             for batch in table.combine_chunks().to_batches():
                 writer.write_batch(remapper.batch(batch, name, first_row=row, unseen=unseen))

@@ -1,7 +1,6 @@
 """The Parquet files that a job reads: a file, a folder with all below it, or a glob, on a disk or in a store."""
 
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,17 +82,17 @@ def stat_input(storage: Store, name: str) -> InputFile | None:
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Turn what goes wrong while a raw file is read into a DataFileError of one line."""
+def reading(name: str, kind: str = "Parquet") -> Iterator[None]:
+    """Turn what goes wrong while a file is read as of some kind into a DataFileError of one line."""
     try:
         yield
     except CCEError:
         raise
     except FileNotFoundError as error:
         raise DataFileError(f"{name}: no such file; it has gone since the job began") from error
-    except (pa.ArrowException, OSError, ValueError, IndexError, KeyError, struct.error) as error:
+    except (pa.ArrowException, OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataFileError(f"{name}: cannot be read as Parquet ({reason})") from error
+        raise DataFileError(f"{name}: cannot be read as {kind} ({reason})") from error
 
 
 def _walk(folder: str, options: Mapping[str, Any]) -> Iterator[InputFile]:
@@ -102,7 +101,7 @@ def _walk(folder: str, options: Mapping[str, Any]) -> Iterator[InputFile]:
     root = storage.path()
     if root is None:
         for stored in storage.objects(""):
-            if not _hidden(stored.name):
+            if not is_hidden(stored.name):
                 yield _of_object(stored)
         return
     names = [
@@ -111,7 +110,7 @@ def _walk(folder: str, options: Mapping[str, Any]) -> Iterator[InputFile]:
         for file in files
     ]
     for name in sorted(names):
-        found = None if _hidden(name) else stat_input(storage, name)
+        found = None if is_hidden(name) else stat_input(storage, name)
         if found is not None:
             yield found
 
@@ -120,7 +119,8 @@ def _of_object(found: StoredObject) -> InputFile:
     return InputFile(name=found.name, num_bytes=found.num_bytes, stamp=found.etag or found.modified.isoformat())
 
 
-def _hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a name in a folder, or one of the folders that it lies in, begins with `_` or `.`."""
     return any(part.startswith(("_", ".")) for part in name.split("/"))
 
 

@@ -7,7 +7,8 @@ created after the file; `manifest.json` comes when all are there. So a job that 
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import field, fields
 from hashlib import sha256
@@ -19,12 +20,13 @@ from pydantic.dataclasses import dataclass
 from torchrec_cce.data.remapped_format import RemappedFormat
 from torchrec_cce.errors import CCEError, JobError
 from torchrec_cce.files.atomic import atomic_path, hold
-from torchrec_cce.jobs.remap.input import InputFile
-from torchrec_cce.maps.manifest import Count
+from torchrec_cce.jobs.remap.input import InputFile, is_hidden
+from torchrec_cce.maps.manifest import Count, Sha256
 from torchrec_cce.maps.sealed import parse, seal
-from torchrec_cce.maps.store import Store
+from torchrec_cce.maps.store import Store, open_store
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
+"""Of records and manifests. Format 1 has no digests of files."""
 FOLDER = "_remap"
 MANIFEST = f"{FOLDER}/manifest.json"
 
@@ -33,6 +35,7 @@ Compression = Literal["zstd", "lz4", "snappy", "gzip", "none"]
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 
+_JOB_FORMAT: Literal[1] = 1
 _JOB = f"{FOLDER}/job.json"
 _CONFIG = ConfigDict(extra="forbid")
 _DYING_S = 30.0
@@ -43,7 +46,7 @@ _DYING_S = 30.0
 class RemapJob:
     """Everything that decides the bytes of the output."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = _JOB_FORMAT
     input: str
     """The folder of the raw files."""
     files: tuple[InputFile, ...]
@@ -82,12 +85,14 @@ class RemapJob:
 class FinishedFile:
     """A file of the output."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
     input: str
     """Name of the raw file."""
     name: str
     num_rows: Count
     num_bytes: Count
+    sha256: Sha256 | None = None
+    """Of its bytes; None in a record of format 1."""
     unseen: dict[str, Count] = field(default_factory=dict)
     """Key of a feature in the format → how many IDs of its column the map does not know, and has something for; no
     features of which it knows all."""
@@ -97,7 +102,7 @@ class FinishedFile:
 class RemapManifest:
     """What a complete output folder holds."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
     complete: Literal[True] = True
     num_rows: Count
     num_bytes: Count
@@ -126,6 +131,55 @@ def read_manifest(storage: Store) -> RemapManifest:
     return parse(_MANIFESTS, document, f"{storage.url}/{MANIFEST}", newest_format=FORMAT)
 
 
+def check_files(storage: Store, files: Iterable[FinishedFile]) -> None:
+    """Read finished files, several at a time, and compare them with their records.
+
+    Raises:
+        JobError: one is gone, or other than it was written.
+    """
+
+    def check(file: FinishedFile) -> None:
+        mend = f"restore it, or delete {_record_name(file.input)} and {MANIFEST} to have it made again"
+        there = storage.find(file.name)
+        if there is None or there.num_bytes != file.num_bytes:
+            now = "is gone" if there is None else f"has {there.num_bytes}"
+            raise JobError(f"{storage.url}/{file.name}: was finished with {file.num_bytes} bytes and now {now}; {mend}")
+        if file.sha256 is not None and (found := storage.sha256(file.name)) != file.sha256:
+            raise JobError(
+                f"{storage.url}/{file.name}: was finished with SHA-256 {_shown(file.sha256)} and now has "
+                f"{_shown(found)}: it has changed or is damaged; {mend}"
+            )
+
+    with ThreadPoolExecutor() as threads:
+        for _ in threads.map(check, files):
+            pass
+
+
+def verify(output: str, options: Mapping[str, Any] | None = None) -> RemapManifest:
+    """Read all files of a complete output folder, and compare them with what its manifest says.
+
+    Files whose manifest is of format 1 have no digest: of those, only the sizes are compared.
+
+    Args:
+        output: the folder, on a disk or in an object store.
+        options: of the object store, see `open_store`.
+
+    Raises:
+        JobError: the job has not finished; a file is gone, is other than it was written, or is none of the job's.
+        MapFileError: the manifest is damaged.
+        RegistryError: the store did not answer.
+    """
+    storage = open_store(output, **(options or {}))
+    manifest = read_manifest(storage)
+    names = {file.name for file in manifest.files}
+    for found in storage.objects(""):
+        is_data = found.name.endswith((".parquet", ".arrow")) and not is_hidden(found.name)
+        if is_data and found.name not in names:
+            raise JobError(f"{storage.url}/{found.name}: the job has not written it; readers take it for data, move it")
+    check_files(storage, manifest.files)
+    return manifest
+
+
 class OutputFolder:
     """One job's output, on a disk or in an object store."""
 
@@ -147,7 +201,7 @@ class OutputFolder:
         if self._storage.find(_JOB) is None and self._other_data():
             raise JobError(f"{self.url}: holds other data than a remap job's; choose a new folder")
         if not self._storage.create(_JOB, seal(_JOBS.dump_python(job, mode="json"))):
-            there = parse(_JOBS, self._storage.read(_JOB), name, newest_format=FORMAT)
+            there = parse(_JOBS, self._storage.read(_JOB), name, newest_format=_JOB_FORMAT)
             different = job.differences(there)
             if different:
                 more = f" and {len(different) - 3} more" if len(different) > 3 else ""
@@ -183,8 +237,12 @@ class OutputFolder:
 
     def _guarded(self, name: str, write: Callable[[Any], object]) -> Callable[[Any], object]:
         def guarded(data: Any) -> None:
-            with self._errors(name):
+            try:
                 write(data)
+            except CCEError:
+                raise
+            except OSError as error:
+                raise self._failed(name, error) from error
 
         return guarded
 
@@ -212,15 +270,8 @@ class OutputFolder:
                 document = self._storage.read(name)
             except FileNotFoundError:
                 continue
-            finished = parse(_FINISHED, document, f"{self.url}/{name}", newest_format=FORMAT)
-            there = self._storage.find(finished.name)
-            if there is None or there.num_bytes != finished.num_bytes:
-                now = "is gone" if there is None else f"has {there.num_bytes}"
-                raise JobError(
-                    f"{self.url}/{finished.name}: was finished with {finished.num_bytes} bytes and now {now}; restore "
-                    f"it, or delete {name} to have it made again"
-                )
-            found[file.name] = finished
+            found[file.name] = parse(_FINISHED, document, f"{self.url}/{name}", newest_format=FORMAT)
+        check_files(self._storage, found.values())
         return found
 
     def _other_data(self) -> bool:
@@ -273,10 +324,13 @@ class OutputFolder:
         except CCEError:
             raise
         except OSError as error:
-            raise JobError(
-                f"{self.url}/{name}: cannot be written ({error.strerror or error}); what is finished stays, make room "
-                "and run the job again"
-            ) from error
+            raise self._failed(name, error) from error
+
+    def _failed(self, name: str, error: OSError) -> JobError:
+        return JobError(
+            f"{self.url}/{name}: cannot be written ({error.strerror or error}); what is finished stays, make room "
+            "and run the job again"
+        )
 
 
 def _record_name(name: str) -> str:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,9 @@ from torchrec_cce.data.remapped_format import (
     word_arrays,
 )
 from torchrec_cce.errors import DataFileError, InvalidIDError
+from torchrec_cce.jobs.remap.schema_keys import rewritten
 from torchrec_cce.kernels.packed import unpack
+from torchrec_cce.maps.pointer_format import PointerFormat
 from torchrec_cce.maps.pointer_map import PointerMap, Resolved
 
 Words = list[npt.NDArray[np.uint64]]
@@ -35,7 +38,11 @@ class FeatureMap:
     feature: RemappedFeature
     pointer_map: PointerMap
 
-    @property
+    @cached_property
+    def _form(self) -> PointerFormat:
+        return self.feature.pointer_format
+
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the pointers' columns, and of the helper codes' if they are stored."""
         return (*self.feature.pointers, *self.feature.helpers)
@@ -44,7 +51,7 @@ class FeatureMap:
         """The words of raw `ids: [N] int64`, of the codebook pointers and then of the helper codes if they are stored;
         and what the IDs are to the map.
         """
-        return self.pointer_map.uint64s(ids, self.feature.pointer_format, helper=bool(self.feature.helpers))
+        return self.pointer_map.uint64s(ids, self._form, helper=bool(self.feature.helpers))
 
     def arrays(self, words: Words, layout: Layout) -> list[pa.Array]:
         """The words that `find` gave as the columns of a layout, one ID a row."""
@@ -89,12 +96,14 @@ class Remapper:
         if METADATA_KEY in metadata:
             raise DataFileError(f"{name}: is remapped already; remap the raw data")
         check_columns(name, schema, [], [feature.column for feature in self.format.features.values()])
-        fields = [field for raw in schema for field in self.fields(raw)]
-        names = [field.name for field in fields]
-        for new in names:
-            if names.count(new) > 1 and schema.names.count(new) < names.count(new):
+        made = {feature.column: self.fields(schema.field(feature.column)) for feature in self.format.features.values()}
+        raw_names = schema.names
+        fields = [field for raw in schema for field in made.get(raw.name, [raw])]
+        raw_counts, counts = Counter(raw_names), Counter(field.name for field in fields)
+        for new, count in counts.items():
+            if count > max(1, raw_counts[new]):
                 raise DataFileError(f"{name}: the raw data have a column {new!r} already; rename it")
-        return pa.schema(fields, {**metadata, METADATA_KEY: self.format.to_json()})
+        return pa.schema(fields, {**rewritten(metadata, raw_names, made), METADATA_KEY: self.format.to_json()})
 
     def fields(self, raw: pa.Field) -> list[pa.Field]:
         """The fields that take the place of a raw field."""
@@ -153,6 +162,8 @@ def _column_type(raw: pa.DataType, item: pa.DataType) -> pa.DataType:
 
 
 def _remapped(array: pa.Array, feature_map: FeatureMap, layout: Layout, counts: UnseenCounts | None) -> list[pa.Array]:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()  # its nulls may lie in the dictionary
     column = to_column(array)
     words, found = feature_map.find(column.values)
     if found.bad >= 0:

@@ -1,39 +1,63 @@
 """Column chunks of a Parquet file in the making: copied from another, built page by page, or encoded by pyarrow."""
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.jobs.remap.parquet.metadata import (
     CODECS,
-    ColumnChunk,
     ColumnMetaData,
     FileMetaData,
+    PageType,
     SchemaElement,
     Statistics,
     Type,
 )
-from torchrec_cce.jobs.remap.parquet.thrift import read_struct
+from torchrec_cce.jobs.remap.parquet.page import RawChunk, read_chunk
+from torchrec_cce.jobs.remap.parquet.thrift import Raw, read_struct, write_struct
 
 Bytes: TypeAlias = bytes | memoryview | pa.Buffer
 
 _DICTIONARY_BYTES = 4 << 20
-_OFFSETS = ("data_page_offset", "index_page_offset", "dictionary_page_offset")
-"""Fields of `ColumnMetaData` that count from the start of the file."""
+_SMALL_BYTES = 1 << 12
+"""Up to which a copy is cheaper than a part of its own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """A column chunk of a file to be: its bytes, and its entry in the footer with offsets from its own start."""
+class Chunk(NamedTuple):
+    """A column chunk of a file to be: its bytes, and what the footer says of it, with offsets from its own start."""
 
     parts: list[Bytes]
-    entry: ColumnChunk
+    num_bytes: int
+    uncompressed_bytes: int
+    offsets: ColumnMetaData
+    """The fields with offsets."""
+    before: bytes
+    after: bytes
+    """The fields before and after those, as they are written."""
 
-    def entry_at(self, position: int) -> ColumnChunk:
-        """The entry of the chunk if it begins at this byte of the file."""
-        return _with_meta(self.entry, _shifted(self.entry.meta_data, position))
+    @classmethod
+    def of(cls, parts: list[Bytes], meta: ColumnMetaData) -> "Chunk":
+        """A chunk that is described by `meta`."""
+        offsets = ColumnMetaData()
+        offsets.data_page_offset, offsets.dictionary_page_offset = meta.data_page_offset, meta.dictionary_page_offset
+        first, last = min(offsets), max(offsets)
+        before = write_struct(ColumnMetaData({number: meta[number] for number in meta if number < first}))[:-1]
+        after = write_struct(ColumnMetaData({number: meta[number] for number in meta if number > last}), after=last)
+        return cls(parts, meta.total_compressed_size, meta.total_uncompressed_size, offsets, before, after)
+
+    def entry_at(self, position: int) -> Raw:
+        """The `ColumnChunk` of the footer, as it is written, if the chunk begins at this byte of the file."""
+        offsets = ColumnMetaData({number: (kind, value + position) for number, (kind, value) in self.offsets.items()})
+        return Raw(_ENTRY + self.before + write_struct(offsets, after=_LAST_BEFORE)[:-1] + self.after + _END)
+
+
+_ENTRY = b"\x26\x00\x1c"
+"""How a `ColumnChunk` begins: field 2, a deprecated offset that is 0 in most files, and a struct in field 3."""
+_END = b"\x00"
+_LAST_BEFORE = 7
+"""The last field before the offsets, which is never absent."""
 
 
 @dataclass(kw_only=True)
@@ -50,11 +74,11 @@ class GrowingChunk:
 
     def add(self, header: bytes, body: Bytes, uncompressed_size: int) -> None:
         """Add a page. Its uncompressed size is that of the body alone."""
-        self.parts += [header, body]
+        self.parts += [b"".join((header, body))] if len(body) < _SMALL_BYTES else [header, body]
         self.size += len(header) + len(body)
         self.uncompressed_size += len(header) + uncompressed_size
 
-    def finished(self, raw: ColumnMetaData, name: str, compression: str | None) -> Chunk:
+    def finished(self, raw: ColumnMetaData, name: str, compression: str | None, num_nulls: int) -> Chunk:
         """The chunk, described by what is known of the raw one and still true."""
         meta = ColumnMetaData()
         meta.type = Type.INT64
@@ -68,60 +92,41 @@ class GrowingChunk:
         meta.dictionary_page_offset = self.dictionary_at
         if raw.statistics is not None and raw.statistics.null_count is not None:
             meta.statistics = Statistics()
-            meta.statistics.null_count = raw.statistics.null_count
+            meta.statistics.null_count = num_nulls
         meta.encoding_stats = raw.encoding_stats
-        return Chunk(parts=self.parts, entry=_with_meta(ColumnChunk(), meta))
+        return Chunk.of(self.parts, meta)
 
 
-def start_of(meta: ColumnMetaData) -> int:
-    """The first byte of a chunk in its file."""
-    offsets = (meta.data_page_offset, meta.index_page_offset, meta.dictionary_page_offset)
-    return min(offset for offset in offsets if offset is not None and offset > 0)
+def copied(raw: RawChunk) -> Chunk:
+    """A raw chunk; indexes and Bloom filters, which lie elsewhere in the file, are left out.
 
-
-def copied(entry: ColumnChunk, data: bytes) -> Chunk:
-    """A raw chunk; indexes and Bloom filters, which lie elsewhere in the file, are left out."""
-    meta = ColumnMetaData(entry.meta_data)
-    meta.bloom_filter_offset = meta.bloom_filter_length = None
-    for name in _OFFSETS:
-        if (getattr(meta, name) or 0) <= 0:  # how some writers say that there is no such page
-            setattr(meta, name, None)
-    return Chunk(parts=[data], entry=_with_meta(ColumnChunk(), _shifted(meta, -start_of(entry.meta_data))))
+    Where its pages are, and their sizes, is what they say themselves.
+    """
+    meta = ColumnMetaData(raw.meta)
+    meta.bloom_filter_offset = meta.bloom_filter_length = meta.index_page_offset = None
+    has_dictionary = bool(raw.pages) and raw.pages[0].head.type == PageType.DICTIONARY_PAGE
+    meta.dictionary_page_offset = 0 if has_dictionary else None
+    meta.data_page_offset = next((page.start for page in raw.pages if page.data is not None), 0)
+    size = uncompressed_size = len(raw.data)
+    for page in raw.pages:
+        uncompressed_size += page.head.uncompressed_page_size - len(page.body)
+    meta.total_compressed_size, meta.total_uncompressed_size = size, uncompressed_size
+    return Chunk.of([raw.data], meta)
 
 
 def encoded(table: pa.Table, compression: str | None) -> list[Chunk]:
     """The chunks of a table, encoded by pyarrow as one row group."""
     data, footer = _written(table.schema, table, compression)
     (group,) = footer.row_groups
-    chunks = []
-    for entry in group.columns:
-        start = start_of(entry.meta_data)
-        chunks.append(copied(entry, data[start : start + entry.meta_data.total_compressed_size]))
-    return chunks
+    return [
+        copied(read_chunk(lambda size, start: data[start : start + size], entry.meta_data)) for entry in group.columns
+    ]
 
 
 def elements_of(schema: pa.Schema) -> list[SchemaElement]:
     """The elements of a Parquet schema, without its root."""
     _, footer = _written(schema, None, None)
     return footer.schema[1:]
-
-
-def _with_meta(entry: ColumnChunk, meta: ColumnMetaData) -> ColumnChunk:
-    """A copy of an entry with other metadata. As in most files, `file_offset` is 0: it is deprecated."""
-    entry = ColumnChunk(entry)
-    entry.file_offset = 0
-    entry.meta_data = meta
-    return entry
-
-
-def _shifted(meta: ColumnMetaData, by: int) -> ColumnMetaData:
-    """A copy with its offsets moved by so many bytes."""
-    meta = ColumnMetaData(meta)
-    for name in _OFFSETS:
-        offset = getattr(meta, name)
-        if offset is not None:
-            setattr(meta, name, offset + by)
-    return meta
 
 
 def _written(schema: pa.Schema, table: pa.Table | None, compression: str | None) -> tuple[bytes, FileMetaData]:
@@ -134,6 +139,7 @@ def _written(schema: pa.Schema, table: pa.Table | None, compression: str | None)
         write_statistics=False,
         dictionary_pagesize_limit=_DICTIONARY_BYTES,
         store_schema=False,
+        write_page_checksum=True,
     ) as writer:
         if table is not None and len(table):
             writer.write_table(table, row_group_size=len(table))

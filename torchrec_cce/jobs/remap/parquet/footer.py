@@ -1,17 +1,19 @@
 """The footer of a remapped Parquet file: what each field of the raw file becomes, and what is true of the new one."""
 
 import base64
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from torchrec_cce.data.arrow import id_type
-from torchrec_cce.data.remapped_format import METADATA_KEY
 from torchrec_cce.jobs.remap.parquet.chunks import elements_of
 from torchrec_cce.jobs.remap.parquet.metadata import (
     CODECS,
-    ColumnChunk,
+    MAGIC,
     ColumnOrder,
     Encoding,
     FileMetaData,
@@ -22,10 +24,12 @@ from torchrec_cce.jobs.remap.parquet.metadata import (
     SortingColumn,
     Type,
 )
-from torchrec_cce.jobs.remap.parquet.thrift import Struct
+from torchrec_cce.jobs.remap.parquet.thrift import LIST, STRUCT, Items, Raw, Struct, read_struct, write_struct
 from torchrec_cce.jobs.remap.remapper import FeatureMap, Remapper
 
-_ARROW_SCHEMA = b"ARROW:schema"
+ARROW_SCHEMA = b"ARROW:schema"
+_TAIL_BYTES = 8
+"""After the footer: its length, and the magic bytes."""
 _REWRITTEN = frozenset(Encoding)
 """Encodings that are rewritten page by page."""
 
@@ -37,6 +41,11 @@ class FieldPlan:
     name: str
     leaves: range
     """Its leaf columns in the raw file."""
+    types: tuple[int | None, ...]
+    """Of the leaves, by the schema."""
+    raw_field: pa.Field
+    raw_elements: list[SchemaElement]
+    """Its part of the raw file's schema."""
     elements: list[SchemaElement]
     """Its part of the new file's schema."""
     copied: bool
@@ -47,13 +56,46 @@ class FieldPlan:
     """Its pages can be rewritten."""
     optional: bool
     """It may hold nulls."""
+    repeated: bool
+    """A row may have several values, or an empty list."""
     unsigned: bool
     """Its values have no sign."""
 
-    @property
+    @cached_property
     def new_names(self) -> tuple[str, ...]:
         """Of the columns that are new in the file."""
         return tuple(name for feature in self.features for name in feature.columns)
+
+
+def read_footer(file: pa.NativeFile) -> tuple[FileMetaData, int]:
+    """The footer of a raw file, and the byte at which it begins.
+
+    Raises:
+        ValueError, IndexError: the file does not end with a footer that can be read.
+    """
+    size = file.size()
+    tail = file.read_at(_TAIL_BYTES, max(0, size - _TAIL_BYTES))
+    stop = size - _TAIL_BYTES - int.from_bytes(tail[:4], "little")
+    if stop < len(MAGIC) or tail[4:] != MAGIC:
+        raise ValueError("it does not end with a Parquet file's footer")
+    data = file.read_at(size - _TAIL_BYTES - stop, stop)
+    # Each of many new objects is looked at again and again while garbage is searched for, of which there is none.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        footer, _ = read_struct(FileMetaData, data)
+    finally:
+        if collects:
+            gc.enable()
+    return footer, stop
+
+
+def check_footer(footer: bytes, schema: pa.Schema, num_rows: int) -> None:
+    """Raise ValueError if another reader does not find this schema and so many rows in the footer of a new file."""
+    tail = footer + len(footer).to_bytes(4, "little") + MAGIC
+    found = pq.ParquetFile(pa.BufferReader(MAGIC + tail))
+    if found.metadata.num_rows != num_rows or not found.schema_arrow.equals(schema):
+        raise ValueError(f"its schema cannot be written again: {found.schema_arrow.names} for {schema.names}")
 
 
 def plan_fields(footer: FileMetaData, schema: pa.Schema, remapper: Remapper, new_schema: pa.Schema) -> list[FieldPlan]:
@@ -72,32 +114,32 @@ def plan_fields(footer: FileMetaData, schema: pa.Schema, remapper: Remapper, new
             FieldPlan(
                 name=field.name,
                 leaves=leaves,
+                types=tuple(element.type for element in tree if element.num_children is None),
+                raw_field=field,
+                raw_elements=tree,
                 elements=[element for new_tree in new for element in new_tree],
                 copied=is_copied,
                 features=features,
                 rewrites=bool(features) and is_plain and _can_rewrite(footer, leaves.start),
                 optional=tree[0].repetition_type == Repetition.OPTIONAL,
+                repeated=any(element.repetition_type == Repetition.REPEATED for element in tree),
                 unsigned=pa.types.is_unsigned_integer(id_type(field.type)),
             )
         )
     return plans
 
 
-def new_footer(
-    raw: FileMetaData, plans: Sequence[FieldPlan], schema: pa.Schema, groups: list[RowGroup]
-) -> FileMetaData:
+def new_footer(raw: FileMetaData, plans: Sequence[FieldPlan], schema: pa.Schema, groups: list[Raw]) -> FileMetaData:
     """The footer of the new file, which has this schema and these row groups (see `new_group`)."""
     elements = [element for plan in plans for element in plan.elements]
     root = SchemaElement(raw.schema[0])
     root.num_children = len(schema)
     new = FileMetaData(raw)
     new.schema = [root, *elements]
-    new.row_groups = groups
-    kept = [pair for pair in raw.key_value_metadata or [] if pair.key not in (_ARROW_SCHEMA, METADATA_KEY)]
+    new[FileMetaData.ROW_GROUPS] = LIST, Items(STRUCT, groups)
     new.key_value_metadata = [
-        *kept,
-        _pair(METADATA_KEY, schema.metadata[METADATA_KEY]),
-        _pair(_ARROW_SCHEMA, base64.b64encode(schema.serialize().to_pybytes())),
+        *(key_value(key, value) for key, value in schema.metadata.items()),
+        key_value(ARROW_SCHEMA, base64.b64encode(schema.serialize().to_pybytes())),
     ]
     if raw.column_orders is not None:
         order = ColumnOrder()
@@ -106,15 +148,20 @@ def new_footer(
     return new
 
 
-def new_group(raw: RowGroup, plans: Sequence[FieldPlan], entries: list[ColumnChunk], start: int) -> RowGroup:
-    """A row group of the new file, which has these chunks from the byte `start` on."""
+def new_group(
+    raw: RowGroup, plans: Sequence[FieldPlan], entries: list[Raw], *, start: int, size: int, uncompressed: int
+) -> Raw:
+    """A row group of the new file, which has these chunks, of so many bytes together, from the byte `start` on.
+
+    As bytes: of many groups they take a tenth of the memory.
+    """
     new = RowGroup(raw)
-    new.columns = entries
-    new.total_byte_size = sum(entry.meta_data.total_uncompressed_size for entry in entries)
+    new[RowGroup.COLUMNS] = LIST, Items(STRUCT, entries)
+    new.total_byte_size = uncompressed
     new.file_offset = start
-    new.total_compressed_size = sum(entry.meta_data.total_compressed_size for entry in entries)
+    new.total_compressed_size = size
     new.sorting_columns = _still_sorted(raw.sorting_columns or [], plans) or None
-    return new
+    return Raw(write_struct(new))
 
 
 def _still_sorted(columns: list[SortingColumn], plans: Sequence[FieldPlan]) -> list[SortingColumn]:
@@ -133,7 +180,8 @@ def _still_sorted(columns: list[SortingColumn], plans: Sequence[FieldPlan]) -> l
     return kept
 
 
-def _pair(key: bytes, value: bytes) -> KeyValue:
+def key_value(key: bytes, value: bytes) -> KeyValue:
+    """An entry of a footer's metadata."""
     pair = KeyValue()
     pair.key, pair.value = key, value
     return pair

@@ -5,7 +5,10 @@ Fields and numbers that are not used here have no name here; a struct keeps them
 
 from enum import IntEnum
 
-from torchrec_cce.jobs.remap.parquet.thrift import BINARY, BOOL, I32, I64, LIST, STRUCT, Struct, field
+from torchrec_cce.jobs.remap.parquet.thrift import BINARY, BOOL, I32, I64, LIST, STRUCT, Raw, Struct, field
+
+MAGIC = b"PAR1"
+"""The first bytes of a file, and the last."""
 
 
 class Type(IntEnum):
@@ -17,6 +20,7 @@ class Repetition(IntEnum):
     """`FieldRepetitionType`."""
 
     OPTIONAL = 1
+    REPEATED = 2
 
 
 class Encoding(IntEnum):
@@ -27,8 +31,13 @@ class Encoding(IntEnum):
     RLE_DICTIONARY = 8
 
 
+ENCODINGS = (0, 2, 3, 4, 5, 6, 7, 8, 9)
+"""All that Parquet has for the values of a data page."""
+
+
 class PageType(IntEnum):
     DATA_PAGE = 0
+    INDEX_PAGE = 1
     DICTIONARY_PAGE = 2
     DATA_PAGE_V2 = 3
 
@@ -45,7 +54,7 @@ class DataPageHeader(Struct):
     num_values: int = field(1, I32)
     encoding: int = field(2, I32)
     definition_level_encoding: int = field(3, I32)
-    statistics: Statistics | None = field(5, STRUCT, Statistics, optional=True)
+    statistics: Statistics | None = field(5, STRUCT, Statistics, lazy=True)
 
 
 class DataPageHeaderV2(Struct):
@@ -56,20 +65,29 @@ class DataPageHeaderV2(Struct):
     repetition_levels_byte_length: int = field(6, I32)
     is_compressed: bool | None = field(7, BOOL, optional=True)
     """True if absent."""
-    statistics: Statistics | None = field(8, STRUCT, Statistics, optional=True)
+    statistics: Statistics | None = field(8, STRUCT, Statistics, lazy=True)
+
+
+class DictionaryPageHeader(Struct):
+    num_values: int = field(1, I32)
+    encoding: int = field(2, I32)
 
 
 class PageHeader(Struct):
     type: int = field(1, I32)
     uncompressed_page_size: int = field(2, I32)
     compressed_page_size: int = field(3, I32)
+    crc: int | None = field(4, I32, optional=True)
+    """CRC-32 of the page's bytes as they lie in the file, without this header, as a signed number."""
     data_page_header: DataPageHeader | None = field(5, STRUCT, DataPageHeader, optional=True)
+    dictionary_page_header: DictionaryPageHeader | None = field(7, STRUCT, DictionaryPageHeader, optional=True)
     data_page_header_v2: DataPageHeaderV2 | None = field(8, STRUCT, DataPageHeaderV2, optional=True)
 
 
 class SchemaElement(Struct):
     type: int | None = field(1, I32, optional=True)
     repetition_type: int | None = field(3, I32, optional=True)
+    name: bytes = field(4, BINARY)
     num_children: int | None = field(5, I32, optional=True)
 
 
@@ -90,12 +108,11 @@ class ColumnMetaData(Struct):
     num_values: int = field(5, I64)
     total_uncompressed_size: int = field(6, I64)
     total_compressed_size: int = field(7, I64)
-    data_page_offset: int | None = field(9, I64, optional=True)
-    """Never absent from a whole file."""
+    data_page_offset: int = field(9, I64)
     index_page_offset: int | None = field(10, I64, optional=True)
     dictionary_page_offset: int | None = field(11, I64, optional=True)
-    statistics: Statistics | None = field(12, STRUCT, Statistics, optional=True)
-    encoding_stats: list[Struct] | None = field(13, LIST, Struct, items=STRUCT, optional=True)
+    statistics: Statistics | None = field(12, STRUCT, Statistics, lazy=True)
+    encoding_stats: Raw | None = field(13, LIST, optional=True)
     bloom_filter_offset: int | None = field(14, I64, optional=True)
     bloom_filter_length: int | None = field(15, I32, optional=True)
 
@@ -104,12 +121,15 @@ class ColumnChunk(Struct):
     file_path: bytes | None = field(1, BINARY, optional=True)
     file_offset: int = field(2, I64)
     meta_data: ColumnMetaData = field(3, STRUCT, ColumnMetaData)
-    crypto_metadata: Struct | None = field(8, STRUCT, Struct, optional=True)
+    crypto_metadata: Raw | None = field(8, STRUCT, optional=True)
     encrypted_column_metadata: bytes | None = field(9, BINARY, optional=True)
 
 
 class RowGroup(Struct):
-    columns: list[ColumnChunk] = field(1, LIST, ColumnChunk, items=STRUCT)
+    COLUMNS = 1
+    """The number of the field `columns`."""
+
+    columns: list[ColumnChunk] = field(COLUMNS, LIST, ColumnChunk, items=STRUCT)
     total_byte_size: int = field(2, I64)
     num_rows: int = field(3, I64)
     sorting_columns: list[SortingColumn] | None = field(4, LIST, SortingColumn, items=STRUCT, optional=True)
@@ -122,8 +142,12 @@ class ColumnOrder(Struct):
 
 
 class FileMetaData(Struct):
+    ROW_GROUPS = 4
+    """The number of the field `row_groups`."""
+
+    version: int = field(1, I32)
     schema: list[SchemaElement] = field(2, LIST, SchemaElement, items=STRUCT)
     num_rows: int = field(3, I64)
-    row_groups: list[RowGroup] = field(4, LIST, RowGroup, items=STRUCT)
+    row_groups: list[RowGroup] = field(ROW_GROUPS, LIST, RowGroup, items=STRUCT)
     key_value_metadata: list[KeyValue] | None = field(5, LIST, KeyValue, items=STRUCT, optional=True)
     column_orders: list[ColumnOrder] | None = field(7, LIST, ColumnOrder, items=STRUCT, optional=True)

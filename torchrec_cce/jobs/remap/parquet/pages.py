@@ -25,10 +25,14 @@ from torchrec_cce.jobs.remap.parquet.metadata import (
     PageType,
     Type,
 )
-from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
+from torchrec_cce.jobs.remap.parquet.page import RawChunk, signed_crc
+from torchrec_cce.jobs.remap.parquet.thrift import write_struct
 from torchrec_cce.jobs.remap.remapper import UnseenCounts, Words
 
 _HEADER_BITS = 35
+_NONE = np.empty(0, np.bool_)
+_DEFINED = np.array([False, True])
+"""Of the definition levels 0 and 1, those with a value."""
 _DICTIONARIES = (Encoding.PLAIN_DICTIONARY, Encoding.RLE_DICTIONARY)
 
 _KEPT = (1, 5, 7, 8)
@@ -42,33 +46,22 @@ class CannotRewrite(Exception):
     """The pages are not of a kind that is rewritten here, or hold an ID that the map does not know: decode the rows."""
 
 
-def rewrite_chunk(
-    data: bytes, meta: ColumnMetaData, plan: FieldPlan, compression: str | None
-) -> tuple[list[Chunk], UnseenCounts]:
+def rewrite_chunk(raw: RawChunk, plan: FieldPlan, compression: str | None) -> tuple[list[Chunk], UnseenCounts]:
     """The chunks of a field's new columns, and how many IDs of the rows the maps of its features do not know.
 
     Args:
-        data: the bytes of the chunk.
-        meta: what the footer says of it.
+        raw: the chunk.
         compression: pyarrow's name of the codec to write, None for no compression.
 
     Raises:
         CannotRewrite
     """
-    rewriting = _Rewriting(meta, plan, compression)
-    position, values_left = 0, meta.num_values
-    while values_left > 0:
-        head, start = read_struct(PageHeader, data, position)
-        position = start + head.compressed_page_size
-        body = memoryview(data)[start:position]
-        if head.type == PageType.DICTIONARY_PAGE:
-            rewriting.dictionary(head, body)
-        elif head.type in (PageType.DATA_PAGE, PageType.DATA_PAGE_V2):
-            page = head.data_page_header if head.type == PageType.DATA_PAGE else head.data_page_header_v2
-            if page is None:
-                raise ValueError("a data page has no header of its own")
-            values_left -= page.num_values
-            rewriting.data_page(head, page, body)
+    rewriting = _Rewriting(raw.meta, plan, compression)
+    for page in raw.pages:
+        if page.data is not None:
+            rewriting.data_page(page.head, page.data, page.body)
+        elif page.head.type == PageType.DICTIONARY_PAGE:
+            rewriting.dictionary(page.head, page.body)
     return rewriting.chunks(), rewriting.unseen
 
 
@@ -84,11 +77,18 @@ class _Rewriting:
         self._dtype = np.dtype({Type.INT32: "<u4" if plan.unsigned else "<i4", Type.INT64: "<i8"}[Type(meta.type)])
         self._names = plan.new_names
         self._columns = [GrowingChunk() for _ in self._names]
+        self._num_nulls = 0
         self._marks: _Marks = {}
         """Of the dictionary's IDs."""
+        self._num_known = 0
+        """The dictionary's IDs, 0 before there is one."""
+        self._scratch = np.empty(0, np.uint8)
 
     def dictionary(self, head: PageHeader, body: memoryview) -> None:
-        words, self._marks = self._look_up(self._recoder.unpacked(body, head.uncompressed_page_size))
+        assert head.dictionary_page_header is not None
+        self._num_known = head.dictionary_page_header.num_values
+        content = self._recoder.unpacked(body, head.uncompressed_page_size)
+        words, self._marks = self._look_up(content, self._num_known)
         for column in self._columns:
             column.dictionary_at = column.size
         self._add_words(head, b"", words)
@@ -106,32 +106,67 @@ class _Rewriting:
 
     def chunks(self) -> list[Chunk]:
         return [
-            column.finished(self._meta, name, self._compression)
+            column.finished(self._meta, name, self._compression, self._num_nulls)
             for column, name in zip(self._columns, self._names, strict=True)
         ]
 
     def _indices(self, head: PageHeader, page: DataPageHeader | DataPageHeaderV2, body: memoryview) -> None:
-        """A page of indices into the dictionary stays as it is."""
+        """A page of indices into the dictionary stays as it is, once it is seen that all of them are in it."""
         if isinstance(page, DataPageHeaderV2) and self._recoder.changes:
             raise CannotRewrite
-        for key, marks in self._marks.items():
-            self.unseen[key] += self._count_marked(head, page, body, marks)
         size = head.uncompressed_page_size
-        packed = self._recoder.again(body, size)
-        header = _header(head, size, len(packed))
+        content, indices, count = self._opened(head, page, body)
+        if count:
+            data, bit_width = np.frombuffer(indices[1:], np.uint8), indices[0]
+            for key, marks in self._marks.items():
+                self.unseen[key] += _count(data, bit_width, count, self._num_known, marks)
+            if not self._marks:
+                _count(data, bit_width, count, self._num_known, _NONE)
+        packed = self._recoder.packed(content) if self._recoder.changes else body
+        header = _header(head, size, packed)
         for column in self._columns:
             column.add(header, packed, size)
 
     def _plain(self, head: PageHeader, page: DataPageHeader, body: memoryview) -> None:
-        if self._optional and page.definition_level_encoding != Encoding.RLE:
-            raise CannotRewrite
-        content = self._recoder.unpacked(body, head.uncompressed_page_size)
-        levels = _levels_size(content) if self._optional else 0
-        words, marks = self._look_up(content[levels:])
+        content, values, count = self._opened(head, page, body)
+        words, marks = self._look_up(values, count)
         self.unseen.update({key: int(np.count_nonzero(marked)) for key, marked in marks.items()})
-        self._add_words(head, content[:levels], words)
+        self._add_words(head, content[: len(content) - len(values)], words)
 
-    def _look_up(self, values: memoryview) -> tuple[Words, _Marks]:
+    def _opened(
+        self, head: PageHeader, page: DataPageHeader | DataPageHeaderV2, body: memoryview
+    ) -> tuple[memoryview, memoryview, int]:
+        """The content of a page, the part of it after its levels, and how many values that has to have, without nulls.
+
+        The content of a page of the second version is the part after the levels alone.
+        """
+        count = page.num_values
+        if isinstance(page, DataPageHeaderV2):
+            size = page.definition_levels_byte_length
+            if page.repetition_levels_byte_length or bool(size) > self._optional:
+                raise CannotRewrite
+            levels, content = body[:size], body[size:]
+            if page.is_compressed is not False:
+                content = self._recoder.unpacked(content, head.uncompressed_page_size - size)
+            values = content
+        else:
+            content = self._recoder.unpacked(body, head.uncompressed_page_size)
+            size = 4 + int.from_bytes(content[:4], "little") if self._optional else 0
+            if size > len(content) or (self._optional and page.definition_level_encoding != Encoding.RLE):
+                raise CannotRewrite
+            levels, values = content[4:size], content[size:]
+        if self._optional:
+            count = _count(np.frombuffer(levels, np.uint8), 1, count, 2, _DEFINED)
+        self._num_nulls += page.num_values - count
+        if count and not len(values):
+            raise CannotRewrite
+        if isinstance(page, DataPageHeaderV2) and count != page.num_values - page.num_nulls:
+            raise CannotRewrite
+        return content, values, count
+
+    def _look_up(self, values: memoryview, count: int) -> tuple[Words, _Marks]:
+        if len(values) != count * self._dtype.itemsize:
+            raise CannotRewrite
         ids = np.frombuffer(values, self._dtype).astype(np.int64, copy=False)
         found = [feature.find(ids) for feature in self._features]
         if any(resolved.bad >= 0 for _, resolved in found):
@@ -147,39 +182,21 @@ class _Rewriting:
         """Add a page of plain words to each column: a dictionary, or levels and values."""
         for column, word in zip(self._columns, words, strict=True):
             values = word.astype("<u8", copy=False).data.cast("B")
-            content = b"".join((levels, values)) if len(levels) else values
+            content = self._joined(levels, values) if len(levels) else values
             body = self._recoder.packed(content)
-            column.add(_header(head, len(content), len(body)), body, len(content))
+            column.add(_header(head, len(content), body), body, len(content))
 
-    def _count_marked(
-        self,
-        head: PageHeader,
-        page: DataPageHeader | DataPageHeaderV2,
-        body: memoryview,
-        marks: npt.NDArray[np.bool_],
-    ) -> int:
-        """How many indices of a page point at marked entries of the dictionary."""
-        size = head.uncompressed_page_size
-        if isinstance(page, DataPageHeaderV2):
-            levels = page.definition_levels_byte_length + page.repetition_levels_byte_length
-            content = body[levels:]
-            if page.is_compressed is not False:
-                content = self._recoder.unpacked(content, size - levels)
-            count = page.num_values - page.num_nulls
-        else:
-            content, count = self._recoder.unpacked(body, size), page.num_values
-            if self._optional:
-                if page.definition_level_encoding != Encoding.RLE:
-                    raise CannotRewrite
-                levels = _levels_size(content)
-                count = count_marked(np.frombuffer(content[4:levels], np.uint8), 1, count, np.array([False, True]))
-                content = content[levels:]
-        if count == 0:
-            return 0
-        found = count_marked(np.frombuffer(content[1:], np.uint8), content[0], count, marks)
-        if found < 0:
-            raise CannotRewrite
-        return found
+    def _joined(self, levels: bytes | memoryview, values: memoryview) -> bytes | memoryview:
+        if self._compression is None:
+            return b"".join((levels, values))
+        # What is compressed need not stay: large new memory costs as much as the copy.
+        size = len(levels) + len(values)
+        if len(self._scratch) < size:
+            self._scratch = np.empty(size, np.uint8)
+        content = self._scratch[:size]
+        content[: len(levels)] = np.frombuffer(levels, np.uint8)
+        content[len(levels) :] = np.frombuffer(values, np.uint8)
+        return content.data
 
 
 class _Recoder:
@@ -196,25 +213,34 @@ class _Recoder:
     def packed(self, content: bytes | memoryview) -> Bytes:
         return content if self._new is None else self._new.compress(content)
 
-    def again(self, body: memoryview, size: int) -> Bytes:
-        return self.packed(self.unpacked(body, size)) if self.changes else body
+
+def _count(data: npt.NDArray[np.uint8], bit_width: int, count: int, limit: int, marks: npt.NDArray[np.bool_]) -> int:
+    """As `scanned`. Raises CannotRewrite where that is -1."""
+    found = scanned(data, bit_width, count, limit, marks)
+    if found < 0:
+        raise CannotRewrite
+    return found
 
 
-def _header(raw: PageHeader, uncompressed_size: int, compressed_size: int) -> bytes:
-    """The header of a new page: the raw one's with other sizes and no checksum."""
+def _header(raw: PageHeader, uncompressed_size: int, body: Bytes) -> bytes:
+    """The header of a new page: the raw one's with other sizes and another checksum."""
     new = PageHeader({number: raw[number] for number in _KEPT if number in raw})
     new.uncompressed_page_size = uncompressed_size
-    new.compressed_page_size = compressed_size
+    new.compressed_page_size = len(body)
+    new.crc = signed_crc(body)
     return write_struct(new)
 
 
-def _levels_size(content: memoryview) -> int:
-    """Bytes of the definition levels that a page of the first version begins with."""
-    return 4 + int.from_bytes(content[:4], "little")
+def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks: npt.NDArray[np.bool_]) -> int:
+    """How many of the first `count` values in `data` are marked; `marks: [v]` is for each of the values 0 to `v - 1`.
+
+    Arguments and result: as `scanned`.
+    """
+    return scanned(data, bit_width, count, len(marks), marks)
 
 
 @jit
-def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks: npt.NDArray[np.bool_]) -> int:
+def scanned(data: npt.NDArray[np.uint8], bit_width: int, count: int, limit: int, marks: npt.NDArray[np.bool_]) -> int:
     """How many of the first `count` values in `data` are marked, without decoding all of them to an array.
 
     Dictionary indices and levels are in Parquet's hybrid of runs and bit packing. A header, which is a varint, precedes
@@ -223,17 +249,20 @@ def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks:
 
     Args:
         bit_width: 0 to 32.
-        marks: [v], whether each of the values 0 to `v - 1` is marked.
+        limit: the values are below it.
+        marks: [limit], which of them are marked, or empty if none is.
 
     Returns:
-        The number, or -1 if `data` does not hold so many values, or if a value is above `v - 1`.
+        The number, or -1 if `data` does not hold so many values and nothing after them, or a value is not below the
+        limit.
     """
     if not 0 <= bit_width <= 32:
         return -1
     width = np.uint64(bit_width)
     mask = (np.uint64(1) << width) - np.uint64(1)
-    limit = np.uint64(len(marks))
-    position, left, found = 0, count, 0
+    most = np.uint64(limit)
+    some = len(marks) > 0
+    position, left, found, end = 0, count, 0, 0
     while left > 0:
         header, shift = 0, 0
         while True:
@@ -246,12 +275,15 @@ def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks:
             if byte < 128:
                 break
         packed = header & 1
+        # The last eight values may be cut short, and some of them are none.
+        end = position + ((header >> 1) * bit_width if packed else (bit_width + 7) // 8)
         run = min((header >> 1) * (8 if packed else 1), left)
         stop = position + ((run * bit_width if packed else bit_width) + 7) // 8
         if run == 0 or stop > len(data):
             return -1
         buffer, bits = np.uint64(0), np.uint64(0)
-        for _ in range(run if packed else 1):
+        # Where all that the bits can say is right, and nothing marked, there is nothing to see.
+        for _ in range(0 if mask < most and not some else run if packed else 1):
             while bits < width:
                 buffer |= np.uint64(data[position]) << bits
                 position += 1
@@ -259,10 +291,10 @@ def count_marked(data: npt.NDArray[np.uint8], bit_width: int, count: int, marks:
             value = buffer & mask
             buffer >>= width
             bits -= width
-            if value >= limit:
+            if value >= most:
                 return -1
-            if marks[value]:
+            if some and marks[value]:
                 found += 1 if packed else run
         position = stop
         left -= run
-    return found
+    return found if len(data) <= end else -1

@@ -1,25 +1,32 @@
 """Thrift's compact protocol, as Parquet's footers and page headers use it: read, change a field, write the rest back.
 
-A struct is a dict from field number to value. Subclasses name the fields that are used here (`metadata.py`); what they
-do not name, because a later Parquet adds it or nothing asks for it, is carried along without being understood.
+A struct is a dict from field number to type and value. Subclasses name the fields that are used here (`metadata.py`);
+what they do not name, because a later Parquet adds it or nothing asks for it, is carried along as bytes. Whatever the
+bytes are, reading them ends: named structs do not hold themselves, and the others are not nested without end.
 """
 
-import struct
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrec_cce.jit import jit
 
 _TRUE, _FALSE, _BYTE, _I16, I32, I64, _DOUBLE, BINARY, LIST, _SET, _MAP, STRUCT = range(1, 13)
 BOOL = _TRUE
-_INTEGERS = (I32, I64, _I16)
+_MOST_BITS = 63
+"""How far the last byte of a varint is shifted at most."""
+_MOST_NESTED = 32
 
 S = TypeVar("S", bound="Struct")
 
+Typed: TypeAlias = tuple[int, Any]
+"""The type of a value on the wire, and the value: bool, int, bytes, `Items`, `Struct` or `Raw`."""
 
-class Typed(NamedTuple):
-    """A value and its type on the wire: bool, int, float, bytes, `Items` or `Struct`."""
 
-    kind: int
-    value: Any
+class Raw(bytes):
+    """The bytes of a value that nobody has asked for."""
 
 
 class Items(NamedTuple):
@@ -32,41 +39,59 @@ class Items(NamedTuple):
 class Struct(dict[int, Typed]):
     """Any struct. `Kind(other)` is a shallow copy."""
 
-    STRUCTS: ClassVar[dict[int, type["Struct"]]] = {}
-    """Field number → the class of the struct, or of the structs of the list, that the field holds."""
+    FIELDS: ClassVar[dict[int, "_Field"]] = {}
+    """Field number → the field, of those that have a name."""
+
+    def __missing__(self, number: int) -> Typed:
+        raise ValueError(f"a {type(self).__name__} has no field {number}")
 
     def __init_subclass__(cls) -> None:
-        fields = (value for value in vars(cls).values() if isinstance(value, _Field))
-        cls.STRUCTS = {named.number: named.struct for named in fields if named.struct is not None}
+        cls.FIELDS = {named.number: named for named in vars(cls).values() if isinstance(named, _Field)}
 
 
-@dataclass(frozen=True)
-class _Field:
-    """The descriptor of a named field; see `field`."""
+class _Field(property):
+    """A named field; see `field`. Properties, as they are the fastest way to an item that Python has."""
 
-    number: int
-    kind: int
-    struct: type[Struct] | None
-    items: int | None
-    optional: bool
+    def __init__(
+        self, number: int, kind: int, struct: type[Struct] | None, items: int | None, optional: bool, lazy: bool
+    ) -> None:
+        self.number, self.kind, self.struct, self.items, self.lazy = number, kind, struct, items, lazy
 
-    def __get__(self, owner: Struct | None, kind: type[Struct]) -> Any:
-        if owner is None:
-            return self
-        found = owner.get(self.number) if self.optional else owner[self.number]
-        if found is None:
-            return None
-        return found.value if self.items is None else found.value.values
+        def lazily(owner: Struct) -> Any:
+            if number not in owner:
+                return None
+            value = owner[number][1]
+            if type(value) is Raw:
+                assert struct is not None
+                value, _ = read_struct(struct, value)
+                owner[number] = kind, value
+            return value
 
-    def __set__(self, owner: Struct, value: Any) -> None:
-        if value is None:
-            owner.pop(self.number, None)
-        else:
-            owner[self.number] = Typed(self.kind, value if self.items is None else Items(self.items, value))
+        def assign(owner: Struct, value: Any) -> None:
+            if value is None:
+                owner.pop(number, None)
+            else:
+                owner[number] = kind, value if items is None else Items(items, value)
+
+        of_list: tuple[Callable[[Struct], Any], Callable[[Struct], Any]] = (
+            lambda owner: owner[number][1].values,
+            lambda owner: owner[number][1].values if number in owner else None,
+        )
+        of_value: tuple[Callable[[Struct], Any], Callable[[Struct], Any]] = (
+            lambda owner: owner[number][1],
+            lambda owner: owner[number][1] if number in owner else None,
+        )
+        super().__init__(lazily if lazy else (of_value if items is None else of_list)[optional], assign)
 
 
 def field(
-    number: int, kind: int, struct: type[Struct] | None = None, *, items: int | None = None, optional: bool = False
+    number: int,
+    kind: int,
+    struct: type[Struct] | None = None,
+    *,
+    items: int | None = None,
+    optional: bool = False,
+    lazy: bool = False,
 ) -> Any:
     """Names a field in the body of a `Struct`: `num_rows: int = field(3, I64)` is field 3.
 
@@ -75,71 +100,99 @@ def field(
         struct: the class of its struct, or of the structs in its list.
         items: of a list, the type of its items on the wire.
         optional: it may be absent, and is None then.
+        lazy: a struct that may be absent, and is read when it is asked for.
     """
-    return _Field(number, kind, struct, items, optional)
+    return _Field(number, kind, struct, items, optional, lazy)
 
 
 def read_struct(kind: type[S], data: bytes, position: int = 0) -> tuple[S, int]:
     """The struct at a position, and the position after it.
 
     Raises:
-        ValueError, IndexError, struct.error: no such struct, or cut short.
+        ValueError, IndexError: no such struct, or cut short.
     """
     found = kind()
-    structs, number = kind.STRUCTS, 0
+    fields, number = kind.FIELDS, 0
     while True:
         head = data[position]
         position += 1
         if head == 0:
             return found, position
-        delta, wire = head >> 4, head & 15
-        if delta:
-            number += delta
+        wire = head & 15
+        if head > 15:
+            number += head >> 4
         else:
-            number, position = _read_integer(data, position)
-        if wire in _INTEGERS and data[position] < 128:  # most of a header, so without a call
-            found[number] = Typed(wire, (data[position] >> 1) ^ -(data[position] & 1))
-            position += 1
-        elif wire in (_TRUE, _FALSE):
-            found[number] = Typed(_TRUE, wire == _TRUE)
+            number, position = _read_integer(data, position, _I16)
+        named = fields.get(number)
+        if named is not None and named.kind != wire and (named.kind, wire) != (BOOL, _FALSE):
+            raise ValueError(f"field {number} of a {kind.__name__} has the type {wire}, not {named.kind}")
+        value: Any
+        if _BYTE < wire < _DOUBLE:
+            byte = data[position]
+            if byte < 128:  # most of a header, so without a call
+                found[number] = wire, (byte >> 1) ^ -(byte & 1)
+                position += 1
+            else:
+                value, position = _read_integer(data, position, wire)
+                found[number] = wire, value
+        elif wire <= _FALSE:
+            found[number] = _TRUE, wire == _TRUE
+        elif wire == BINARY:
+            value, position = _read_binary(data, position)
+            found[number] = wire, value
+        elif named is not None and named.struct is not None and wire == STRUCT and not named.lazy:
+            value, position = read_struct(named.struct, data, position)
+            found[number] = wire, value
+        elif named is not None and named.items is not None:
+            value, position = _read_items(data, position, named)
+            found[number] = wire, value
         else:
-            value, position = _read_value(data, position, wire, structs.get(number, Struct))
-            found[number] = Typed(wire, value)
+            end = skipped(np.frombuffer(data, np.uint8), position, wire)
+            if end < 0:
+                raise ValueError(f"field {number} of a {kind.__name__} is cut short, or of no type that Parquet uses")
+            found[number] = wire, Raw(data[position:end])
+            position = end
 
 
-def write_struct(content: Struct) -> bytes:
-    """The struct's bytes."""
+def write_struct(content: Struct, *, after: int = 0) -> bytes:
+    """The struct's bytes, or those of its last fields, which come after the field of this number."""
     out = bytearray()
-    _write_struct(out, content)
+    _write_struct(out, content, after)
     return bytes(out)
 
 
-def _read_value(data: bytes, position: int, kind: int, struct_kind: type[Struct]) -> tuple[Any, int]:
-    if kind in _INTEGERS:
-        return _read_integer(data, position)
-    if kind == BINARY:
+def _read_items(data: bytes, position: int, named: _Field) -> tuple[Items, int]:
+    head = data[position]
+    position += 1
+    size, kind = head >> 4, head & 15
+    if size == 15:
         size, position = _read_varint(data, position)
-        if position + size > len(data):
-            raise ValueError("a string is cut short")
-        return data[position : position + size], position + size
-    if kind == STRUCT:
-        return read_struct(struct_kind, data, position)
-    if kind in (LIST, _SET):
-        head = data[position]
-        position += 1
-        size, item = head >> 4, head & 15
-        if size == 15:
-            size, position = _read_varint(data, position)
-        values = []
-        for _ in range(size):
-            value, position = _read_value(data, position, item, struct_kind)
-            values.append(value)
-        return Items(item, values), position
-    if kind in (_TRUE, _FALSE, _BYTE):  # items of a list; a field's bool is in its header
-        return data[position], position + 1
-    if kind == _DOUBLE:
-        return struct.unpack_from("<d", data, position)[0], position + 8
-    raise ValueError(f"type {kind} is not one that Parquet uses")
+    if kind != named.items and size:
+        raise ValueError(f"the list of field {named.number} has items of type {kind}, not {named.items}")
+    if size > len(data) - position:  # an item has a byte at least
+        raise ValueError("a list is cut short")
+    values: list[Any] = []
+    value: Any
+    for _ in range(size):
+        if named.struct is not None:
+            value, position = read_struct(named.struct, data, position)
+        elif kind == BINARY:
+            value, position = _read_binary(data, position)
+        else:
+            value, position = _read_integer(data, position, kind)
+        values.append(value)
+    return Items(kind, values), position
+
+
+def _read_binary(data: bytes, position: int) -> tuple[bytes, int]:
+    size = data[position]
+    position += 1
+    if size > 127:
+        size, position = _read_varint(data, position - 1)
+    end = position + size
+    if end > len(data):
+        raise ValueError("a string is cut short")
+    return data[position:end], end
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
@@ -151,59 +204,139 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
         if byte < 128:
             return value, position
         shift += 7
+        if shift > _MOST_BITS:
+            raise ValueError("a number has no end")
 
 
-def _read_integer(data: bytes, position: int) -> tuple[int, int]:
+def _read_integer(data: bytes, position: int, kind: int) -> tuple[int, int]:
     value, position = _read_varint(data, position)
-    return (value >> 1) ^ -(value & 1), position
+    value = (value >> 1) ^ -(value & 1)
+    most = 1 << (15 if kind == _I16 else 31 if kind == I32 else 63)
+    if not -most <= value < most:
+        raise ValueError(f"the number {value} is too large for its type {kind}")
+    return value, position
 
 
-def _write_struct(out: bytearray, content: Struct) -> None:
-    last = 0
+@jit
+def _varint(data: npt.NDArray[np.uint8], position: int) -> tuple[int, int]:
+    """The number at a position, and the position after it; both are -1 if it is cut short or has no end."""
+    value, shift = 0, 0
+    while position < len(data) and shift <= _MOST_BITS:
+        byte = np.int64(data[position])
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+        shift += 7
+    return -1, -1
+
+
+@jit
+def skipped(data: npt.NDArray[np.uint8], position: int, kind: int) -> int:
+    """The position after a value of any type, which begins at `position`; -1 if it is cut short or has no such type."""
+    # What is open: how many items of a list are left, -1 for a struct, and the type of the items.
+    left, kinds = np.zeros(_MOST_NESTED, np.int64), np.zeros(_MOST_NESTED, np.int64)
+    left[0], kinds[0] = 1, kind
+    depth, size, value = 0, len(data), 0
+    while depth >= 0:
+        if left[depth] == 0:
+            depth -= 1
+            continue
+        if left[depth] > 0:
+            left[depth] -= 1
+            wire = kinds[depth]
+        else:
+            if position >= size:
+                return -1
+            head = np.int64(data[position])
+            position += 1
+            wire = head & 15
+            if head == 0:
+                depth -= 1
+            elif head < 16:  # the number of the field follows
+                value, position = _varint(data, position)
+            if position < 0:
+                return -1
+            if wire <= _FALSE:  # the end, or a bool, which has no more bytes
+                continue
+        if wire <= _BYTE:
+            position += 1
+        elif wire == _DOUBLE:
+            position += 8
+        elif wire <= BINARY:
+            value, position = _varint(data, position)
+            if position < 0:
+                return -1
+            if wire == BINARY:
+                if not 0 <= value <= size - position:
+                    return -1
+                position += value
+        elif wire in (LIST, _SET, STRUCT):
+            depth += 1
+            if depth == _MOST_NESTED:
+                return -1
+            left[depth] = -1
+            if wire != STRUCT:
+                if position >= size:
+                    return -1
+                head = np.int64(data[position])
+                position += 1
+                value = head >> 4
+                if value == 15:
+                    value, position = _varint(data, position)
+                if position < 0 or not 0 <= value <= size - position:
+                    return -1
+                left[depth], kinds[depth] = value, head & 15
+        else:
+            return -1
+        if position > size:
+            return -1
+    return position
+
+
+def _write_struct(out: bytearray, content: Struct, last: int = 0) -> None:
+    append = out.append
     for number in sorted(content):
         kind, value = content[number]
-        if kind == _TRUE:
-            kind = _TRUE if value else _FALSE
+        wire = _FALSE if value is False else kind
         if 0 < number - last < 16:
-            out.append((number - last) << 4 | kind)
+            append((number - last) << 4 | wire)
         else:
-            out.append(kind)
+            append(wire)
             _write_integer(out, number)
         last = number
-        if kind in _INTEGERS:
-            _write_integer(out, value)
-        elif kind not in (_TRUE, _FALSE):
+        if _BYTE < kind < _DOUBLE:
+            value = (value << 1) ^ (value >> 63)
+            if value < 128:  # most of a header, so without a call
+                append(value)
+            else:
+                _write_varint(out, value)
+        elif kind != _TRUE:
             _write_value(out, kind, value)
     out.append(0)
 
 
 def _write_value(out: bytearray, kind: int, value: Any) -> None:
-    if kind in _INTEGERS:
-        _write_integer(out, value)
+    if type(value) is Raw:
+        out += value
     elif kind == BINARY:
         _write_varint(out, len(value))
         out += value
     elif kind == STRUCT:
         _write_struct(out, value)
-    elif kind in (LIST, _SET):
+    elif kind == LIST:
         size = len(value.values)
         out.append(min(size, 15) << 4 | value.kind)
         if size >= 15:
             _write_varint(out, size)
         for item in value.values:
             _write_value(out, value.kind, item)
-    elif kind in (_TRUE, _FALSE, _BYTE):
-        out.append(value)
     else:
-        out += struct.pack("<d", value)
+        _write_integer(out, value)
 
 
 def _write_integer(out: bytearray, value: int) -> None:
-    value = (value << 1) ^ (value >> 63)
-    if value < 128:  # most of a header, so without a call
-        out.append(value)
-    else:
-        _write_varint(out, value)
+    _write_varint(out, (value << 1) ^ (value >> 63))
 
 
 def _write_varint(out: bytearray, value: int) -> None:

@@ -1,0 +1,6 @@
+"""All figures of attacks: damaged and hostile input, tries and violations."""
+
+from benchmarks.damaged_parquet import damaged_parquet_figures
+
+if __name__ == "__main__":
+    damaged_parquet_figures()
