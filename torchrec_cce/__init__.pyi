@@ -36,11 +36,9 @@ from .methods.rowless import (
     RobeEmbeddingBagConfig as RobeEmbeddingBagConfig,
 )
 from .methods.sketch import SketchEmbeddingBagConfig as SketchEmbeddingBagConfig
+from .modules.compressed_bag import CompressedEmbeddingBag as CompressedEmbeddingBag
 from .modules.embedding import CCEEmbeddingCollection as CCEEmbeddingCollection
-from .modules.embedding_bag import (
-    CCEEmbeddingBagCollection as CCEEmbeddingBagCollection,
-    CompressedEmbeddingBag as CompressedEmbeddingBag,
-)
+from .modules.embedding_bag import CCEEmbeddingBagCollection as CCEEmbeddingBagCollection
 from .modules.stock_state import stock_state_dict as stock_state_dict
 from .training.saved_model import (
     load_model as load_model,

@@ -33,6 +33,13 @@ class ClusteringError(CCEError, ValueError):
     """Embeddings that cannot be clustered: NaN or infinite."""
 
 
+class DivergedError(CCEError, ArithmeticError):
+    """Training that came to numbers that are none: a loss or weights that are NaN or infinite."""
+
+    result: object = None
+    """What the run had come to until then: a `RunResult`."""
+
+
 class GradientError(CCEError, ArithmeticError):
     """Gradients that no row can be trained on: NaN, infinite, or with an infinite square. No row was changed."""
 

@@ -43,10 +43,16 @@ def derive_seed(*parts: int | str) -> int:
 
 
 @jit
+def hash_mixed(mixed: np.uint64, multiplier: np.uint64, offset: np.uint64, num_rows: np.uint64) -> np.uint64:
+    """`h(x)` where `mixed` is `fmix64(x)`."""
+    row: np.uint64 = (((mixed * multiplier + offset) >> np.uint64(32)) * num_rows) >> np.uint64(32)
+    return row
+
+
+@jit
 def hash_one(x: np.uint64, multiplier: np.uint64, offset: np.uint64, num_rows: np.uint64) -> np.uint64:
     """`h(x)` for compiled loops, which mix an ID once for all functions. Arguments and result are uint64."""
-    row: np.uint64 = (((fmix64(x) * multiplier + offset) >> np.uint64(32)) * num_rows) >> np.uint64(32)
-    return row
+    return hash_mixed(fmix64(x), multiplier, offset, num_rows)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -20,13 +20,6 @@ def test_memory_is_used_again_once_nobody_has_it() -> None:
     assert buffers.empty(LARGE, torch.float32).data_ptr() == place
 
 
-def test_zeros_are_zeros_the_second_time() -> None:
-    buffers = Buffers()
-    buffers.empty(LARGE, torch.float32).fill_(1)
-    assert not buffers.zeros(LARGE, torch.float32).any()
-    assert not buffers.zeros((3, 4), torch.float32).any()
-
-
 def test_what_fits_badly_is_given_up() -> None:
     buffers = Buffers()
     buffers.empty((1 << 27,), torch.uint8)

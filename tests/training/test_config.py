@@ -1,15 +1,22 @@
 """What is wrong with a configuration is said in one line, with the file, the line and the key."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from torchrec_cce.data.criteo import KAGGLE_UNIVERSES
 from torchrec_cce.errors import ConfigError
+from torchrec_cce.training import loop
 from torchrec_cce.training.config import config_digest, parse_config
 from torchrec_cce.training.config_file import read_config, read_run_config
 from torchrec_cce.training.data_config import SplitConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 GOOD = """\
 seed = 3
@@ -248,6 +255,52 @@ def test_the_rows_of_a_split() -> None:
 def test_what_messages_call_a_split() -> None:
     assert str(SplitConfig(path="log.tsv")) == "log.tsv"
     assert str(SplitConfig(path=("day_0", "day_1"))) == "day_0, day_1"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "key", "what"),
+    [
+        (
+            'format = "parquet"',
+            'format = "parquet"\nlabel = "price"',
+            "dense = [",
+            "data.dense",
+            "'price' is the label",
+        ),
+        (
+            "[data.train]",
+            '[data.columns]\nitem = "sku"\nitems = "sku"\n[data.train]',
+            'items = "sku"',
+            "data.columns.items",
+            "no table reads a feature 'items'; they read ['user', 'item', 'seen']",
+        ),
+        (
+            "[data.train]",
+            '[data.columns]\nitem = "label"\n[data.train]',
+            'item = "label"',
+            "data.columns.item",
+            "'label' is the label",
+        ),
+        (
+            ITEM,
+            'item = 2000\n[model]\nname = "gmf"',
+            "dense = [",
+            "data.dense",
+            "model.name='gmf' reads no dense fields; leave them out",
+        ),
+        ('format = "parquet"', 'format = "criteo"', "dense = [", "data.dense", "format='criteo' has fields of its own"),
+    ],
+)
+def test_what_would_be_read_to_no_effect(tmp_path: Path, old: str, new: str, at: str, key: str, what: str) -> None:
+    """A new run is refused; an older one that says it still opens."""
+    text, _ = with_line(old, new)
+    message = read(tmp_path, text)
+    assert message.startswith(f"run.toml:{text.splitlines().index(at) + 1}: {key}: {what}")
+    config = parse_config(tomllib.loads(text))
+    (tmp_path / "config.json").write_text(json.dumps(config.as_dict()))
+    assert read_run_config(tmp_path) == config
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        loop.train(config, tmp_path / "run", show_progress=False)
 
 
 def test_gmf_needs_two_features(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_the_formula_says_what_is_held(case: str, log: Path, tmp_path: Path) -> 
                 run.admit()
             run.count(batch)
             run.top_up()
-            run.step(batch)
+            run.descend(run.forward(batch), batch)
             held.append(measured(run))
     found = Footprint.sum_of(footprints(chosen).values())
     assert asdict(found) == {kind: max(asdict(each)[kind] for each in held) for kind in asdict(found)}

@@ -128,14 +128,13 @@ def test_clustering_on_with_a_vocabulary(world: World, tmp_path: Path) -> None:
 def rss_of_maps(config: RunConfig, run_dir: Path) -> list[tuple[int, int]]:
     """Train; KiB of all mapped pointer files, resident and whole, batch by batch."""
     found = []
-    step = loop.Run.step
+    descend = loop.Run.descend
 
-    def measured(run: Any, batch: Any) -> torch.Tensor:
-        loss: torch.Tensor = step(run, batch)
+    def measured(run: Any, loss: torch.Tensor, batch: Any) -> None:
+        descend(run, loss, batch)
         found.append((mapped("Rss"), mapped("Size")))
-        return loss
 
-    loop.Run.step = measured  # type: ignore[method-assign]
+    loop.Run.descend = measured  # type: ignore[method-assign]
     loop.train(config, run_dir, show_progress=False)
     return found
 

@@ -19,8 +19,9 @@ from tests.support.launch import Finished, Job, command
 from tests.support.runs import assert_same_run, maps_folder, maps_of, stop_after, train
 from torchrec_cce.errors import CCEError, ConfigError, MapFileError, MapMismatchError
 from torchrec_cce.maps.bundle import write_folder
-from torchrec_cce.maps.manifest import Provenance
+from torchrec_cce.maps.manifest import Manifest, Provenance
 from torchrec_cce.maps.snapshot import TableSnapshot
+from torchrec_cce.sharding.digests import DIGESTS
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
 from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.checkpoint import CheckpointWriter
@@ -119,20 +120,21 @@ def test_frequencies_are_of_the_moment_of_a_checkpoint(
     config = runs.criteo_config(log, training=training, recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True})
     monkeypatch.setitem(ShardedFrequencies.__init__.__kwdefaults__, "most_kept", 0)
     write, trained, counted = checkpoint.write_folder, [0], {}
-    step = loop.Run.step
+    forward = loop.Run.forward
 
     def one_more(run: Any, batch: Any) -> torch.Tensor:
         trained[0] += 1
-        return step(run, batch)
+        return forward(run, batch)
 
-    def late(folder: Path, tables: dict[str, TableSnapshot], **options: Any) -> None:
+    def late(folder: Path, tables: dict[str, TableSnapshot], **options: Any) -> Manifest:
         saved, deadline = int(folder.parts[-3].split("-")[1].split(".")[0]), time.monotonic() + 1
         while in_background and trained[0] < saved + 3 and time.monotonic() < deadline:
             time.sleep(0.005)
-        write(folder, tables, **options)
+        manifest = write(folder, tables, **options)
         counted[saved] = [int(table.frequencies.sum()) for table in tables.values()]  # type: ignore[union-attr]
+        return manifest
 
-    monkeypatch.setattr(loop.Run, "step", one_more)
+    monkeypatch.setattr(loop.Run, "forward", one_more)
     monkeypatch.setattr(checkpoint, "write_folder", late)
     stop_after(monkeypatch, 23)
     train(config, tmp_path / "run")
@@ -163,6 +165,7 @@ def test_a_checkpoint_without_frequencies_is_not_counted_on(log: Path, tmp_path:
     train(runs.criteo_config(log), tmp_path / "run")
     counting = runs.criteo_config(log, recluster={**runs.CLUSTERINGS, "weigh_by_frequency": True})
     (tmp_path / "run" / "config.json").write_text(json.dumps(counting.as_dict()))
+    (runs.checkpoints(tmp_path / "run")[0] / DIGESTS).unlink()  # which would find another configuration
     with pytest.raises(ConfigError, match=r"step-0000000026: no frequencies of \['C1', 'C2'\], which weigh_by_freq"):
         train(counting, tmp_path / "run", resume=True)
 
@@ -174,10 +177,10 @@ def test_a_background_checkpoint_that_fails_is_an_error_and_leaves_the_last_one(
     config = runs.criteo_config(log, training=training)
     write, calls = checkpoint.write_folder, itertools.count(1)
 
-    def full(*arguments: Any, **options: Any) -> None:
+    def full(*arguments: Any, **options: Any) -> Manifest:
         if next(calls) == 2:
             raise OSError(28, "No space left on device")
-        write(*arguments, **options)
+        return write(*arguments, **options)
 
     monkeypatch.setattr(checkpoint, "write_folder", full)
     with pytest.raises(OSError, match="No space left"):

@@ -13,6 +13,7 @@ from torchrec_cce.cli.experiments import bench, print_comparison, report
 from torchrec_cce.cli.plan import plan
 from torchrec_cce.cli.recluster import recluster
 from torchrec_cce.cli.remap import remap
+from torchrec_cce.cli.verify import verify
 from torchrec_cce.training.command import evaluate, one_line_errors, quiet_libraries, train
 
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="Clustered Compositional Embeddings.")
@@ -23,6 +24,7 @@ app.command()(bench)
 app.command()(report)
 app.command()(recluster)
 app.command()(remap)
+app.command()(verify)
 app.add_typer(maps.app, name="maps")
 
 

@@ -11,6 +11,7 @@ from torchrec import EmbeddingBagConfig
 
 from torchrec_cce.charts.chart import Chart, Series, in_panels
 from torchrec_cce.clustering.entropy import Verdict, verdict
+from torchrec_cce.errors import DataFileError
 from torchrec_cce.experiments.curve import Curve, SeedGroup
 from torchrec_cce.methods.registry import METHODS, tables_under_cap
 from torchrec_cce.methods.table import CompressedConfig
@@ -173,12 +174,15 @@ def entropy_charts(histories: Sequence[EntropyHistory]) -> list[Chart]:
 
 
 def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind that a run wrote; empty where there is no file."""
+    """The records of one kind that a run wrote; empty where there is no file. Raises DataFileError if it is damaged."""
     try:
         lines = (run_dir / METRICS).read_text().splitlines()
     except OSError:
         return []
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+    try:
+        return [record for record in map(json.loads, lines) if record["kind"] == kind]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataFileError(f"{run_dir / METRICS}: damaged ({error}); run the trial again") from error
 
 
 def _is_quantized(point: SeedGroup) -> bool:

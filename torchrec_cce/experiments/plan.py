@@ -15,6 +15,7 @@ from torchrec_cce.training.config import RunConfig, parse_config
 from torchrec_cce.training.config_file import WrongValue, read_toml
 from torchrec_cce.training.recluster_config import LearningRate
 from torchrec_cce.training.rowwise import Bits
+from torchrec_cce.training.unused import find_unused
 
 _STRICT = ConfigDict(extra="forbid", populate_by_name=True)
 _NO_CAP = 2**62
@@ -93,6 +94,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.run.data.validation is None or self.run.data.test is None:
             raise WrongValue(["run"], "a comparison needs data.validation and data.test")
+        if (unused := find_unused(self.run)) is not None:
+            keys, message = unused
+            raise WrongValue(["run", *keys], message)
         if self.run.derive is not None:
             raise WrongValue(["run", "derive"], "is for an entry of [[methods]], which names the one it starts from")
         if self.run.registry.url is not None:

@@ -204,16 +204,20 @@ def read_results(path: Path) -> Results:
     """Read a results file.
 
     Raises:
-        DataFileError: no such file, no Parquet, or one that lacks a column; the message names all that are missing.
+        DataFileError: no such file, no Parquet, damaged, or one that lacks a column; the message names all that are
+            missing.
     """
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise DataFileError(f"{path}: cannot be read as a results file: {error}") from error
     missing = [column for column in SCHEMA.names if column not in table.column_names]
     if set(missing) - _LATER_COLUMNS:
         raise DataFileError(f"{path}: lacks the columns {', '.join(missing)} of a results file")
-    return results_of(table.select([column for column in SCHEMA.names if column not in missing]).to_pylist())
+    try:
+        return results_of(table.select([column for column in SCHEMA.names if column not in missing]).to_pylist())
+    except Exception as error:  # whatever damaged bytes lead to, a text that is no JSON or a number that is none
+        raise DataFileError(f"{path}: damaged ({type(error).__name__}: {error}); run the comparison again") from error
 
 
 def results_of(rows: Sequence[Mapping[str, Any]]) -> Results:
@@ -232,7 +236,9 @@ def write_results(path: Path, results: Sequence[TrialResult], versions: Mapping[
         row["config"] = row["config"] and json.dumps(row["config"])
         row["versions"] = json.dumps(versions)
     with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd", write_page_checksum=True
+        )
 
 
 def chosen_results(results: Sequence[TrialResult]) -> list[TrialResult]:

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from torchrec_cce.clustering.entropy import random_entropies
-from torchrec_cce.errors import CCEError, ClusteringError, GradientError
+from torchrec_cce.errors import CCEError, ClusteringError, ConfigError, DivergedError, GradientError
 from torchrec_cce.experiments.results import Entropies, TrialResult
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
@@ -131,6 +131,8 @@ def _read(path: Path) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: damaged ({error}); remove {path.parent}, and the trial is run again") from error
     return values
 
 
@@ -140,6 +142,10 @@ def _train(trial: Trial) -> TrialResult:
     resumes = checkpoint.exists(run_dir)
     try:
         trained = train(config, run_dir, start="either", show_progress=trial.show_progress)
+    except DivergedError as error:
+        if not isinstance(error.result, RunResult):
+            raise
+        trained = error.result
     except CCEError:
         if not resumes:
             raise

@@ -65,11 +65,16 @@ def write_json(path: Path, values: Any, *, indent: int | None = None, strict: bo
         strict: write null for NaN and infinities. Else they are written as Python's `json` reads them again, although
             the standard has no such numbers.
     """
+    with atomic_path(path) as temporary:
+        temporary.write_text(json_text(values, indent=indent, strict=strict))
+
+
+def json_text(values: Any, *, indent: int | None = None, strict: bool = False) -> str:
+    """What `write_json` writes."""
     text = json.dumps(pydantic_core.to_jsonable_python(values), indent=indent)
     if strict:
         text = json.dumps(json.loads(text, parse_constant=lambda _: None), indent=indent)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
+    return text
 
 
 def hold(path: Path, *, shared: bool = False) -> ExitStack:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.hashing import UniversalHash, hash_one
+from torchrec_cce.hashing import UniversalHash, fmix64, hash_mixed
 from torchrec_cce.jit import jit, prefetch
 
 _WORD_BYTES = 8
@@ -19,6 +19,8 @@ _WORD_BYTES = 8
 # and small enough that the lines are still in the nearest cache when the loop arrives.
 _AHEAD = 96
 _LINE_BYTES = 64
+# IDs that are hashed column by column, mixed and packed in the nearest cache.
+_BLOCK = 256
 
 
 def as_packed(pointers: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger]:
@@ -114,17 +116,24 @@ def packed_hashes(
     `out: [w, N]`: `64 // code_bits` codes a word, the first in the lowest bits; bits that no code fills are zero.
     """
     k = np.uint64(num_rows)
-    per_word = 64 // code_bits
-    for word in range(len(out)):
-        first = word * per_word
-        last = min(first + per_word, len(multipliers))
-        for i in range(len(ids)):
-            x = np.uint64(ids[i])
-            packed = np.uint64(0)
-            for j in range(first, last):
-                code = hash_one(x, multipliers[j], offsets[j], k)
-                packed |= code << np.uint64((j - first) * code_bits)
-            out[word, i] = packed
+    codes_a_word, bits = np.uint64(64 // code_bits), np.uint64(code_bits)
+    count, num_columns = np.uint64(len(ids)), np.uint64(len(multipliers))
+    # Column by column of a block, so that the CPU hashes several IDs at once.
+    mixed, packed = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64)
+    for start in range(np.uint64(0), count, np.uint64(_BLOCK)):
+        size = min(np.uint64(_BLOCK), count - start)
+        for i in range(size):
+            mixed[i] = fmix64(np.uint64(ids[start + i]))
+        for word in range(np.uint64(len(out))):
+            first = word * codes_a_word
+            for i in range(size):
+                packed[i] = 0
+            for j in range(first, min(first + codes_a_word, num_columns)):
+                multiplier, offset, shift = multipliers[j], offsets[j], (j - first) * bits
+                for i in range(size):
+                    packed[i] |= hash_mixed(mixed[i], multiplier, offset, k) << shift
+            for i in range(size):
+                out[word, start + i] = packed[i]
 
 
 def num_words(num_columns: int, code_bits: int) -> int:

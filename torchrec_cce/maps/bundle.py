@@ -68,11 +68,12 @@ def write_bundle(
     return manifest
 
 
-def write_folder(folder: Path, tables: Mapping[str, TableSnapshot], *, provenance: Provenance) -> None:
+def write_folder(folder: Path, tables: Mapping[str, TableSnapshot], *, provenance: Provenance) -> Manifest:
     """Write a bundle to a new local folder."""
     folder.mkdir(parents=True)
-    write_bundle(lambda name: (folder / name).open("wb"), tables, provenance=provenance)
+    manifest = write_bundle(lambda name: (folder / name).open("wb"), tables, provenance=provenance)
     note_kept(tables)
+    return manifest
 
 
 def read_folder(folder: Path) -> tuple[Manifest, dict[str, TableSnapshot]]:

@@ -42,10 +42,6 @@ class Buffers:
             # Within the lock: from here on it is not free.
             return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape))  # type: ignore[call-overload, no-any-return]
 
-    def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """The same, of zeros."""
-        return self.empty(shape, dtype).zero_()
-
 
 def _is_free(storage: torch.UntypedStorage) -> bool:
     return int(torch._C._storage_Use_Count(storage._cdata)) == _NOBODY

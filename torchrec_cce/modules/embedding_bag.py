@@ -1,8 +1,4 @@
-"""`CCEEmbeddingBagCollection`: TorchRec's `EmbeddingBagCollection` with compressed tables.
-
-`CompressedEmbeddingBag` is such a table with the call of PyTorch's `nn.EmbeddingBag`, for models that know nothing of
-TorchRec.
-"""
+"""`CCEEmbeddingBagCollection`: TorchRec's `EmbeddingBagCollection` with compressed tables."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +28,6 @@ from torchrec_cce.modules.quantized_rows import QuantizedRows
 from torchrec_cce.modules.row_keys import row_segments
 from torchrec_cce.modules.state_names import codewords_weight, pooled_weight, residents_weight
 
-_FEATURE = "ids"
 _PARTS = ("ebc", "codewords", "residents", "quantized_residents")
 """In the order of `row_segments`."""
 
@@ -133,11 +128,49 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         pooled: KeyedTensor = self.combine(looked_up, residents, is_scaled="ebc" not in packed)
         return pooled
 
+    def look_up(self, keys: Sequence[str], values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """What `forward` finds for a request, without a KeyedJaggedTensor, gradients and weights of samples.
+
+        A request of a few rows takes half the time so.
+
+        Args:
+            keys: the features, in the order of the request.
+            values: [N] int64 or int32, on the CPU: raw IDs of the first feature, then those of the next.
+            offsets: [F · B + 1] int64: where in `values` each bag begins.
+
+        Returns:
+            Embeddings, `[B, Σ d]` float32, side by side as in `forward`.
+
+        Raises:
+            ConfigError: tables are sharded, quantized, computed, have residents or hooks, or `keys` lacks a feature.
+            InvalidIDError: as in `forward`.
+        """
+        self._check_copies()
+        is_int = values.dtype in (torch.int64, torch.int32) and offsets.dtype == torch.int64
+        found = None
+        if is_int and values.is_cpu and offsets.is_cpu and self._is_bare and not self._is_weighted:
+            found = self._packed["ebc"].of_request(
+                self.remap, self.ebc, list(keys), values.contiguous(), offsets.contiguous()
+            )
+        if found is None:
+            raise ConfigError(
+                f"features {list(keys)} with values of {values.dtype} and offsets of {offsets.dtype} cannot be looked "
+                "up without a KeyedJaggedTensor: that takes int64 or int32 values, int64 offsets and all features, on "
+                "the CPU, and tables that are plain float32 parameters; call the collection"
+            )
+        return found
+
     @property
     def is_packable(self) -> bool:
         """Whether raw IDs of tables without residents can be looked up in one step, from weights that allow it."""
         tables = self._packed["ebc"].tables
         return bool(tables) and can_be_packed(self._own_remap[0], tables) and self.computed is None
+
+    @property
+    def _is_bare(self) -> bool:
+        """Whether no other module than `ebc` has tables, and none has taken the place of the remap."""
+        others = (self.codewords, self.residents, self.quantized_residents, self.computed)
+        return self.remap is self._own_remap[0] and all(module is None for module in others)
 
     def _look_up_packed(self, features: KeyedJaggedTensor) -> dict[str, torch.Tensor]:
         """`ebc` and `codewords` → what is looked up in one step, where nothing takes part but maps and this CPU's
@@ -303,82 +336,6 @@ class Combine(nn.Module):
     def label(self, values: torch.Tensor) -> KeyedTensor:
         """`values: [B, Σ d]` with the keys of the caller's features."""
         return KeyedTensor(keys=self._keys, length_per_key=self.dims, values=values)
-
-
-class CompressedEmbeddingBag(nn.Module):
-    """Drops into the `create_emb` and `apply_emb` of the original DLRM, where `nn.EmbeddingBag` was.
-
-    Args:
-        config: of any table that `CCEEmbeddingBagCollection` takes; its feature names do not matter.
-        device: of the parameters.
-
-    Example:
-        >>> from torchrec_cce import CCEEmbeddingBagConfig
-        >>> bag = CompressedEmbeddingBag(CCEEmbeddingBagConfig(
-        ...     name="user", num_embeddings=10**6, embedding_dim=16, num_rows=100))
-        >>> bag(torch.tensor([3, 999_999, 3]), torch.tensor([0, 2])).shape
-        torch.Size([2, 16])
-    """
-
-    def __init__(self, config: EmbeddingBagConfig, device: torch.device | None = None) -> None:
-        super().__init__()
-        table = replace(config, feature_names=[_FEATURE])
-        self._is_mean = table.pooling == PoolingType.MEAN
-        if self._is_mean:  # the weights divide
-            table = replace(table, pooling=PoolingType.SUM)
-        self.collection = CCEEmbeddingBagCollection([table], is_weighted=True, device=device)
-
-    def forward(
-        self,
-        input: torch.Tensor,
-        offsets: torch.Tensor | None = None,
-        per_sample_weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Pooled embeddings `[B, d]`.
-
-        Args:
-            input: raw IDs, int32 or int64: `[B, L]`, bags of `L`, or `[N]` with `offsets`.
-            offsets: `[B]`, where each bag begins in `input`, the first at 0.
-            per_sample_weights: of the shape of `input`; for sum pooling.
-
-        Raises:
-            ConfigError: shapes that do not go together, or weights with mean pooling.
-            InvalidIDError: a raw ID outside the table's universe.
-        """
-        lengths = _lengths(input, offsets)
-        if per_sample_weights is None:
-            weights = torch.ones(input.numel(), device=input.device)
-            if self._is_mean:
-                weights = (1 / lengths).repeat_interleave(lengths)
-        elif self._is_mean:
-            raise ConfigError("per_sample_weights are for sum pooling; this table pools by the mean")
-        elif per_sample_weights.shape != input.shape:
-            raise ConfigError(
-                f"per_sample_weights of shape {tuple(per_sample_weights.shape)} for input {tuple(input.shape)}"
-            )
-        else:
-            weights = per_sample_weights.flatten()
-        features = KeyedJaggedTensor(keys=[_FEATURE], values=input.flatten(), lengths=lengths, weights=weights)
-        pooled: torch.Tensor = self.collection(features).values()
-        return pooled
-
-
-def _lengths(input: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:
-    """[B] int64: how many IDs are in each bag."""
-    if input.dim() == 2 and offsets is None:
-        return torch.full((len(input),), input.shape[1], dtype=torch.int64, device=input.device)
-    if input.dim() != 1 or offsets is None:
-        given = "no offsets" if offsets is None else f"offsets of shape {tuple(offsets.shape)}"
-        raise ConfigError(
-            f"input of shape {tuple(input.shape)} with {given}; allowed are [B, L] without and [N] with offsets"
-        )
-    ends = torch.cat([offsets.to(torch.int64), offsets.new_tensor([len(input)], dtype=torch.int64)])
-    lengths = ends.diff()
-    if (len(offsets) and offsets[0] != 0) or bool((lengths < 0).any()):
-        raise ConfigError(
-            f"offsets={offsets.tolist()[:8]}… for input of {len(input)} IDs; they begin at 0 and never fall"
-        )
-    return lengths
 
 
 if find_spec("torchrec.ir") is not None:  # TorchRec's wheel has no serializer of programs

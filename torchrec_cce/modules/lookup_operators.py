@@ -49,31 +49,10 @@ def numbered(lookup: Worker) -> int:
     return number
 
 
-@torch.library.custom_op("torchrec_cce::pack", mutates_args=(), device_types="cpu")
-def pack(
-    ids: torch.Tensor,
-    offsets: torch.Tensor,
-    batch: int,
-    lookup: int,
-    num_words: int,  # noqa: ARG001  for fake tensors
-) -> torch.Tensor:
-    """The codes of raw `ids: [N]` in words, `[num_words, N]` int64.
-
-    Args:
-        offsets: [sources · batch + 1] int64, of their bags.
-        lookup: the number of a `PackedLookup`.
-    """
-    return _lookups[lookup].pack(ids.contiguous().numpy(), offsets.numpy(), batch)
-
-
-@pack.register_fake
-def _(ids: torch.Tensor, offsets: torch.Tensor, batch: int, lookup: int, num_words: int) -> torch.Tensor:  # noqa: ARG001
-    return ids.new_empty((num_words, ids.numel()), dtype=torch.int64)
-
-
-# `pool` has an autograd function of its own: what `torch.library.custom_op` makes of lists of tensors takes half a
-# millisecond for 26 tables.
+# `torch.library.custom_op` would take longer than a small batch: for `pack` 20 µs, for the autograd function of `pool`,
+# which has lists of tensors, half a millisecond.
 _library = torch.library.Library("torchrec_cce", "FRAGMENT")
+_library.define("pack(Tensor ids, Tensor offsets, SymInt batch, int lookup, int num_words) -> Tensor")
 _library.define(
     "pool(Tensor words, Tensor offsets, Tensor? weights, Tensor[] tables, SymInt batch, int lookup, SymInt dim) "
     "-> Tensor"
@@ -82,6 +61,33 @@ _library.define(
     "pool_backward(Tensor gradient, Tensor words, Tensor offsets, Tensor? weights, SymInt[] rows, SymInt[] widths, "
     "int lookup) -> Tensor[]"
 )
+
+
+def pack(ids: torch.Tensor, offsets: torch.Tensor, batch: int, lookup: int, num_words: int) -> torch.Tensor:
+    """The codes of raw `ids: [N]` in words, `[num_words, N]` int64.
+
+    Args:
+        offsets: [sources · batch + 1] int64, of their bags.
+        lookup: the number of a `PackedLookup`.
+    """
+    words: torch.Tensor = torch.ops.torchrec_cce.pack(ids, offsets, batch, lookup, num_words)
+    return words
+
+
+@torch.library.impl(_library, "pack", "CPU")
+def _(
+    ids: torch.Tensor,
+    offsets: torch.Tensor,
+    batch: int,
+    lookup: int,
+    num_words: int,  # noqa: ARG001  for fake tensors
+) -> torch.Tensor:
+    return _lookups[lookup].pack(ids.contiguous().numpy(), offsets.numpy(), batch)
+
+
+@torch.library.register_fake("torchrec_cce::pack", lib=_library)  # type: ignore[untyped-decorator]
+def _(ids: torch.Tensor, offsets: torch.Tensor, batch: int, lookup: int, num_words: int) -> torch.Tensor:  # noqa: ARG001
+    return ids.new_empty((num_words, ids.numel()), dtype=torch.int64)
 
 
 def pool(
@@ -103,6 +109,7 @@ def pool(
     return pooled
 
 
+@torch.library.impl(_library, "pool", "CUDA")
 @torch.library.impl(_library, "pool", "CPU")
 def _(
     words: torch.Tensor,
@@ -129,6 +136,7 @@ def _(
     return tables[0].new_empty((batch, dim))
 
 
+@torch.library.impl(_library, "pool_backward", "CUDA")
 @torch.library.impl(_library, "pool_backward", "CPU")
 def _(
     gradient: torch.Tensor,

@@ -51,6 +51,9 @@ class MapStamp(NamedTuple):
 
     @staticmethod
     def from_tensor(state: torch.Tensor) -> list["MapStamp"]:
+        """Raises MapMismatchError if `state` holds no stamps."""
+        if state.dim() != 2 or state.dtype != torch.int64 or (len(state) and state.size(1) < 2):
+            raise MapMismatchError(f"the weights have {state.dtype} {list(state.shape)} in place of the stamps of maps")
         return [
             MapStamp(
                 version or None,

@@ -1,20 +1,16 @@
 """A distributed checkpoint: some whole tensors of it, or all of it loaded into a model under any placement."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper, OptimizerWrapper
 
@@ -23,10 +19,10 @@ from torchrec_cce.files.cache import reserve
 from torchrec_cce.modules.lost_maps import maps_cared_for
 from torchrec_cce.modules.state_names import optimizer_state, split_weight, stamps_of
 from torchrec_cce.sharding.agreement import from_each_rank
+from torchrec_cce.sharding.checkpoint_index import read_index
+from torchrec_cce.sharding.checkpoint_reader import read_into
 from torchrec_cce.sharding.tables import collections_of, scatter, size_of
 
-METADATA = ".metadata"
-"""What `torch.distributed.checkpoint` calls its index."""
 _KEPT_TYPES = {torch.int8: np.int8, torch.float16: np.float16}
 _PIECE_BYTES = 1 << 22
 _FUSED, _REPLICATED = "momentum1", "sum"
@@ -44,17 +40,8 @@ class DistributedCheckpoint:
 
     @cached_property
     def metadata(self) -> Metadata:
-        """The index of its tensors. Raises DataFileError if it is damaged."""
-        path = self.folder / METADATA
-        try:
-            found = FileSystemReader(self.folder).read_metadata()
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError) as error:
-            raise DataFileError(
-                f"{path}: damaged, or of another version of PyTorch ({error}); copy it again"
-            ) from error
-        if not isinstance(found, Metadata):
-            raise DataFileError(f"{path}: holds a {type(found).__name__}, not the index of a distributed checkpoint")
-        return found
+        """The index of its tensors. Raises DataFileError if it is missing or damaged."""
+        return read_index(self.folder)
 
     @property
     def num_bytes(self) -> int:
@@ -69,13 +56,12 @@ class DistributedCheckpoint:
 
     def bytes_of(self, keys: Sequence[str]) -> int:
         """Of some whole tensors."""
-        tensors = self.tensors
-        return sum(tensors[key].size.numel() * tensors[key].properties.dtype.itemsize for key in keys)
+        entries = [_entry(self.folder, self.tensors, key) for key in keys]
+        return sum(entry.size.numel() * entry.properties.dtype.itemsize for entry in entries)
 
     def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
         """Whole tensors, in their own types; nothing else is loaded. Raises DataFileError if a file is damaged."""
-        tensors = self.tensors
-        whole = {key: torch.empty(tensors[key].size, dtype=tensors[key].properties.dtype) for key in keys}
+        whole = {key: _room_for(self.folder, self.tensors, key) for key in keys}
         if whole:
             self.fill(whole)
         return whole
@@ -90,7 +76,7 @@ class DistributedCheckpoint:
             DataFileError: a file is damaged.
             OSError: there is no room for the matrix, and for the largest of its stored parts meanwhile.
         """
-        entry = self.tensors[key]
+        entry = _entry(self.folder, self.tensors, key)
         kind = np.dtype(_KEPT_TYPES.get(entry.properties.dtype, np.float32))
         with path.open("xb") as file:
             reserve(file, entry.size.numel() * kind.itemsize)
@@ -118,18 +104,18 @@ class DistributedCheckpoint:
                 raise DataFileError(f"{file}: cut short or damaged; copy the checkpoint again")
             part: torch.Tensor = torch.load(copy, map_location="cpu", weights_only=True, mmap=True)
             return part
-        except (FileNotFoundError, BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        except (DataFileError, OSError) as error:
+            if not isinstance(error, FileNotFoundError):
+                raise
+            raise DataFileError(f"{file}: missing; copy the checkpoint again") from error
+        except Exception as error:  # whatever damaged bytes lead to
             raise DataFileError(f"{file}: missing or damaged ({error}); copy the checkpoint again") from error
         finally:
             copy.unlink(missing_ok=True)
 
     def fill(self, state: dict[str, Any]) -> None:
         """Read into the tensors of `state`, which may be nested. Raises DataFileError if a file is damaged."""
-        try:
-            load(state, checkpoint_id=str(self.folder), no_dist=True)
-        except (CheckpointException, BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise DataFileError(f"{self.folder}: a file is missing or damaged ({reason}); copy it again") from error
+        read_into(state, self.folder, no_dist=True)
 
 
 def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: KeyedOptimizer) -> None:
@@ -142,8 +128,9 @@ def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: Ke
     Raises:
         MapMismatchError: its weights were trained with other maps than those attached. Nothing has changed.
         ConfigError: the checkpoint lacks state that the optimizer needs, because another optimizer trained it.
+        DataFileError: a file is missing or damaged.
     """
-    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
+    saved = read_index(folder).state_dict_metadata
     _compare_maps(folder, model, saved)
     _init_state(optimizer)
     with maps_cared_for():
@@ -163,14 +150,11 @@ def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: Ke
     # An empty dictionary is looked for under its own name, which a checkpoint of another placement does not have.
     loaded = {**state["optimizer"], "state": {weight: entries for weight, entries in there.items() if entries}}
     filled = {"optimizer": loaded} if any(loaded.values()) else {}
-    load({"model": state["model"], **filled}, checkpoint_id=str(folder))
+    read_into({"model": state["model"], **filled}, folder)
     everyones = from_each_rank([key for key in renamed.values() if key in saved])
-    whole = {
-        key: torch.empty(saved[key].size, dtype=saved[key].properties.dtype)  # type: ignore[union-attr]
-        for key in sorted({key for keys in everyones for key in keys})
-    }
+    whole = {key: _room_for(folder, saved, key) for key in sorted({key for keys in everyones for key in keys})}
     if whole:
-        load(whole, checkpoint_id=str(folder))
+        read_into(whole, folder)
     for (weight, name), key in renamed.items():
         if key in whole:
             value = wanted[weight][name]
@@ -179,6 +163,23 @@ def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: Ke
         wanted[weight].update(entries)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+
+
+def _entry(folder: Path, entries: Mapping[str, Any], key: str) -> TensorStorageMetadata:
+    """What an index says of a tensor. Raises DataFileError if there is none."""
+    entry = entries.get(key)
+    if not isinstance(entry, TensorStorageMetadata):
+        raise DataFileError(f"{folder}: has no tensor {key!r}; the checkpoint is of another model, or damaged")
+    return entry
+
+
+def _room_for(folder: Path, entries: Mapping[str, Any], key: str) -> torch.Tensor:
+    """A tensor to read another one into. Raises DataFileError if there is none, or one of an impossible size."""
+    entry = _entry(folder, entries, key)
+    try:
+        return torch.empty(entry.size, dtype=entry.properties.dtype)
+    except RuntimeError as error:
+        raise DataFileError(f"{folder}: no room for the tensor {key!r} of size {list(entry.size)}") from error
 
 
 def _init_state(optimizer: KeyedOptimizer) -> None:
@@ -196,9 +197,9 @@ def _init_state(optimizer: KeyedOptimizer) -> None:
 def _compare_maps(folder: Path, model: DistributedModelParallel, saved: Mapping[str, Any]) -> None:
     """Before weights are read in place."""
     collections = {stamps_of(path): collection for path, collection in collections_of(model).items()}
-    stamps = {key: torch.empty(saved[key].size, dtype=torch.int64) for key in collections if key in saved}
+    stamps = {key: _room_for(folder, saved, key) for key in collections if key in saved}
     if stamps:
-        load(stamps, checkpoint_id=str(folder))
+        read_into(stamps, folder)
     for key, each in stamps.items():
         collections[key].remap.set_extra_state(each)
 

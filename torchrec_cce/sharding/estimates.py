@@ -218,9 +218,9 @@ def summarise(
 
 
 def _is_packed(option: ShardingOption, topology: Topology) -> bool:
-    """Whether `ShardedBags` looks it up by loops of ours."""
+    """Whether `ShardedBags` looks it up from words; on a GPU by Triton, which PyTorch's builds for CUDA bring."""
     return (
-        topology.compute_device == "cpu"
+        topology.compute_device in ("cpu", "cuda")
         and option.compute_kernel == EmbeddingComputeKernel.DENSE.value
         and isinstance(option.module[1], EmbeddingBagCollection)
     )

@@ -1,7 +1,8 @@
-"""Tables of which every rank has a replica in host memory: TorchRec's sharded collection, looked up by our loops.
+"""Tables of which every rank has a replica: TorchRec's sharded collection, looked up by loops and kernels of ours.
 
 A replica has a dense gradient, averaged over ranks. FBGEMM's dense kernel sorts the rows of a batch to add it up; the
-loops of `kernels.lookup` add where it belongs. Names, gradients, optimizers and pipelines are TorchRec's.
+loops of `kernels.lookup` add where it belongs; so do, on a GPU, the kernels of `kernels.lookup_on_gpu`, from words.
+Names, gradients, optimizers and pipelines are TorchRec's.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -25,8 +26,9 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec_cce.errors import InvalidIDError
 from torchrec_cce.kernels.lookup.layout import FeatureTable, Layout
 from torchrec_cce.kernels.lookup.pack import Codes
+from torchrec_cce.modules.device_lookup import takes_words
 from torchrec_cce.modules.packed_lookup import Replicas
-from torchrec_cce.modules.word_lookup import Place, WordLookup
+from torchrec_cce.modules.word_lookup import CPU, Place, WordLookup
 
 PACKED = "packed"
 """What we call a kernel of ours, where TorchRec calls it dense."""
@@ -34,7 +36,7 @@ _ROW_BITS = 64
 
 
 class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
-    """TorchRec's, whose tables with a replica on each CPU are looked up by our loops.
+    """TorchRec's, whose tables with a replica on each rank are looked up by us, where `takes_words` says so.
 
     From rows, one by one as they come; or, if all its tables are such, from the words of a `PackedLookup`. A single
     rank looks up others so, too, where nothing is noted for a backward pass: our loops need not train them.
@@ -42,8 +44,9 @@ class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
 
     def _create_lookups(self) -> None:
         self._places: dict[str, Place] = {}
+        are_ours = self._device is not None and takes_words(self.device)
         for sharding in self._embedding_shardings:
-            if not isinstance(sharding, DpPooledEmbeddingSharding) or not _is_cpu(self._device):
+            if not isinstance(sharding, DpPooledEmbeddingSharding) or not are_ours:
                 self._lookups.append(sharding.create_lookup())
                 continue
             lookup = _ReplicaLookup(
@@ -59,6 +62,10 @@ class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
         is_alone = self._env.world_size == 1 and _is_cpu(self._device)
         self._kernels = [kernel for lookup in self._lookups for kernel in lookup._emb_modules] if is_alone else []
         self._untrained = _places_in(self._kernels)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.empty(0, device=self._device).device  # with its index
 
     @property
     def replicas(self) -> Set[str]:
@@ -114,7 +121,8 @@ class _ReplicaKernel(BatchedDenseEmbeddingBag):
 
     def __init__(self, config: GroupedEmbeddingConfig, *args: Any) -> None:
         super().__init__(config, *args)
-        self._rows = RowLookup(config, [start for _, start in _places_in([self]).values()])
+        starts = [start for _, start in _places_in([self]).values()]
+        self._rows = RowLookup(config, starts, self.emb_module.weights.device)
 
     def forward(self, features: KeyedJaggedTensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         weights = features.weights_or_none()
@@ -128,7 +136,7 @@ class _ReplicaKernel(BatchedDenseEmbeddingBag):
 
 
 def _places_in(kernels: Iterable[Any]) -> dict[str, Place]:
-    """Of tables of float32 in host memory, each of them whole."""
+    """Of tables of float32, each of them whole; those of a fused kernel are in host memory."""
     places: dict[str, Place] = {}
     for number, kernel in enumerate(kernels):
         is_read = isinstance(kernel, _ReplicaKernel) or type(kernel) is BatchedFusedEmbeddingBag
@@ -149,7 +157,7 @@ def _floats(kernel: BatchedDenseEmbeddingBag | BatchedFusedEmbeddingBag) -> torc
 class RowLookup(WordLookup):
     """Of rows, each of which is a word; the features are those of a group of tables, in its order."""
 
-    def __init__(self, config: GroupedEmbeddingConfig, starts: list[int]) -> None:
+    def __init__(self, config: GroupedEmbeddingConfig, starts: list[int], device: torch.device = CPU) -> None:
         tables = [(i, table) for i, table in enumerate(config.embedding_tables) for _ in table.feature_names]
         self._features = [
             (feature, table.name, table.local_rows)
@@ -164,6 +172,7 @@ class RowLookup(WordLookup):
                     num_terms=1,
                     bits=_ROW_BITS,
                     width=table.local_cols,
+                    table_rows=table.local_rows,
                     column_rows=0,
                     term_rows=0,
                     is_mean=config.pooling == PoolingType.MEAN,
@@ -175,7 +184,12 @@ class RowLookup(WordLookup):
             Codes(source=source, first_word=0, bits=_ROW_BITS, num_ids=table.local_rows)
             for source, (_, table) in enumerate(tables)
         ]
-        super().__init__(layout, codes, num_sources=len(tables), places=[(0, start) for start in starts])
+        super().__init__(layout, codes, num_sources=len(tables), places=[(0, start) for start in starts], device=device)
+
+    def words(self, ids: torch.Tensor, offsets: torch.Tensor, batch: int) -> torch.Tensor:
+        # On a device they are rows of the remap, which are inside their tables, and are words as they are.
+        is_there = not ids.is_cpu and ids.device == self.device
+        return ids.long().view(1, -1) if is_there else super().words(ids, offsets, batch)
 
     def refuse(self, number: int, ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64]) -> None:
         feature, table, num_rows = self._features[number]

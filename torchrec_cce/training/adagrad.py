@@ -13,8 +13,8 @@ from torchrec_cce.kernels.lookup.update import rowwise_adagrad
 class OnePassRowWiseAdagrad(RowWiseAdagrad):
     """TorchRec's, which makes five passes and as many tensors of the size of a table for each step.
 
-    Parameters on the CPU, of float32, without decay of weights or rate, are stepped by a loop of ours, which leaves
-    their gradients at zero; others as ever. States are the same.
+    Parameters on the CPU, of float32, without decay of weights or rate, are stepped by a loop of ours; others
+    as ever. States are the same.
     """
 
     @torch.no_grad()

@@ -6,17 +6,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from torchrec_cce.errors import ConfigError, MapFileError
-from torchrec_cce.files.atomic import atomic_path, write_json
+from torchrec_cce.errors import ConfigError, DataFileError, DivergedError, MapFileError
+from torchrec_cce.files.atomic import atomic_path, json_text
 from torchrec_cce.files.cache import scratch_copy
 from torchrec_cce.maps.bundle import read_folder, write_folder
 from torchrec_cce.maps.manifest import Provenance
@@ -25,10 +26,24 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.lost_maps import maps_cared_for
 from torchrec_cce.modules.snapshots import snapshot_of
-from torchrec_cce.sharding.agreement import on_all_ranks
+from torchrec_cce.sharding.agreement import from_all_ranks, on_all_ranks, on_first_rank
+from torchrec_cce.sharding.checkpoint_index import METADATA
+from torchrec_cce.sharding.digests import (
+    DIGESTS,
+    TENSORS,
+    FileDigest,
+    check_digests,
+    digests_of,
+    find_damage,
+    read_digests,
+    replace_file,
+    write_digests,
+)
 from torchrec_cce.sharding.distributed_checkpoint import load_checkpoint
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
+from torchrec_cce.sharding.hashing_writer import HashingWriter
 from torchrec_cce.sharding.tables import collections_of
+from torchrec_cce.training.config_file import RUN_CONFIG
 from torchrec_cce.training.schedule import Position
 
 _PREFIX = "step-"
@@ -42,16 +57,20 @@ def load(
 ) -> tuple[Position, dict[str, Integers]]:
     """Read the newest checkpoint of a run into `model` and `optimizer`, on any number of ranks.
 
-    The maps are attached first, so that weights and maps are compared before a weight is overwritten.
+    Its files are compared with their digests first, a part of them on each rank. Then the maps are attached, so that
+    weights and maps are compared before a weight is overwritten.
 
     Returns:
         The position; and table → how often each ID was trained on, memory-mapped, for the tables that have counts.
 
     Raises:
         ConfigError: there is no checkpoint, or another optimizer trained it.
+        DataFileError: a file is missing or damaged.
         MapFileError, MapMismatchError: its maps are missing, damaged or of another model.
     """
     folder = newest(run_dir)
+    ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    on_all_ranks(lambda: check_digests(folder, run_dir, **ranks))
     frequencies: dict[str, Integers] = {}
     for path, collection in collections_of(model).items():
         tables = read_maps(folder, path)
@@ -75,6 +94,35 @@ def newest(run_dir: Path) -> Path:
     return checkpoints[-1]
 
 
+def newest_whole(run_dir: Path) -> Path:
+    """The folder of a run's newest checkpoint, for one process, its files compared with their digests.
+
+    Raises:
+        ConfigError: there is none.
+        DataFileError: a file is missing or damaged.
+    """
+    folder = newest(run_dir)
+    check_digests(folder, run_dir)
+    return folder
+
+
+def damage_in(path: Path) -> list[str]:
+    """What is wrong with each damaged file of the newest checkpoint of the run `path`, or of the checkpoint `path`.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    is_run = (path / "checkpoints").is_dir() or not (path / METADATA).exists()
+    folder = newest(path) if is_run else path
+    try:
+        digests = read_digests(folder)
+    except DataFileError as error:
+        return [str(error)]
+    if digests is None:
+        return [f"{folder}: has no {DIGESTS}, which older versions did not write, so that it cannot be compared"]
+    return find_damage(folder, digests, path if is_run else None)
+
+
 def exists(run_dir: Path) -> bool:
     """Whether a run has a checkpoint."""
     return bool(_all(run_dir))
@@ -86,12 +134,17 @@ def _all(run_dir: Path) -> list[Path]:
 
 
 def write_position(folder: Path, position: Position) -> None:
-    write_json(folder / POSITION, position)
+    """Write the position of a checkpoint, or replace it: the checkpoint is whole at any moment."""
+    replace_file(folder, POSITION, json_text(position).encode())
 
 
 def read_position(folder: Path) -> Position:
-    """The position that the checkpoint `folder` was written at."""
-    return Position.from_json((folder / POSITION).read_text())
+    """The position that the checkpoint `folder` was written at. Raises DataFileError if it is missing or damaged."""
+    path = folder / POSITION
+    try:
+        return Position.from_json(path.read_bytes())
+    except (FileNotFoundError, ValueError) as error:
+        raise DataFileError(f"{path}: missing or damaged ({error}); copy the checkpoint again") from error
 
 
 def maps_folder(folder: Path, collection: str) -> Path:
@@ -122,7 +175,10 @@ class _Pending(NamedTuple):
 
     commit: ExitStack
     """Closing it gives the folder its name, on rank 0."""
-    work: Future[None]
+    folder: Path
+    """Its name until then."""
+    work: Future[dict[str, FileDigest]]
+    """The digests of the files that this rank has written."""
 
 
 class CheckpointWriter:
@@ -154,6 +210,7 @@ class CheckpointWriter:
 
         Raises:
             OSError: on all ranks, as `finish` raises it, or because there is no room for a copy.
+            DivergedError: on all ranks, weights are NaN or infinite. The older checkpoint is still there.
         """
         self.finish()
         first = dist.get_rank() == 0
@@ -171,16 +228,17 @@ class CheckpointWriter:
         temporary = Path(shared[0])
         with maps_cared_for():
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        on_all_ranks(lambda: _check_numbers(state["model"], self._run_dir))
         if self._in_background:
             state = copy.deepcopy(state)  # torch's own stager of asynchronous saves knows no sharded tensors
         rest = _rest(temporary, model, position, counted) if first else None
 
-        def write() -> None:
-            save(state, checkpoint_id=temporary, process_group=self._group)
-            if rest is not None:
-                rest()
+        def write() -> dict[str, FileDigest]:
+            writer = HashingWriter(temporary)
+            save(state, storage_writer=writer, process_group=self._group)
+            return writer.digests if rest is None else {**writer.digests, **rest()}
 
-        self._pending = _Pending(commit, self._thread.submit(write))
+        self._pending = _Pending(commit, temporary, self._thread.submit(write))
         if not self._in_background:
             self.finish()
         return folder
@@ -195,32 +253,55 @@ class CheckpointWriter:
             return
         pending, self._pending = self._pending, None
         with pending.commit:
-            on_all_ranks(pending.work.result)
+            written = from_all_ranks(pending.work.result)
+            on_first_rank(lambda: write_digests(pending.folder, written, self._digests_of_run()))
         if dist.get_rank() == 0:
             left_by_kills = (self._run_dir / "checkpoints").glob(f".{_PREFIX}*")
             for old in (*_all(self._run_dir)[:-1], *left_by_kills):
                 shutil.rmtree(old)
         dist.barrier()
 
+    def _digests_of_run(self) -> dict[str, FileDigest]:
+        """Of what the checkpoint cannot be understood without, and the run has only once."""
+        path = self._run_dir / RUN_CONFIG
+        return {path.name: FileDigest.of(path)} if path.exists() else {}
+
+
+def _check_numbers(state: Mapping[str, Any], run_dir: Path) -> None:
+    """Raise DivergedError unless the weights of this rank in `state` are finite."""
+    for name, value in state.items():
+        parts = [shard.tensor for shard in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+        for part in parts:
+            # A sum is one pass without a copy. It may overflow where no number is infinite.
+            if part.is_floating_point() and not part.sum().isfinite() and not part.isfinite().all():
+                kept = f"the newest checkpoint is {newest(run_dir)}" if exists(run_dir) else "there is no checkpoint"
+                raise DivergedError(f"the weights {name!r} are not finite numbers, and not saved; {kept}")
+
 
 def _rest(
     folder: Path, model: DistributedModelParallel, position: Position, frequencies: Mapping[str, Integers]
-) -> Callable[[], None]:
-    """A function that writes what the distributed checkpoint lacks: maps, frequencies and position, as they are now."""
+) -> Callable[[], dict[str, FileDigest]]:
+    """A function that writes what the distributed checkpoint lacks: maps, frequencies and position, as they are now.
+
+    It returns the digests of all files of `folder` but those of tensors, which their writers have.
+    """
     write_maps = maps_writer(folder, collections_of(model), frequencies)
     at = copy.deepcopy(position)
 
-    def write() -> None:
-        write_maps()
+    def write() -> dict[str, FileDigest]:
+        known = write_maps()
         write_position(folder, at)
+        return digests_of(folder, known, but=TENSORS)
 
     return write
 
 
 def maps_writer(
     folder: Path, collections: Mapping[str, CCECollection], frequencies: Mapping[str, Integers]
-) -> Callable[[], None]:
+) -> Callable[[], dict[str, FileDigest]]:
     """A function that writes the maps and residents of collections to `folder`, as they are now.
+
+    It returns the digests of the files that the maps' manifests name: file, relative to `folder` → digest.
 
     Args:
         collections: by their paths.
@@ -238,11 +319,16 @@ def maps_writer(
         for path, collection in collections.items()
     }
 
-    def write() -> None:
+    def write() -> dict[str, FileDigest]:
         for path, residencies in residents.items():
             if residencies:
                 write_residencies(residents_folder(folder, path), residencies)
+        known = {}
         for path, tables in maps.items():
-            write_folder(maps_folder(folder, path), tables, provenance=Provenance.of_this_code())
+            there = maps_folder(folder, path)
+            for entry in write_folder(there, tables, provenance=Provenance.of_this_code()).files():
+                name = (there / entry.name).relative_to(folder).as_posix()
+                known[name] = FileDigest(sha256=entry.sha256, num_bytes=entry.num_bytes)
+        return known
 
     return write

@@ -4,7 +4,6 @@
 imports what it runs when it runs, so that its help is there at once.
 """
 
-import json
 import logging
 import os
 import re
@@ -14,7 +13,6 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torchrec_cce.errors import CCEError, ConfigError
+from torchrec_cce.files.atomic import json_text
 
 _MISUSED = 2
 INTERRUPTED = 130
@@ -155,4 +154,4 @@ def evaluate(
         if split is None:
             raise ConfigError(f"{run_dir} has no test split; name a log with --data")
         quality = loop.evaluate(config, run_dir, split)
-    typer.echo(json.dumps(asdict(quality)))
+    typer.echo(json_text(quality, strict=True))

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.training.config import RunConfig, parse_config
+from torchrec_cce.training.unused import find_unused
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,12 +59,12 @@ class WrongValue(ConfigError):
 
 
 def read_config(path: str | Path) -> RunConfig:
-    """Read and check a TOML file.
+    """Read and check a TOML file of a run that is to be started.
 
     Raises:
         ConfigError: one line, `path:line: key: what is wrong`.
     """
-    return read_toml(path, _parse)
+    return read_toml(path, _parse_new)
 
 
 def read_toml(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> T:
@@ -96,10 +97,13 @@ def read_run_config(run_dir: Path) -> RunConfig:
     if not path.exists():
         raise ConfigError(f"{run_dir}: no {RUN_CONFIG}, so there is no run in this folder")
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"a {type(values).__name__} is no configuration")
+        return _parse(values)
     except WrongValue as error:
         raise ConfigError(f"{path}: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {error}") from error
 
 
@@ -108,6 +112,14 @@ def _parse(values: dict[str, Any]) -> RunConfig:
         return parse_config(values)
     except ValidationError as error:
         raise WrongValue.first_of(error, RunConfig) from error
+
+
+def _parse_new(values: dict[str, Any]) -> RunConfig:
+    config = _parse(values)
+    found = find_unused(config)
+    if found is not None:
+        raise WrongValue(*found)
+    return config
 
 
 def _allowed(root: type, keys: Sequence[str]) -> list[str]:

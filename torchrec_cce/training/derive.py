@@ -24,7 +24,8 @@ from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.methods.cce import CCEConfig
 from torchrec_cce.methods.computed import ComputedEmbeddingBagConfig
 from torchrec_cce.methods.sketch import Sketch
-from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection, CompressedEmbeddingBag
+from torchrec_cce.modules.compressed_bag import CompressedEmbeddingBag
+from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.modules.snapshots import snapshot_of
 from torchrec_cce.modules.state_names import computed_prefix, in_checkpoint, joined
 from torchrec_cce.sharding.distributed_checkpoint import DistributedCheckpoint
@@ -132,7 +133,7 @@ def _check(config: RunConfig, source: RunConfig, run: str) -> None:
 def _load(run_dir: Path, config: RunConfig) -> nn.Module:
     """The model of a run's newest checkpoint, in this process, whatever ranks wrote it."""
     model = build_model(config, num_dense=num_dense(config), device=_CPU)
-    folder = checkpoint.newest(run_dir)
+    folder = checkpoint.newest_whole(run_dir)
     for path, collection in _collections(model):
         collection.restore(checkpoint.read_maps(folder, path))
     weights = model.state_dict()

@@ -38,14 +38,16 @@ def num_dense(config: RunConfig) -> int:
 
 
 def check_files(config: RunConfig, remap: Remap | None = None) -> None:
-    """Check that every file of a run is there, and that remapped data fits the model, before training begins.
+    """Check that every file of a run is there, that remapped data fits the model, and that there are rows to evaluate
+    on, before training begins. Rows to pass over are passed over for it, once.
 
     Args:
-        remap: that of the model; without it, remapped data is not looked at.
+        remap: that of the model; without it, remapped data and rows are not looked at.
 
     Raises:
         DataFileError: a file is missing.
         DataFileError, MapMismatchError, ConfigError: a file does not fit the model; see `RemappedLog.check`.
+        ConfigError: a split to evaluate on has no rows.
     """
     data = config.data
     for split in filter(None, (data.train, data.validation, data.test)):
@@ -55,6 +57,11 @@ def check_files(config: RunConfig, remap: Remap | None = None) -> None:
             parquet_files(split.path)
         elif remap is not None:
             _remapped(config, remap).check(split.path)
+    if remap is not None:
+        for name in ("validation", "test"):
+            split = getattr(data, name)
+            if split is not None and not any(len(rows) for rows in _chunks(config, split, remap)):
+                raise ConfigError(f"data.{name}: {split}: no rows to evaluate on")
 
 
 def read_batches(
@@ -73,14 +80,11 @@ def read_batches(
         ConfigError: a table's feature is not in the log.
     """
     finish: Callable[[Rows], Rows]
+    chunks = _chunks(config, split, remap)
     if config.data.format == "remapped":
-        log = _remapped(config, remap)
-        packed = log.read(split.path, skip_rows=split.skip_rows, max_rows=split.max_rows)
-        chunks = thinned(packed, every=split.every, first=split.first)
-        finish, keys = log.to_rows, remap.row_keys
+        finish, keys = _remapped(config, remap).to_rows, remap.row_keys
     else:
         keys = list(config.universes())
-        chunks = _read(config, split, keys)
         finish = partial(bound, num_embeddings=_bounded(config, remap))
 
     def parts() -> Iterator[RankBatch]:
@@ -92,6 +96,14 @@ def read_batches(
             yield RankBatch(to_batch(part, keys), len(mine), len(rows))
 
     return prefetch(parts())
+
+
+def _chunks(config: RunConfig, split: SplitConfig, remap: Remap) -> Iterator[Rows]:
+    """The rows of a split in the order of its files, as its reader finds them."""
+    if config.data.format == "remapped":
+        packed = _remapped(config, remap).read(split.path, skip_rows=split.skip_rows, max_rows=split.max_rows)
+        return thinned(packed, every=split.every, first=split.first)
+    return _read(config, split, list(config.universes()))
 
 
 def _bounded(config: RunConfig, remap: Remap) -> dict[str, int]:

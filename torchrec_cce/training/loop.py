@@ -1,31 +1,35 @@
 """The training loop, for one process and for every rank of many."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
 from torchrec_cce.clustering.kmeans.kmeans import modules_of
-from torchrec_cce.errors import ConfigError
+from torchrec_cce.errors import ConfigError, DivergedError
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.sharding.agreement import on_first_rank
 from torchrec_cce.sharding.recluster import recluster_sharded
+from torchrec_cce.training import checkpoint
 from torchrec_cce.training.checkpoint import CheckpointWriter
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.data_config import SplitConfig
 from torchrec_cce.training.footprint import peak_training_bytes
-from torchrec_cce.training.input import check_files
+from torchrec_cce.training.input import RankBatch, check_files
 from torchrec_cce.training.metrics import MetricsLog, ProgressLine, Quality
 from torchrec_cce.training.model import Sizes, sizes_of
 from torchrec_cce.training.parallel import StopRequest, process_group
 from torchrec_cce.training.placement import record_plan
 from torchrec_cce.training.run import Run, Start, claim
 from torchrec_cce.training.schedule import Schedule
+from torchrec_cce.training.unused import check_used
 
 _log = logging.getLogger(__name__)
 _LOG_EVERY = 50
@@ -62,10 +66,13 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
 
     Raises:
         ConfigError, MapMismatchError, DataFileError: before the first batch, or at the row that is at fault.
+        DivergedError: the loss, or weights that are to be saved, are NaN or infinite.
         MissingExtraError: at once; the clusterings' back end of k-means is not installed.
     """
     if config.recluster.ct > 0:
         modules_of(config.recluster.backend)
+    if not checkpoint.exists(run_dir):
+        check_used(config)
     with process_group() as ranks, StopRequest() as stop:
         if ranks.is_first and config.recluster.ct > 0 and not config.embedding.use_helper:
             _log.warning("without helper, clusterings leave the pointers as they are: see embedding.use_helper")
@@ -82,7 +89,7 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
         with log, line, run.versions.watching(run.position.version):
             result = _Training(run, stop, log, line).to_the_end()
         if ranks.is_first:
-            write_json(run_dir / "result.json", result, indent=2)
+            write_json(run_dir / "result.json", result, indent=2, strict=True)
         return result
 
 
@@ -130,6 +137,11 @@ class _Training:
         with self.activity("saving"):
             self.writer.finish()
         self.line.note(f"{position.step:,} batches, {self.rows_per_second():,.0f} rows/s")
+        return self.result(saved, interrupted=interrupted)
+
+    def result(self, saved: Path | None, *, interrupted: bool = False) -> RunResult:
+        """What the run has come to, with the checkpoint `saved`."""
+        position = self.position
         return RunResult(
             best=position.best,
             steps=position.step,
@@ -142,7 +154,7 @@ class _Training:
                 bits=None if self.config.derive is None else self.config.derive.bits,
             ),
             interrupted=interrupted,
-            checkpoint=str(saved),
+            checkpoint=str(saved or ""),
         )
 
     def train_epoch(self) -> bool:
@@ -155,7 +167,7 @@ class _Training:
             self.run.count(batch)
             if self.schedule.tops_up_before(position.step + 1):
                 self.run.top_up()
-            self.loss += self.run.step(batch)
+            stops = self.train_batch(batch)
             position.step, position.batch = position.step + 1, number
             self.rows += batch.global_rows
             self.line.advance(
@@ -174,7 +186,7 @@ class _Training:
                 self.validate()
             if self.is_due(training.checkpoint_every):
                 self.save()
-            if self.stop.on_any_rank():
+            if stops:
                 return True
             if self.schedule.ends_after(position.step):
                 break
@@ -182,6 +194,42 @@ class _Training:
             raise ConfigError(f"{self.config.data.train}: no rows to train on")
         self.record_loss()
         return False
+
+    def train_batch(self, batch: RankBatch) -> bool:
+        """One step. Returns whether somebody asked to stop after it.
+
+        Raises:
+            DivergedError: the loss is no number. The weights are what they were, and there is a checkpoint of them.
+        """
+        loss = self.run.forward(batch)
+        # As often as before, the processor waits for the device once a batch; and the ranks vote once.
+        total = loss.item()
+        self.stop.has_diverged = not math.isfinite(total)
+        stops = self.stop.on_any_rank()
+        if self.stop.has_diverged:
+            self.give_up()
+        self.run.descend(loss, batch)
+        self.loss += torch.tensor([total, batch.rows], dtype=torch.float64)
+        return stops
+
+    def give_up(self) -> NoReturn:
+        """Leave a checkpoint of the last step whose loss was a number, if the weights then were numbers."""
+        step = self.position.step
+        said = f"the loss of batch {step + 1} is not a finite number"
+        try:
+            saved = self.save()
+            self.writer.finish()
+        except DivergedError as error:
+            kept = str(error)
+        else:
+            kept = f"the checkpoint {saved} is of batch {step}, the last before it"
+        diverged = DivergedError(
+            f"{said}; {kept}. Look for huge values in the dense fields, or lower the learning rates"
+        )
+        diverged.result = self.result(
+            checkpoint.newest(self.run.run_dir) if checkpoint.exists(self.run.run_dir) else None
+        )
+        raise diverged
 
     def is_due(self, every: int | None) -> bool:
         """Whether what is done after every so many batches is done now; None is never."""

@@ -1,6 +1,5 @@
 """What a run measures, and how it is recorded for programs (JSON lines), in TensorBoard, and on a progress line."""
 
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from torchmetrics.functional.classification import binary_auroc
 
 from torchrec_cce.extras import require
+from torchrec_cce.files.atomic import json_text
 from torchrec_cce.training.schedule import Position
 
 
@@ -77,7 +77,7 @@ class MetricsLog:
         return 0 if self._file is None else os.fstat(self._file.fileno()).st_size
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Write a record. Numbers also go to TensorBoard.
+        """Write a record, null for a number that is not finite. Numbers also go to TensorBoard.
 
         Args:
             kind: "train", "validation", "test", "recluster", "publish", or "swap" for a version that was adopted.
@@ -86,7 +86,7 @@ class MetricsLog:
         if self._file is None:
             return
         record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json_text(record, strict=True) + "\n")
         self._file.flush()
         prefix = "/".join([kind, *(v for v in values.values() if isinstance(v, str))])
         for name, value in values.items():

@@ -67,7 +67,8 @@ def process_group() -> Iterator[Ranks]:
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM as a request to stop after the batch at hand.
+    """Ctrl-C and SIGTERM as a request to stop after the batch at hand; and a loss that is no number, as one to stop
+    before its gradient reaches a weight.
 
     While entered, the first SIGINT or SIGTERM is remembered, and a second one acts as it always did.
     """
@@ -76,6 +77,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._received = False
+        self.has_diverged = False
+        """Whether the loss of this rank's part of a batch is no number; after `on_any_rank`, whether any rank's is."""
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -94,12 +97,13 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def on_any_rank(self) -> bool:
-        """Whether any rank was asked to stop: the same answer on all ranks, which all call it after every batch."""
+        """Whether any rank was asked to stop: the same answer on all ranks, which all call it once a batch."""
         if dist.get_world_size() == 1:
             return self._received
-        votes = torch.tensor(int(self._received))
+        votes = torch.tensor([self._received, self.has_diverged], dtype=torch.uint8)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return bool(votes)
+        stops, self.has_diverged = (bool(vote) for vote in votes)
+        return stops
 
 
 def shard(

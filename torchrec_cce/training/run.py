@@ -3,16 +3,17 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import TypeAdapter
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from torchrec_cce.errors import ConfigError
+from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.sharding.admit import admit_sharded, top_up_sharded
@@ -118,19 +119,21 @@ class Run:
         self.position, counted = checkpoint.load(self.run_dir, self.model, self.optimizer)
         return counted
 
-    def step(self, batch: RankBatch) -> torch.Tensor:
-        """One step on the mean loss of the global batch. Returns this rank's sum of losses and its rows, `[2]`."""
+    def forward(self, batch: RankBatch) -> torch.Tensor:
+        """This rank's sum of losses on its part of the global batch, for `descend`. Nothing is changed yet."""
         if not self.model.training:  # else it visits every module for nothing
             self.model.train()
         self.optimizer.zero_grad()
         part = batch.part.to(self.ranks.device)
         logits, labels = self.model(part)[: batch.rows], part.labels[: batch.rows]
-        loss = binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        return binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+
+    def descend(self, loss: torch.Tensor, batch: RankBatch) -> None:
+        """One step on the mean loss of the global batch, from what `forward` returned."""
         # Gradients are averaged over ranks. Scaled like this the average is the gradient of the mean over the global
         # batch, also where the ranks' parts differ in size.
         (loss * (self.ranks.world_size / batch.global_rows)).backward()
         self.optimizer.step()
-        return torch.tensor([loss.item(), batch.rows], dtype=torch.float64)
 
     @torch.no_grad()
     def quality_on(self, split: SplitConfig) -> Quality:
@@ -194,13 +197,27 @@ def open_start(url: str, start: int | str, run_dir: Path) -> MapVersion:
 
 def _version(registry: Registry, start: int | str, run_dir: Path) -> int:
     record = run_dir / START
-    begun = json.loads(record.read_text()) if record.exists() else None
-    wanted = begun["version"] if begun else None if start == "current" else int(start)
+    begun = _begun(record) if record.exists() else None
+    wanted = begun.version if begun else None if start == "current" else int(start)
     entry = registry.state().find(wanted)
-    if begun and begun["manifest_sha256"] != entry.manifest_sha256:
+    if begun and begun.manifest_sha256 != entry.manifest_sha256:
         raise ConfigError(
-            f"{run_dir} was begun from version {entry.version} with manifest {begun['manifest_sha256'][:12]}; that of "
+            f"{run_dir} was begun from version {entry.version} with manifest {begun.manifest_sha256[:12]}; that of "
             f"{registry.url} is {entry.identity}. Choose another folder"
         )
-    write_json(record, {"version": entry.version, "manifest_sha256": entry.manifest_sha256})
+    write_json(record, _Begun(entry.version, entry.manifest_sha256)._asdict())
     return entry.version
+
+
+class _Begun(NamedTuple):
+    """The version that a run was begun from."""
+
+    version: int
+    manifest_sha256: str
+
+
+def _begun(record: Path) -> _Begun:
+    try:
+        return TypeAdapter(_Begun).validate_python(_Begun(**json.loads(record.read_text())))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataFileError(f"{record}: damaged ({error}); copy the run again") from error

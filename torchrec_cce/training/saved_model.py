@@ -1,6 +1,5 @@
 """A model in a folder, its weights with the maps that they need: for models that are not sharded."""
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torchrec_cce.files.atomic import atomic_path
 from torchrec_cce.maps.residency_files import read_residencies
 from torchrec_cce.modules.collection import CCECollection
 from torchrec_cce.modules.lost_maps import maps_cared_for
+from torchrec_cce.sharding.digests import check_digests, digests_of, write_digests
 from torchrec_cce.training.checkpoint import maps_writer, read_maps, residents_folder
 
 WEIGHTS = "weights.pt"
@@ -39,7 +39,8 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
     with atomic_path(Path(folder)) as part:
         part.mkdir()
         torch.save(state, part / WEIGHTS)
-        maps_writer(part, _collections(model), {})()
+        known = maps_writer(part, _collections(model), {})()
+        write_digests(part, digests_of(part, known), {})
 
 
 def load_model(model: nn.Module, folder: str | Path) -> None:
@@ -53,8 +54,9 @@ def load_model(model: nn.Module, folder: str | Path) -> None:
     collections = _collections(model)
     maps = {path: read_maps(folder, path) for path in collections}
     try:
+        check_digests(folder, None)
         state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever damaged bytes lead to
         raise MapFileError(f"{folder / WEIGHTS}: missing or damaged ({error}); copy the folder again") from error
     for path, collection in collections.items():
         collection.check_tables(maps[path])

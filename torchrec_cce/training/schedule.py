@@ -1,8 +1,9 @@
 """When tables are clustered and when training ends."""
 
-import json
 import math
 from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter, ValidationError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Position:
     epoch: int = 0
     batch: int = 0
     """Batches of the current epoch trained."""
-    best: dict[str, float] | None = None
+    best: dict[str, int | float] | None = None
     """The evaluation with the lowest validation BCE, and the test split at that moment."""
     stopping: EarlyStopping = field(default_factory=EarlyStopping)
     validated: int = -1
@@ -78,13 +79,13 @@ class Position:
     """The registry's newest version that the run knows of, if it watches: see `VersionWatcher.version`."""
 
     @classmethod
-    def from_json(cls, text: str) -> "Position":
-        values = json.loads(text)
-        return cls(
-            **values
-            | {
-                "stopping": EarlyStopping(**values["stopping"]),
-                "entropies": {table: tuple(each) for table, each in values["entropies"].items()},
-                "loss": tuple(values["loss"]),
-            }
-        )
+    def from_json(cls, text: str | bytes) -> "Position":
+        """Raises ValueError, in one line, if it is not what a run has written."""
+        try:
+            return _POSITION.validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'position'}: {first['msg']}") from error
+
+
+_POSITION = TypeAdapter(Position)

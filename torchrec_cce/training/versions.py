@@ -131,10 +131,10 @@ def snapshot_of_run(run_dir: Path) -> RunSnapshot:
 
     Raises:
         ConfigError: there is no run or no checkpoint, or the model has no CCE table.
-        MapFileError: a map is missing or damaged.
+        MapFileError, DataFileError: a file is missing or damaged.
     """
     config = read_run_config(run_dir)
-    folder = checkpoint.newest(run_dir)
+    folder = checkpoint.newest_whole(run_dir)
     weight = codewords_weight if config.embedding.method == "cce_residents" else pooled_weight
     entropies = checkpoint.read_position(folder).entropies
     tables = {}

@@ -221,22 +221,6 @@ def test_threads_are_put_back_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
     assert faiss.omp_get_max_threads() == before
 
 
-def test_faiss_searches_on_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for the GPU build: that the index is the GPU's, not what it finds."""
-    made: list[object] = []
-
-    def gpu_index(resources: object, width: int) -> Any:
-        made.append(resources)
-        return faiss.IndexFlatL2(width)
-
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
-    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
-    monkeypatch.setattr(faiss, "GpuIndexFlatL2", gpu_index, raising=False)
-    points = sums_of_two(np.random.default_rng(0), 500, 4)
-    assert kmeans(points, 10, seed=0, backend="faiss").shape == (10, 4)
-    assert made == ["resources"]
-
-
 def test_seed_chooses_the_start() -> None:
     points = sums_of_two(np.random.default_rng(0), 2000, 4)
     assert np.array_equal(kmeans(points, 30, seed=5), kmeans(points, 30, seed=5))

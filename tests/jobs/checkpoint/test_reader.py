@@ -22,7 +22,7 @@ from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
 from torchrec_cce.jobs.recluster.cluster import Clustered
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.modules.recluster import TableRows, recluster_rows
-from torchrec_cce.sharding.distributed_checkpoint import METADATA
+from torchrec_cce.sharding.checkpoint_index import METADATA
 from torchrec_cce.sharding.tables import ShardedStore
 from torchrec_cce.training import checkpoint, loop
 from torchrec_cce.training.config_file import read_run_config

@@ -19,6 +19,7 @@ from torchrec_cce.jobs.checkpoint import copy as checkpoint_copy
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
 from torchrec_cce.jobs.recluster.request import foresee
 from torchrec_cce.jobs.recluster.summary import RECORD
+from torchrec_cce.sharding.digests import renew_digests
 from torchrec_cce.sharding.recluster import recluster_sharded
 from torchrec_cce.sharding.tables import ShardedStore
 from torchrec_cce.training import loop
@@ -217,6 +218,7 @@ def test_not_a_number(night: Night) -> None:
     rows = found.read_rows(table)
     rows.weights[3, 0] = np.nan
     checkpoint_copy._replace_tensors(found, {table.weight: torch.from_numpy(rows.weights)})
+    renew_digests(found.folder)
     with pytest.raises(ClusteringError, match="table 'C2'"):
         night.recluster()
     night.assert_untouched()

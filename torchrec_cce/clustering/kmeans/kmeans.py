@@ -1,4 +1,4 @@
-"""k-means by our own loops, by FAISS or by scikit-learn. Only this module imports these, and avoids their traps."""
+"""k-means by our own loops, by FAISS or by scikit-learn, whose traps are avoided here."""
 
 import warnings
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from torchrec_cce.clustering.kmeans.gpu import gpu_index, num_gpus
 from torchrec_cce.clustering.kmeans.lloyd import first_distinct, lloyd
 from torchrec_cce.clustering.settings import Backend
 from torchrec_cce.errors import ClusteringError, ConfigError
@@ -53,7 +54,7 @@ def kmeans(
         num_iterations: Lloyd iterations, at least 1; fewer are run once they change nothing any more.
         num_threads: threads. FAISS uses those of OpenMP, and the caller's setting is put back afterwards. scikit-learn
             uses one, because it adds up the sums of several threads in the order in which they end.
-        backend: `"numba"`, our own loops; `"faiss"`, as good and slower, on the first GPU if FAISS sees one; or
+        backend: `"numba"`, our own loops; `"faiss"`, as good and slower, on this rank's GPU if FAISS sees one; or
             `"sklearn"`, the other library that the paper names (lines 321 to 324), in float64 and slower. From a start
             that leaves no cluster empty, all three find the same centroids. An empty cluster gets a point that costs
             much from `"numba"`, a point that is far away from `"sklearn"`, and half of a large cluster from `"faiss"`.
@@ -164,11 +165,7 @@ def _faiss(
     clustering.min_points_per_centroid = 1  # no warning
     clustering.max_points_per_centroid = len(points) * repeats  # no second sampling
     faiss.copy_array_to_vector(first.ravel(), clustering.centroids)
-    # CPU builds have neither GPUs nor the classes for them.
-    if getattr(faiss, "get_num_gpus", int)() > 0:
-        index = faiss.GpuIndexFlatL2(faiss.StandardGpuResources(), width)
-    else:
-        index = faiss.IndexFlatL2(width)
+    index = gpu_index(faiss, width) if num_gpus(faiss) else faiss.IndexFlatL2(width)
     with _omp_threads(faiss, num_threads):
         clustering.train(np.tile(points, (repeats, 1)), index, np.tile(weights, repeats))
     centroids: npt.NDArray[np.float32] = faiss.vector_to_array(clustering.centroids).reshape(num_rows, width)

@@ -1,9 +1,10 @@
-"""Exact nearest centroid, by scores or by cells, whichever is faster for the table of centroids."""
+"""Exact nearest centroid, by scores or by cells, whichever is faster for the table of centroids, or on a GPU."""
 
 import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.clustering.kmeans.cells import Cells
+from torchrec_cce.clustering.kmeans.gpu import MIN_POINTS, gpu_search
 from torchrec_cce.clustering.kmeans.scores import Scores
 from torchrec_cce.errors import ClusteringError, ConfigError
 
@@ -29,6 +30,8 @@ class NearestCentroid:
     The answer for a point is a function of that point and the centroids alone: the same bits in any batch, in any
     order, from any number of threads that share this object (it is read-only; the loops release the GIL and start no
     threads of their own).
+
+    Where FAISS has a GPU, large searches are its, and points that it leaves undecided are the CPU's: the same bits.
     """
 
     def __init__(self, centroids: npt.NDArray[np.float32]) -> None:
@@ -46,6 +49,7 @@ class NearestCentroid:
         self.num_centroids, self.width = centroids.shape
         by_cells = self.num_centroids >= _CELLS_FROM.get(self.width, np.inf)
         self._search = Cells(centroids) if by_cells else Scores(centroids)
+        self._on_gpu = gpu_search(centroids)
 
     def __call__(self, points: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """The nearest centroid of each of `points: [N, d] float32`.
@@ -65,7 +69,13 @@ class NearestCentroid:
             raise ConfigError(f"points are {points.dtype} {list(points.shape)}, not float32 [N, {self.width}]")
         points = np.ascontiguousarray(points)
         codes, distances = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
-        self._search(points, codes, distances)
+        if self._on_gpu is None or len(points) < MIN_POINTS:
+            self._search(points, codes, distances)
+        else:
+            undecided = self._on_gpu(points, codes, distances)
+            rest = np.empty(len(undecided), np.int64), np.empty(len(undecided), np.float32)
+            self._search(points[undecided], *rest)
+            codes[undecided], distances[undecided] = rest
         bad = np.count_nonzero(~np.isfinite(distances))
         if bad:
             raise ClusteringError(

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -23,7 +22,8 @@ from torchrec_cce.maps.manifest import Provenance
 from torchrec_cce.maps.residency_files import write_residencies
 from torchrec_cce.modules.map_stamp import NAMELESS, MapStamp
 from torchrec_cce.modules.state_names import stamps_of
-from torchrec_cce.sharding.distributed_checkpoint import METADATA
+from torchrec_cce.sharding.checkpoint_index import METADATA, read_index
+from torchrec_cce.sharding.digests import renew_digests
 from torchrec_cce.training import checkpoint
 from torchrec_cce.training.config_file import RUN_CONFIG
 from torchrec_cce.training.metrics import METRICS
@@ -100,6 +100,7 @@ def replace_tables(copy: CCECheckpoint, tables: Sequence[NewTable], *, version: 
         shutil.rmtree(folder)
         write_residencies(folder, {name: residency.closed() for name, residency in residencies.items()})
     _note_in_position(copy, tables, version)
+    renew_digests(copy.folder)
     # The states of the new helpers are zero and no longer tell whether they are used, so that it is said here.
     of_tables = {new.table.name: new.table.config.use_helper for new in tables}
     return CCECheckpoint(folder=copy.folder, helper_use=replace(copy.helper_use, of_tables=of_tables))
@@ -109,6 +110,7 @@ def stamp_version(copy: CCECheckpoint, tables: Sequence[NewTable], *, version: i
     """After `replace_tables`, stamp the weights in `copy` with the number of another version."""
     _replace_tensors(copy, _stamps(copy, tables, version))
     _note_in_position(copy, tables, version)
+    renew_digests(copy.folder)
 
 
 def _note_in_position(copy: CCECheckpoint, tables: Sequence[NewTable], version: int) -> None:
@@ -145,7 +147,7 @@ def _replace_tensors(copy: CCECheckpoint, tensors: Mapping[str, torch.Tensor]) -
             )
         except CheckpointException as error:  # what PyTorch makes of a full disk
             raise _os_error_in(error) from error
-        added = FileSystemReader(part).read_metadata()
+        added = read_index(Path(part))
         (file,) = {stored.relative_path for stored in added.storage_data.values()}  # one process writes one file
         name = next(name for i in itertools.count() if not (folder / (name := f"__recluster_{i}.distcp")).exists())
         (Path(part) / file).rename(folder / name)

@@ -66,7 +66,9 @@ def recluster(job: ReclusterJob, *, progress: Progress | None = None) -> Reclust
 
 def _there_already(given: ReclusterInput) -> ReclusterSummary:
     made = read_summary(given.job.output)
-    if made is None or made.identity != given.identity:
+    # Records of older versions of this package do not say the weights.
+    asked = {name: value for name, value in given.identity.items() if made is None or name in made.identity}
+    if made is None or made.identity != asked or "checkpoint" not in asked:
         raise ConfigError(f"{given.job.output}: is there already, of other content; choose another `output`")
     return replace(made, status="there already")
 

@@ -27,7 +27,8 @@ from torchrec_cce.maps.journal import PublishedVersion, RegistryState
 from torchrec_cce.maps.manifest import Manifest
 from torchrec_cce.maps.registry import Registry
 from torchrec_cce.maps.sealed import sha256_of
-from torchrec_cce.sharding.distributed_checkpoint import METADATA
+from torchrec_cce.sharding.checkpoint_index import METADATA
+from torchrec_cce.sharding.digests import TENSORS, read_digests
 from torchrec_cce.training.config import RunConfig
 from torchrec_cce.training.config_file import RUN_CONFIG, read_run_config
 from torchrec_cce.workers import EngineName
@@ -193,12 +194,21 @@ class ReclusterInput:
         settings = asdict(self.settings)
         return {
             "checkpoint": sha256_of(self.checkpoint.folder / METADATA),
+            "weights": self._weights(),
             "maps": [stamp.digest for stamps in self.checkpoint.stamps.values() for stamp in stamps],
             "use_helper": dict(self.job.use_helper),
             "frequencies": None if given is None else sha256_of(given),
             "seed": self.seed,
             **{name: settings[name] for name in ("num_iterations", "points_per_centroid", "backend", "helper_init")},
         }
+
+    def _weights(self) -> dict[str, str]:
+        """File of tensors → its SHA-256."""
+        folder = self.checkpoint.folder
+        digests = read_digests(folder)
+        if digests is not None:
+            return digests.weights
+        return {path.name: sha256_of(path) for path in sorted(folder.glob(f"*{TENSORS}"))}
 
     @cached_property
     def _digests(self) -> dict[str, str]:

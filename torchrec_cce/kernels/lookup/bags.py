@@ -12,6 +12,7 @@ from torchrec_cce.kernels.lookup.layout import (
     IS_MEAN,
     MASK,
     OUT_BYTES,
+    OWN_ROWS,
     ROW_BYTES,
     SHIFT,
     SOURCE,
@@ -21,7 +22,7 @@ from torchrec_cce.kernels.lookup.layout import (
     WORD,
     WORDS_A_TERM,
 )
-from torchrec_cce.kernels.lookup.vectors import add, add_scaled, load_row, scale, store_row, zero_row
+from torchrec_cce.kernels.lookup.vectors import add, add_scaled, clear, load_row, scale, store_row, zero_row
 
 Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
@@ -134,7 +135,7 @@ def pool_bags(
 
 
 @jit
-def add_gradients(
+def sum_gradients(
     columns: Words,
     tables: Words,
     words: Words,
@@ -146,21 +147,30 @@ def add_gradients(
     width: tuple[None, ...],
     terms: tuple[None, ...],
 ) -> None:
-    """Add to gradients of tables what `gradients: [B, Σ d]`, those of `pool_bags`' output, give to each row.
+    """Write to gradients of tables the sum of what `gradients: [B, Σ d]`, those of `pool_bags`' output, give each row.
+
+    A column is cleared right before it is added to, so that it is in a cache.
 
     Args:
-        tables: [tables] the address of the gradient of each, float32, added to in the order of features and bags; 0
-            where none is wanted.
+        tables: [tables] the address of the gradient of each, float32; 0 where none is wanted. What is added to a row is
+            added in the order of features and bags.
 
     All others are as of `pool_bags`.
     """
     flat, count = words.reshape(-1), np.uint64(words.shape[1])
     source, out_row = np.uint64(gradients.ctypes.data), np.uint64(gradients.shape[1] * 4)
-    num_bags, one = np.uint64(len(gradients)), np.uint64(1)
+    num_bags, one, part_bytes = np.uint64(len(gradients)), np.uint64(1), np.uint64(len(width) * 4)
     while first < last:
         stop = _last_of_feature(columns, first, last)
         skipped = columns[first, SOURCE] * num_bags
         wanted = tables[columns[first, TABLE]] != 0
+        for line in range(first, stop if wanted else first):
+            start, row_bytes = tables[columns[line, TABLE]] + columns[line, START_BYTES], columns[line, ROW_BYTES]
+            if row_bytes == part_bytes:
+                clear(start, columns[line, OWN_ROWS] * row_bytes)
+            else:
+                for row in range(columns[line, OWN_ROWS]):
+                    clear(start + row * row_bytes, part_bytes)
         for block in range(0, len(gradients) if wanted else 0, _BLOCK):
             bags, end = np.uint64(block), np.uint64(min(block + _BLOCK, len(gradients)))
             single = _are_single(offsets, skipped + bags, skipped + end)

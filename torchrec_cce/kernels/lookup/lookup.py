@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from torchrec_cce.kernels.lookup.bags import add_gradients, pool_bags
+from torchrec_cce.kernels.lookup.bags import pool_bags, sum_gradients
 from torchrec_cce.kernels.lookup.layout import Layout
 from torchrec_cce.kernels.lookup.pack import Packer
 from torchrec_cce.kernels.lookup.threads import in_parallel
@@ -33,6 +33,8 @@ class Lookup:
         self, ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64], words: Words, *, num_threads: int = 1
     ) -> tuple[int, int]:
         """Write the words of the features of `packer`; see there."""
+        if num_threads == 1 or len(ids) < _FEW:
+            return self.packer.pack(ids, bounds, words, 0, len(self.packer.features))
         outside: list[tuple[int, int]] = []
 
         def task(first: int, last: int) -> None:
@@ -71,7 +73,7 @@ class Lookup:
                     tasks.append(partial(pool_bags, *arguments, width, terms))
         in_parallel(tasks, num_threads)
 
-    def add_gradients(
+    def sum_gradients(
         self,
         tables: Words,
         words: Words,
@@ -81,14 +83,14 @@ class Lookup:
         *,
         num_threads: int = 1,
     ) -> None:
-        """Add to the gradients of tables; see the loop of this name."""
+        """Write the gradients of tables; see the loop of this name."""
         num_tasks = self._num_tasks(words.shape[1], num_threads)
         tasks = []
         for group in self.layout.groups:
             width, terms = (None,) * group.width, (None,) * group.num_terms
             for lines in group.parts(num_tasks):
                 arguments = (self.layout.columns, tables, words, offsets, weights, gradients, *lines)
-                tasks.append(partial(add_gradients, *arguments, width, terms))
+                tasks.append(partial(sum_gradients, *arguments, width, terms))
         in_parallel(tasks, num_threads)
 
     @staticmethod

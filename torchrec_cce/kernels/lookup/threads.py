@@ -14,6 +14,10 @@ os.register_at_fork(after_in_child=_pools.clear)
 
 def in_parallel(tasks: Iterable[Task], num_threads: int) -> None:
     """Do all tasks, on this thread and up to `num_threads − 1` others, which stay for the next time."""
+    if num_threads == 1:
+        for task in tasks:
+            task()
+        return
     waiting = deque(tasks)
     num_others = min(num_threads, len(waiting)) - 1
     if num_others < 1:

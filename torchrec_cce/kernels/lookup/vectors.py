@@ -77,6 +77,17 @@ def zero_row(_context: Any, width: Any) -> Any:
 
 
 @_operation
+def clear(_context: Any, _address: Any, _num_bytes: Any) -> Any:
+    """Write zeros to so many bytes at an address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        cgutils.memset(builder, _at(builder, values[0], ir.IntType(8)), values[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), generate
+
+
+@_operation
 def add(_context: Any, left: Any, _right: Any) -> Any:
     """`left + right`."""
 
@@ -107,6 +118,25 @@ def add_scaled(_context: Any, total: Any, _row: Any, _factor: Any) -> Any:
         return builder.call(fma, [values[1], _spread(builder, values[2], kind), values[0]])
 
     return total(total, total, types.float32), generate
+
+
+@_operation
+def sum_of_squares(_context: Any, row: Any) -> Any:
+    """float32: halves of the row are added until a number is left, which takes as many steps as its width has bits."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        squares, size = builder.fmul(values[0], values[0]), row.llvm.count
+        while size > 1:
+            low, size = -(-size // 2), size // 2
+            nothing = ir.Constant(squares.type, [0.0] * squares.type.count)
+            halves = [
+                builder.shuffle_vector(squares, nothing, ir.Constant(ir.VectorType(ir.IntType(32), low), at))
+                for at in (list(range(low)), [*range(low, low + size), *[low + size] * (low - size)])
+            ]
+            squares, size = builder.fadd(*halves), low
+        return builder.extract_element(squares, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(row), generate
 
 
 @_operation
