@@ -42,7 +42,7 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], compiled)
 
 
-class _CheckedFile(IndexDataCacheFile):  # type: ignore[misc]
+class _CheckedFile(IndexDataCacheFile):
     """numba's cached results with a SHA-256 behind each file: what is damaged is compiled anew, and never run.
 
     The files stay such as numba reads, which looks at nothing behind the end of a pickle.

@@ -380,11 +380,11 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def _debris(found: Iterable[StoredObject], versions: set[str], long_ago: datetime) -> dict[str, int]:
-    """Folders and files that belong to no version and were not touched since `long_ago` → their bytes."""
+    """Folders and files that belong to no version and were not touched after `long_ago` → their bytes."""
     newest: dict[str, datetime] = {}
     sizes: dict[str, int] = {}
     for item in found:
         name = "/".join(item.name.split("/")[:2])  # `versions/FOLDER`, or an unfinished file elsewhere
         newest[name] = max(item.modified, newest.get(name, item.modified))
         sizes[name] = sizes.get(name, 0) + item.num_bytes
-    return {name: sizes[name] for name, modified in newest.items() if name not in versions and modified < long_ago}
+    return {name: sizes[name] for name, modified in newest.items() if name not in versions and modified <= long_ago}

@@ -155,7 +155,8 @@ class VersionFiles:
             one_table = replace(manifest, tables={name: table})
             in_place = self._store.path(entry.folder)
             with nullcontext(in_place) if in_place is not None else self._scratch() as folder:
-                damaged = [error for file in table.files() if (error := self._fetched(entry, file, folder)) is not None]
+                looked_at = [self._fetched(entry, file, folder) for file in table.files()]
+                damaged = [found for found in looked_at if found is not None]
                 if not damaged:
                     try:
                         check_content(read_tables(folder, one_table), one_table, f"{self._store.url}/{entry.folder}")
