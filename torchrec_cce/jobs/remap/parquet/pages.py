@@ -20,7 +20,7 @@ from torchrec_cce.jobs.remap.parquet.recoder import Bytes, Recoder
 from torchrec_cce.jobs.remap.remapper import UnseenCounts, Words
 
 _DICTIONARIES = (Encoding.PLAIN_DICTIONARY, Encoding.RLE_DICTIONARY)
-_TOGETHER_BYTES = 1 << 20
+_TOGETHER_BYTES = 1 << 18
 """Of pages of indices that are looked at together; what is more does not stay in a processor's cache."""
 
 _Marks: TypeAlias = dict[str, npt.NDArray[np.bool_]]
