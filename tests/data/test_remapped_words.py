@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,7 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader
 from torchrec import KeyedJaggedTensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
 from tests.data.test_remapped import COLUMNS, collection, kjt, raw_log
 from tests.support.module_cases import cce
@@ -24,6 +31,7 @@ from torchrec_cce import (
 from torchrec_cce.data.remapped import RemappedLog
 from torchrec_cce.data.rows import Rows, concat, to_batch
 from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
+from torchrec_cce.sharding.sharders import get_cce_sharders
 
 
 def read(path: Path, model: CCEEmbeddingBagCollection, **options: Any) -> tuple[RemappedLog, Rows]:
@@ -188,3 +196,55 @@ def test_a_table_whose_words_are_its_rows(tmp_path: Path) -> None:
     words, rows = words_of(path, model), rows_of(path, model)
     assert torch.equal(model.remap(words).values(), rows.values())
     torch.testing.assert_close(model(words).values(), model(rows).values(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_words_go_through_loaders_and_pipelines(tmp_path: Path) -> None:
+    """Ahead of the model a pipeline's remap makes rows of them; a plain one hands them on."""
+    first, raw = collection(), raw_log()
+    log, packed = read(write_remapped(tmp_path / "log.parquet", raw, first, columns=COLUMNS), first)
+    form = first.remap.word_form
+    assert form is not None
+    items = [to_batch(log.to_words(packed[i : i + 5]), form.keys).sparse_features for i in range(0, 20, 5)]
+    losses = {}
+    for pipeline_of in (None, TrainPipelineBase, TrainPipelineSparseDist):
+        torch.manual_seed(0)  # of the weights
+        model = DistributedModelParallel(
+            _Loss(copy.deepcopy(first)), device=torch.device("cpu"), sharders=get_cce_sharders()
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader = DataLoader(items, batch_size=None, num_workers=1, multiprocessing_context="fork")
+        losses[pipeline_of] = found = []
+        if pipeline_of is None:
+            for features in loader:
+                optimizer.zero_grad()
+                loss, _ = model(features)
+                loss.backward()
+                optimizer.step()
+                found.append(loss.item())
+            continue
+        options = {"pipeline_postproc": True} if pipeline_of is TrainPipelineSparseDist else {}
+        pipeline, batches = pipeline_of(model, optimizer, torch.device("cpu"), **options), iter(loader)
+        with suppress(StopIteration):
+            while True:
+                found.append(pipeline.progress(batches).sum().item())
+    assert len(losses[None]) == 4
+    for found in losses.values():
+        np.testing.assert_allclose(found, losses[None], rtol=1e-6)
+
+
+class _Loss(nn.Module):
+    def __init__(self, model: CCEEmbeddingBagCollection) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: KeyedJaggedTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = self.model(features).values().sub(1).square().mean()
+        return loss, loss.detach()
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -154,8 +154,10 @@ class PackedLookups:
         Args:
             stock: the collection of all tables.
         """
+        if not isinstance(stock, EmbeddingBagCollection | Replicas) or not _takes(features, weighted=weighted):
+            return None
         reached = _reached(stock)
-        if reached is None or not _takes(features, weighted=weighted) or not _can_come_to(reached[0], features):
+        if reached is None or not _can_come_to(reached[0], features):
             return None
         device, places = reached
         keys = features.keys()
@@ -176,7 +178,7 @@ class PackedLookups:
 
     def takes_words(self, remap: Remap, stock: nn.Module | None) -> bool:
         """Whether `pooled` now takes words of remapped data, which elsewhere become rows."""
-        reached = _reached(stock)
+        reached = _reached(stock) if isinstance(stock, EmbeddingBagCollection | Replicas) else None
         return reached is not None and reached[0].type == "cpu" and remap.word_form is not None
 
     def of_request(
@@ -234,9 +236,9 @@ def _make_for_graph(
     return made is not None
 
 
-def _reached(stock: nn.Module | None) -> tuple[torch.device, Mapping[str, Place] | None] | None:
+def _reached(stock: EmbeddingBagCollection | Replicas) -> tuple[torch.device, Mapping[str, Place] | None] | None:
     """Where the tables of a stock collection are, and their places in it; None where it must be called."""
-    if not isinstance(stock, EmbeddingBagCollection | Replicas) or _has_hooks(stock):
+    if _has_hooks(stock):
         return None
     device = stock.device if isinstance(stock, Replicas) else _device_of(stock)
     if not takes_words(device):
@@ -276,7 +278,7 @@ def _device_of(stock: EmbeddingBagCollection) -> torch.device:
     return device
 
 
-def _plain_weights(stock: nn.Module | None, lookup: PackedLookup) -> list[torch.Tensor] | None:
+def _plain_weights(stock: EmbeddingBagCollection, lookup: PackedLookup) -> list[torch.Tensor] | None:
     """The weights of tables, if nothing but these would be used of the stock collection: no wrapper, and no hook.
 
     They must have the shapes that the compiled loops take for granted.

@@ -59,6 +59,7 @@ class Remap(Schemes):
         self._residencies = {table.name: Residency.nobody(table.num_embeddings) for table in with_residents}
         self._leaves_out_residents = False
         self.num_changes = 0  # of what rows are of
+        self._word_form: WordForm | None = None  # until it is asked for
         self._stamps = WeightStamps(self.cce_tables())
         self._stamp(self.cce_tables())
         self.table_features = [(table.name, feature) for table in in_order for feature in table.feature_names]
@@ -303,7 +304,7 @@ class Remap(Schemes):
     def _mark_rows(self) -> None:
         """From now on, rows are of the maps and residents there are now."""
         self.num_changes += 1
-        self._word_form: WordForm | None = None
+        self._word_form = None
         digests = [self.pointer_map(table).digest for table in self.cce_tables()]
         self._marked_keys = marked_keys(self.row_keys, derive_seed(*digests, *self._phases()))
 
