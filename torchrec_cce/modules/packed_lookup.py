@@ -303,7 +303,7 @@ def _plain_weights(stock: EmbeddingBagCollection, lookup: PackedLookup) -> list[
     return weights
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _has_hooks(module: Any) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
