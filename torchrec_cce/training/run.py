@@ -16,6 +16,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.files.atomic import write_json
 from torchrec_cce.maps.registry import MapVersion, Registry
+from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.sharding.admit import admit_sharded, top_up_sharded
 from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks, on_first_rank
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
@@ -156,7 +157,12 @@ class Run:
     def batches(self, split: SplitConfig) -> Iterator[RankBatch]:
         """This rank's parts of the global batches of `split`."""
         return read_batches(
-            self.config, split, remap=self.remap, rank=self.ranks.rank, world_size=self.ranks.world_size
+            self.config,
+            split,
+            remap=self.remap,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            as_words=all(isinstance(each, CCEEmbeddingBagCollection) and each.takes_words for each in self.collections),
         )
 
 
