@@ -23,7 +23,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     What was at `path` before stays there until the rename: a file is replaced in one step, and a folder must not exist.
     On an exception the temporary is removed; after a kill it stays behind, hidden, and is never read.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
@@ -37,6 +37,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 temporary.unlink()
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those it lies in, unless they are there, so that no power cut takes their names again."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        flush(path.parent)
 
 
 def flush(path: Path) -> None:

@@ -70,7 +70,7 @@ class FolderLock:
 
     def release(self) -> None:
         """Let others have the folder. Nothing happens if they have it already."""
-        with suppress(JobError, FileNotFoundError):
+        with suppress(JobError, OSError):  # a file that stays is free all the same
             self.check()
             self.path.unlink()
         self.close()

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
@@ -249,7 +250,10 @@ class CheckpointWriter:
 
         def write() -> dict[str, FileDigest]:
             writer = HashingWriter(temporary)
-            save(state, storage_writer=writer, process_group=self._group)
+            try:
+                save(state, storage_writer=writer, process_group=self._group)
+            except CheckpointException as error:  # which is no Exception, and has those of all ranks
+                raise OSError(f"{folder}: cannot be written: {_first_of(error)}") from error
             return writer.digests if rest is None else {**writer.digests, **rest()}
 
         self._pending = _Pending(commit, temporary, self._thread.submit(write))
@@ -271,15 +275,24 @@ class CheckpointWriter:
             on_first_rank(lambda: write_digests(pending.folder, written, self._digests_of_run()))
             # Whoever takes this run's place sweeps the folder away after that, so that it cannot get its name then.
             on_first_rank(self._check)
-        if dist.get_rank() == 0:
-            for old in _all(self._run_dir)[:-1]:
-                shutil.rmtree(old)
-        dist.barrier()
+        on_first_rank(self._remove_older)
+
+    def _remove_older(self) -> None:
+        for old in _all(self._run_dir)[:-1]:
+            shutil.rmtree(old)
 
     def _digests_of_run(self) -> dict[str, FileDigest]:
         """Of what the checkpoint cannot be understood without, and the run has only once."""
         path = self._run_dir / RUN_CONFIG
         return {path.name: FileDigest.of(path)} if path.exists() else {}
+
+
+def _first_of(error: CheckpointException) -> object:
+    """What went wrong on the first of the ranks where something did; an error of the system has led to the others."""
+    cause: BaseException = min(error.failures.items())[1][0]
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    return cause
 
 
 def _check_numbers(state: Mapping[str, Any], run_dir: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from torchrec_cce.errors import CCEError, RegistryError
 from torchrec_cce.extras import require
-from torchrec_cce.files.atomic import flush
+from torchrec_cce.files.atomic import flush, make_folder
 from torchrec_cce.maps.arrow_file import Sink
 from torchrec_cce.maps.sealed import sha256_of
 from torchrec_cce.maps.store.store import Store, StoredObject
@@ -153,7 +153,7 @@ class LocalStore(ObjectStore):
     @contextmanager
     def writer(self, name: str) -> Iterator[Sink]:
         with self._errors(f"write {name}"):
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
         with super().writer(name) as sink:
             yield sink
 
@@ -205,7 +205,7 @@ class LocalStore(ObjectStore):
 
 def _create_file(path: Path, content: bytes) -> bool:
     """On the disk before it has its name: no power cut leaves a named file that is empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     unnamed = path.with_name(f"{path.name}#{secrets.token_hex(4)}")
     try:
         unnamed.write_bytes(content)
