@@ -3,14 +3,14 @@
 import errno
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from torchrec_cce.errors import ConfigError, MapFileError, PublishConflictError, RegistryError
+from torchrec_cce.errors import ConfigError, JobError, MapFileError, PublishConflictError, RegistryError
 from torchrec_cce.maps.bundle import read_tables
 from torchrec_cce.maps.journal import Action, Journal, PublishedVersion, RegistryState
 from torchrec_cce.maps.kept import note_kept
@@ -107,6 +107,7 @@ class Registry:
         parent: int | None = None,
         checkpoint: str | None = None,
         config_digest: str | None = None,
+        confirm: Callable[[], object] = lambda: None,
     ) -> PublishedVersion:
         """Write a version and make it current.
 
@@ -115,6 +116,8 @@ class Registry:
             parent: the version that they were made from. It must still be current: who clustered from an older one
                 would undo what was published since. None is whatever is current when the call begins.
             checkpoint, config_digest: provenance, for the manifest.
+            confirm: called when all is written, right before it becomes current. What it raises ends the call, and
+                nothing has changed.
 
         Raises:
             PublishConflictError: another publisher was first, or `parent` is not current. Nothing has changed.
@@ -138,6 +141,7 @@ class Registry:
             provenance=Provenance.of_this_code(checkpoint=checkpoint, config_digest=config_digest),
         )
         try:
+            confirm()
             self._journal.append(
                 before,
                 replace(
@@ -149,7 +153,7 @@ class Registry:
                     versions=(*before.versions, entry),
                 ),
             )
-        except PublishConflictError:
+        except (PublishConflictError, JobError):
             self._files.discard(entry.folder)
             raise
         if not self._is_whole(entry):

@@ -150,6 +150,7 @@ def remap(
                 compression=compression,
                 file=file,
                 output_name=job.output_name(file),
+                token=output_folder.token,
                 num_threads=max(1, round(workers.num_workers * file.num_bytes / max(1, total))),
                 inverse_check=inverse_check,
                 number=number,

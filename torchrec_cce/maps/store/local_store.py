@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from torchrec_cce.errors import RegistryError
-from torchrec_cce.files.atomic import flush
+from torchrec_cce.files.atomic import flush, make_folder
 from torchrec_cce.files.cache import reserve
 from torchrec_cce.maps.arrow_file import Sink
 from torchrec_cce.maps.store.store import Store, StoredObject, in_one_line
@@ -62,6 +62,7 @@ class LocalStore(Store):
     def writer(self, name: str) -> Iterator[Sink]:
         path = self.root / name
         with self._writing(f"write {name}"):
+            make_folder(self.root)
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = _unfinished(path)
             try:
@@ -209,7 +210,7 @@ def _unfinished(path: Path) -> Path:
 
 def _create_file(path: Path, content: bytes) -> bool:
     """On the disk before it has its name: no power cut leaves a named file that is empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     unnamed = _unfinished(path)
     try:
         unnamed.write_bytes(content)
