@@ -12,7 +12,7 @@ EXTRA ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRA)
-BENCHES := quality systems maps lookup steps gpu jobs distributed residents trust
+BENCHES := quality systems maps lookup steps training gpu jobs distributed residents trust
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: setup demo test test-nightly lint format bench $(BENCHES:%=bench-%) clean

@@ -14,7 +14,8 @@ from tests.support import nights, runs
 from tests.support.nights import Night, newest, tensors
 from torchrec_cce.cli.main import app
 from torchrec_cce.errors import ConfigError
-from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, HelperUse
+from torchrec_cce.jobs.checkpoint.helper_use import HelperUse
+from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
 from torchrec_cce.jobs.recluster.request import foresee
 from torchrec_cce.jobs.recluster.thresholds import Thresholds
 from torchrec_cce.training.config_file import read_run_config

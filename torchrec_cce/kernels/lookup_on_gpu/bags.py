@@ -59,7 +59,7 @@ def pool_bags(  # type: ignore[no-untyped-def]
     """Write the pooled embeddings of `BAGS` bags in the columns of one tile.
 
     Args:
-        columns: [lines, 11] int64, see `Layout`; tiles: [tiles, 2] int64, see `Tiles`.
+        columns: [lines, fields] int64, see `Layout`; tiles: [tiles, 2] int64, see `Tiles`.
         tables: [tables] int64, the address of each, float32.
         words: [W, num_values] int64.
         offsets: [sources · num_bags + 1] int64: where in `num_values` each bag of each source begins.
