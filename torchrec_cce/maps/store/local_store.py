@@ -62,8 +62,7 @@ class LocalStore(Store):
     def writer(self, name: str) -> Iterator[Sink]:
         path = self.root / name
         with self._writing(f"write {name}"):
-            make_folder(self.root)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             unfinished = _unfinished(path)
             try:
                 with unfinished.open("wb") as file:
