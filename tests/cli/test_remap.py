@@ -53,3 +53,27 @@ def test_mistakes_are_one_line(place: Place) -> None:
     Registry(place.registry).publish(Registry(place.registry).open().tables)
     assert "is the output of another job: version 2, not 1" in message("--helper", "drop")
     assert "is not one of" in run(place, "--output", "x", "--layout", "bits", code=2).stderr
+
+
+def test_verify_needs_the_folder_alone_and_finds_a_byte_that_changed(place: Place) -> None:
+    out = place.folder / "out"
+
+    def verify(*arguments: str, code: int = 0) -> Finished:
+        finished = command(place.folder / "process", "remap", "--verify", "--output", str(out), *arguments).wait()
+        assert finished.code == code, finished.stderr
+        return finished
+
+    out.mkdir()
+    (line,) = verify(code=2).stderr.splitlines()
+    assert "the job has not finished" in line
+    run(place, "--output", str(out))
+    assert verify().stdout.startswith("3 files, ")
+    assert verify().stdout.endswith(", are as they were written\n")
+    found = json.loads(verify("--json").stdout)
+    assert (found["num_files"], found["without_digest"]) == (3, 0)
+    path = out / NAMES[1]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    (line,) = verify(code=2).stderr.splitlines()
+    assert f"{NAMES[1]}: was finished with SHA-256" in line

@@ -180,9 +180,9 @@ def _short_size(rng: random.Random, data: bytes) -> bytes:
     entry: ColumnChunk = rng.choice([entry for group in footer.row_groups for entry in group.columns])
     meta = entry.meta_data
     chunk = read_chunk(lambda size, start: data[start : start + size], meta)
-    left_out = rng.choice([len(chunk.data) - sum(len(page.body) for page in chunk.pages), rng.randint(1, 30)])
+    left_out = rng.choice([len(chunk.data) - sum(page.stop - page.body for page in chunk.pages), rng.randint(1, 30)])
     if meta.dictionary_page_offset is not None and rng.random() < 0.7:
-        left_out = chunk.pages[1].start - len(chunk.pages[0].body)
+        left_out = chunk.pages[0].body
         meta.data_page_offset, meta.dictionary_page_offset = meta.dictionary_page_offset, None
         footer[6] = 8, b"parquet-mr version 1.2.8 (build 0)"
     meta.total_compressed_size -= left_out
@@ -234,7 +234,5 @@ def _headers(data: bytes) -> list[tuple[int, int]]:
             meta = entry.meta_data
             first = meta.data_page_offset if meta.dictionary_page_offset is None else meta.dictionary_page_offset
             chunk = read_chunk(lambda size, start: data[start : start + size], meta)
-            stops = [page.start for page in chunk.pages[1:]] + [len(chunk.data)]
-            for page, stop in zip(chunk.pages, stops, strict=True):
-                found.append((first + page.start, first + stop - len(page.body)))
+            found += [(first + page.start, first + page.body) for page in chunk.pages]
     return found

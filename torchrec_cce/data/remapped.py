@@ -291,12 +291,7 @@ def remapped_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     Raises:
         DataFileError: a path that is not there, or a folder without such a file.
     """
-
-    def inside(folder: Path) -> list[Path]:
-        found = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
-        return [path for path in found if not any(name[0] in "_." for name in path.relative_to(folder).parts)]
-
-    return files_of(paths, inside, "*.parquet and no *.arrow")
+    return files_of(paths, _SUFFIXES)
 
 
 def _word_key(table: str, feature: str, kind: str, word: int) -> str:

@@ -14,7 +14,7 @@ from torchrec_cce.jobs.remap.file import remap_to_arrow
 from torchrec_cce.jobs.remap.input import reading
 from torchrec_cce.jobs.remap.parquet.file import remap_parquet
 from torchrec_cce.jobs.remap.parquet.footer import read_footer
-from torchrec_cce.jobs.remap.parquet.metadata import FileMetaData, PageHeader
+from torchrec_cce.jobs.remap.parquet.metadata import FileMetaData, SchemaElement
 from torchrec_cce.jobs.remap.parquet.page import read_chunk, signed_crc
 from torchrec_cce.jobs.remap.parquet.thrift import read_struct, write_struct
 
@@ -73,10 +73,10 @@ def test_a_size_without_the_header_of_the_dictionary(writer: bytes, rows: int) -
     raw = written(table, compression="none", store_schema=False, write_statistics=False)
 
     def shorten(footer: FileMetaData) -> None:
-        for chunk in footer.row_groups[0].columns:
-            meta = chunk.meta_data
-            _, body = read_struct(PageHeader, raw, meta.dictionary_page_offset or 0)
-            meta.total_compressed_size -= body - (meta.dictionary_page_offset or 0)
+        for entry in footer.row_groups[0].columns:
+            meta = entry.meta_data
+            chunk = read_chunk(lambda size, start: raw[start : start + size], meta)
+            meta.total_compressed_size -= chunk.pages[0].body
             meta.data_page_offset, meta.dictionary_page_offset = meta.dictionary_page_offset or 0, None
         footer[6] = 8, writer
 
@@ -139,7 +139,7 @@ def test_pages_that_are_written_have_a_crc(kind: str, dictionary: bool) -> None:
     footer, _ = read_footer(pa.BufferReader(new))
     chunk = read_chunk(lambda size, start: new[start : start + size], footer.row_groups[0].columns[0].meta_data)
     assert len(chunk.pages) >= 1
-    assert [page.head.crc for page in chunk.pages] == [signed_crc(page.body) for page in chunk.pages]
+    assert all(page.has_crc and page.crc == signed_crc(chunk.data[page.body : page.stop]) for page in chunk.pages)
     assert len(pq.ParquetFile(io.BytesIO(new), page_checksum_verification=True).read()) == 500
 
 
@@ -151,9 +151,9 @@ def test_headers_without_end(bomb: bytes) -> None:
     start = read_footer(pa.BufferReader(raw))[0].row_groups[0].columns[0].meta_data.dictionary_page_offset
     assert start is not None
     refused(raw[:start] + bomb * 50 + raw[start + 50 * len(bomb) :])
-    for number in (99, 8, 4):  # a field that has no name here, and two that have
+    for number in (99, 10, 4):  # two fields that have no name here, and one that has
         with pytest.raises((ValueError, IndexError)):
-            read_struct(PageHeader, bytes([0x0C, 2 * number]) + bomb * 1000)
+            read_struct(SchemaElement, bytes([0x0C, 2 * number]) + bomb * 1000)
 
 
 def test_a_copied_column_that_no_reader_can_decode() -> None:

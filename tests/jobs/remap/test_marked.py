@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.kernel_references import reference_count
-from torchrec_cce.jobs.remap.parquet.pages import count_marked
+from torchrec_cce.jobs.remap.parquet.hybrid import count_marked
 
 
 def varint(value: int) -> bytes:

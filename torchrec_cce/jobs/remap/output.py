@@ -17,10 +17,11 @@ from typing import Any, Literal, get_args
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from torchrec_cce.data.names import is_hidden
 from torchrec_cce.data.remapped_format import RemappedFormat
 from torchrec_cce.errors import CCEError, JobError
 from torchrec_cce.files.atomic import atomic_path, hold
-from torchrec_cce.jobs.remap.input import InputFile, is_hidden
+from torchrec_cce.jobs.remap.input import InputFile
 from torchrec_cce.maps.manifest import Count, Sha256
 from torchrec_cce.maps.sealed import parse, seal
 from torchrec_cce.maps.store import Store, open_store

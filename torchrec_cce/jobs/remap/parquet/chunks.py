@@ -1,13 +1,14 @@
 """Column chunks of a Parquet file in the making: copied from another, built page by page, or encoded by pyarrow."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchrec_cce.jobs.remap.parquet.metadata import (
     CODECS,
+    DATA_PAGES,
     ColumnMetaData,
     FileMetaData,
     PageType,
@@ -16,13 +17,10 @@ from torchrec_cce.jobs.remap.parquet.metadata import (
     Type,
 )
 from torchrec_cce.jobs.remap.parquet.page import RawChunk, read_chunk
+from torchrec_cce.jobs.remap.parquet.recoder import Bytes
 from torchrec_cce.jobs.remap.parquet.thrift import Raw, read_struct, write_struct
 
-Bytes: TypeAlias = bytes | memoryview | pa.Buffer
-
 _DICTIONARY_BYTES = 4 << 20
-_SMALL_BYTES = 1 << 12
-"""Up to which a copy is cheaper than a part of its own."""
 
 
 class Chunk(NamedTuple):
@@ -72,11 +70,11 @@ class GrowingChunk:
     size: int = 0
     uncompressed_size: int = 0
 
-    def add(self, header: bytes, body: Bytes, uncompressed_size: int) -> None:
-        """Add a page. Its uncompressed size is that of the body alone."""
-        self.parts += [b"".join((header, body))] if len(body) < _SMALL_BYTES else [header, body]
-        self.size += len(header) + len(body)
-        self.uncompressed_size += len(header) + uncompressed_size
+    def add(self, part: Bytes, uncompressed_size: int) -> None:
+        """Add a part: a header, a body, or whole pages."""
+        self.parts.append(part)
+        self.size += len(part)
+        self.uncompressed_size += uncompressed_size
 
     def finished(self, raw: ColumnMetaData, name: str, compression: str | None, num_nulls: int) -> Chunk:
         """The chunk, described by what is known of the raw one and still true."""
@@ -104,12 +102,12 @@ def copied(raw: RawChunk) -> Chunk:
     """
     meta = ColumnMetaData(raw.meta)
     meta.bloom_filter_offset = meta.bloom_filter_length = meta.index_page_offset = None
-    has_dictionary = bool(raw.pages) and raw.pages[0].head.type == PageType.DICTIONARY_PAGE
+    has_dictionary = bool(raw.pages) and raw.pages[0].kind == PageType.DICTIONARY_PAGE
     meta.dictionary_page_offset = 0 if has_dictionary else None
-    meta.data_page_offset = next((page.start for page in raw.pages if page.data is not None), 0)
+    meta.data_page_offset = next((page.start for page in raw.pages if page.kind in DATA_PAGES), 0)
     size = uncompressed_size = len(raw.data)
     for page in raw.pages:
-        uncompressed_size += page.head.uncompressed_page_size - len(page.body)
+        uncompressed_size += page.uncompressed_size - (page.stop - page.body)
     meta.total_compressed_size, meta.total_uncompressed_size = size, uncompressed_size
     return Chunk.of([raw.data], meta)
 

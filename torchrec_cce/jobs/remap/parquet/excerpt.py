@@ -8,9 +8,10 @@ from typing import TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchrec_cce.jobs.remap.parquet.chunks import Bytes, Chunk
+from torchrec_cce.jobs.remap.parquet.chunks import Chunk
 from torchrec_cce.jobs.remap.parquet.footer import ARROW_SCHEMA, FieldPlan, key_value
 from torchrec_cce.jobs.remap.parquet.metadata import MAGIC, FileMetaData, RowGroup, SchemaElement
+from torchrec_cce.jobs.remap.parquet.recoder import Bytes
 from torchrec_cce.jobs.remap.parquet.thrift import LIST, STRUCT, Items, write_struct
 
 Group: TypeAlias = tuple[Sequence[Chunk], int]

@@ -5,7 +5,7 @@ Fields and numbers that are not used here have no name here; a struct keeps them
 
 from enum import IntEnum
 
-from torchrec_cce.jobs.remap.parquet.thrift import BINARY, BOOL, I32, I64, LIST, STRUCT, Raw, Struct, field
+from torchrec_cce.jobs.remap.parquet.thrift import BINARY, I32, I64, LIST, STRUCT, Raw, Struct, field
 
 MAGIC = b"PAR1"
 """The first bytes of a file, and the last."""
@@ -31,10 +31,6 @@ class Encoding(IntEnum):
     RLE_DICTIONARY = 8
 
 
-ENCODINGS = (0, 2, 3, 4, 5, 6, 7, 8, 9)
-"""All that Parquet has for the values of a data page."""
-
-
 class PageType(IntEnum):
     DATA_PAGE = 0
     INDEX_PAGE = 1
@@ -42,46 +38,14 @@ class PageType(IntEnum):
     DATA_PAGE_V2 = 3
 
 
+DATA_PAGES = (PageType.DATA_PAGE, PageType.DATA_PAGE_V2)
+
 CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 """Number of a `CompressionCodec` → pyarrow's name. The deprecated LZ4 (5) and LZO (3) are left to pyarrow's reader."""
 
 
 class Statistics(Struct):
     null_count: int | None = field(3, I64, optional=True)
-
-
-class DataPageHeader(Struct):
-    num_values: int = field(1, I32)
-    encoding: int = field(2, I32)
-    definition_level_encoding: int = field(3, I32)
-    statistics: Statistics | None = field(5, STRUCT, Statistics, lazy=True)
-
-
-class DataPageHeaderV2(Struct):
-    num_values: int = field(1, I32)
-    num_nulls: int = field(2, I32)
-    encoding: int = field(4, I32)
-    definition_levels_byte_length: int = field(5, I32)
-    repetition_levels_byte_length: int = field(6, I32)
-    is_compressed: bool | None = field(7, BOOL, optional=True)
-    """True if absent."""
-    statistics: Statistics | None = field(8, STRUCT, Statistics, lazy=True)
-
-
-class DictionaryPageHeader(Struct):
-    num_values: int = field(1, I32)
-    encoding: int = field(2, I32)
-
-
-class PageHeader(Struct):
-    type: int = field(1, I32)
-    uncompressed_page_size: int = field(2, I32)
-    compressed_page_size: int = field(3, I32)
-    crc: int | None = field(4, I32, optional=True)
-    """CRC-32 of the page's bytes as they lie in the file, without this header, as a signed number."""
-    data_page_header: DataPageHeader | None = field(5, STRUCT, DataPageHeader, optional=True)
-    dictionary_page_header: DictionaryPageHeader | None = field(7, STRUCT, DictionaryPageHeader, optional=True)
-    data_page_header_v2: DataPageHeaderV2 | None = field(8, STRUCT, DataPageHeaderV2, optional=True)
 
 
 class SchemaElement(Struct):
