@@ -1,7 +1,8 @@
 """Batches from remapped data against batches from the raw log, looked up in a map of 10^8 IDs as they are read.
 
-Both end where a model's tables begin: a KeyedJaggedTensor of rows. Each reading is a fresh process of one thread;
-readings alternate, medians are reported.
+Both end where a model's tables begin: a KeyedJaggedTensor of rows. Then the same files with the lookup that follows,
+forward and backward, from rows and from words. Each reading is a fresh process of one thread; readings alternate,
+medians are reported.
 """
 
 import os
@@ -98,6 +99,25 @@ def read(folder: Path, helper: HelperPolicy | None, use_helper: bool) -> dict[st
     return {**seconds, **{what: size / 2**20 for what, size in mebibytes.items()}}
 
 
+def look_up(folder: Path, helper: HelperPolicy, use_helper: bool, as_words: bool) -> float:
+    """Read all batches and look them up once, forward and backward, after one reading that warms up. CPU seconds."""
+    model = collection(use_helper=use_helper)
+    Registry(folder / "registry").open().attach(model)
+    log, form = RemappedLog(model.remap, label="label", universes={"day": 7}), model.remap.word_form
+    assert form is not None
+    finish, keys = (log.to_words, form.keys) if as_words else (log.to_rows, model.remap.row_keys)
+
+    def look_all_up() -> None:
+        for packed in global_batches(log.read(folder / helper), BATCH):
+            model(to_batch(finish(packed), keys).sparse_features).values().sum().backward()
+            model.zero_grad()
+
+    look_all_up()
+    cpu = time.process_time()
+    look_all_up()
+    return time.process_time() - cpu
+
+
 def remapped_reading_figures() -> None:
     kinds: dict[str, tuple[HelperPolicy | None, bool]] = {
         "raw": (None, True),
@@ -107,12 +127,17 @@ def remapped_reading_figures() -> None:
         "drop": ("drop", False),
     }
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    looked_up: dict[tuple[str, bool], list[float]] = {
+        (kind, as_words): [] for kind, (helper, _) in kinds.items() if helper is not None for as_words in (False, True)
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fresh(prepare, folder)
         for _ in range(ROUNDS):
             for kind, (helper, use_helper) in kinds.items():
                 found[kind].append(fresh(read, folder, helper, use_helper))
+            for (kind, as_words), seconds in looked_up.items():
+                seconds.append(fresh(look_up, folder, *kinds[kind], as_words))
         sizes = {
             each: sum(f.stat().st_size for f in (folder / each).glob("*.parquet"))
             for each in ("raw", "store", "keep-raw", "drop")
@@ -128,6 +153,14 @@ def remapped_reading_figures() -> None:
             f"remapped data ({kind}), times the rows/s of raw data",
             median(other, "cpu") / median(kind, "cpu"),
             against=against,
+        )
+        by_rows, by_words = (statistics.median(looked_up[kind, as_words]) for as_words in (False, True))
+        report(
+            f"remapped data ({kind}), read and looked up as words, times the rows/s as rows",
+            by_rows / by_words,
+            target="≥ 1.1",
+            holds=by_rows / by_words >= 1.1,
+            against=f"as rows: {ROWS / by_rows:,.0f}, as words: {ROWS / by_words:,.0f}; forward and backward; {log}",
         )
         report(
             f"remapped data ({kind}), rows/s",

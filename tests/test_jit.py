@@ -69,3 +69,22 @@ def test_what_is_compiled_in_from_another_file_counts(
     assert [run(tmp_path, inner) for _ in range(2)] == [["601", "0"], ["601", "1"]]
     changed = inner.replace(before, after)
     assert [run(tmp_path, changed) for _ in range(2)] == [[value, "0"], [value, "1"]]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"), [("nbi", "short"), ("nbi", "flipped"), ("nbc", "flipped"), ("nbc", "old")]
+)
+def test_damaged_results_are_compiled_anew(tmp_path: Path, suffix: str, damage: str) -> None:
+    """Never a traceback, and nothing of them is run. Those of before there were digests are damaged as well."""
+    (tmp_path / "outer.py").write_text(OUTER)
+    assert run(tmp_path, CALLEE) == ["601", "0"]
+    for path in (tmp_path / "__pycache__").glob(f"outer.outer-*.{suffix}"):
+        content = path.read_bytes()
+        middle = len(content) // 2
+        damaged = {
+            "short": content[:middle],
+            "flipped": content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :],
+            "old": content[:-32],
+        }
+        path.write_bytes(damaged[damage])
+    assert [run(tmp_path, CALLEE) for _ in range(2)] == [["601", "0"], ["601", "1"]]

@@ -45,7 +45,10 @@ class GradientError(CCEError, ArithmeticError):
 
 
 class JobError(CCEError, RuntimeError):
-    """A job whose workers did not finish: one was killed or ran out of memory. Nothing was changed."""
+    """A job whose workers did not finish: one was killed or ran out of memory. Nothing was changed.
+
+    Also a folder that another process writes to, or has taken over.
+    """
 
 
 class DataFileError(CCEError, ValueError):

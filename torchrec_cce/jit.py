@@ -4,7 +4,10 @@
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -12,12 +15,14 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.caching import IndexDataCacheFile
 from numba.core.dispatcher import Dispatcher
 from numba.core.extending import _Intrinsic
 from numba.extending import intrinsic
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_DIGEST_BYTES = 32
 _CONSTANTS = (bool, int, float, str, tuple, np.generic)
 
 
@@ -32,8 +37,40 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     """
     compiled = numba.njit(nogil=True, cache=True)(function)
     file = compiled._cache._cache_file
+    file.__class__ = _CheckedFile
     file._source_stamp = (file._source_stamp, _digest(function))
     return cast(Callable[P, R], compiled)
+
+
+class _CheckedFile(IndexDataCacheFile):
+    """numba's cached results with a SHA-256 behind each file: what is damaged is compiled anew, and never run.
+
+    The files stay such as numba reads, which looks at nothing behind the end of a pickle.
+    """
+
+    def _load_index(self) -> Any:
+        return super()._load_index() if _is_whole(self._index_path) else {}
+
+    def _load_data(self, name: str) -> Any:
+        path = self._data_path(name)
+        if not _is_whole(path):
+            raise OSError(f"{path}: damaged, or of an older release")  # which numba takes for a file that has gone
+        return super()._load_data(name)
+
+    @contextmanager
+    def _open_for_write(self, filepath: str) -> Iterator[BytesIO]:
+        with super()._open_for_write(filepath) as file:
+            content = BytesIO()
+            yield content
+            file.write(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+
+
+def _is_whole(path: str) -> bool:
+    try:
+        content = Path(path).read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-_DIGEST_BYTES]).digest() == content[-_DIGEST_BYTES:]
 
 
 def _digest(function: Callable[..., object]) -> str:

@@ -165,6 +165,32 @@ def test_an_empty_folder_is_an_empty_registry(operator: Operator, arguments: lis
     assert "nothing has been published yet" in line
 
 
+def test_small_ages_of_debris_want_force(operator: Operator) -> None:
+    operator.registry.publish({"t_user": snapshot(0)})
+    with operator.registry._store.writer("versions/00000002-0badcafe/0000.pointers.arrow") as sink:
+        sink.write(memoryview(b"of a publisher at work"))
+    gc = ["gc", "--keep-last", "1", "--debris-hours", "0"]
+    (line,) = operator.run(*gc, code=2).stderr.splitlines()
+    assert "--debris-hours=0 is less than 1: it takes files of publishers that are at work" in line
+    assert "debris: 1 items" in operator.run(*gc, "--dry-run").stdout
+    assert "debris: 1 items" in operator.run(*gc, "--force").stdout
+    assert operator.json("gc", "--keep-last", "1", "--keep-records", "1")["versions"] == []
+    assert [record["action"] for record in operator.json("history")] == ["collect"]
+
+
+def test_names_are_printed_as_text(operator: Operator) -> None:
+    name = "\x1b]0;title\x07[bold]t[/bold]\n\u202e"
+    operator.registry.publish({name: snapshot(0)}, checkpoint=name)
+    written_out = r"\x1b]0;title\x07[bold]t[/bold]\n\u202e"
+    for line in operator.run("show").stdout.splitlines()[::2]:
+        assert written_out in line
+    assert json.loads(operator.run("show", "--json").stdout)["tables"].keys() == {name}
+    other = Operator(operator.folder / name.replace("/", "-"))
+    (line,) = other.run("list", code=2).stderr.splitlines()
+    assert "there is no such folder" in line
+    assert line.isprintable()
+
+
 def test_a_registry_that_is_no_url(tmp_path: Path) -> None:
     finished = command(tmp_path / "process", "maps", "list", "--registry", "ftp://host/x").wait()
     assert finished.code == 2

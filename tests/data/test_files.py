@@ -10,8 +10,7 @@ from torchrec_cce.errors import DataFileError
 
 def find(*paths: Path | str) -> list[str]:
     """Their names; a folder is its `*.log`."""
-    found = files_of(list(paths), lambda folder: sorted(folder.glob("*.log")), "*.log")
-    return [path.name for path in found]
+    return [path.name for path in files_of(list(paths), (".log",))]
 
 
 @pytest.fixture
@@ -25,8 +24,8 @@ def days(tmp_path: Path) -> Path:
 
 
 def test_a_file_a_folder_and_a_list(days: Path) -> None:
-    assert files_of(days / "other", lambda _: [], "") == [days / "other"]
-    assert files_of(str(days / "other"), lambda _: [], "") == [days / "other"]
+    assert files_of(days / "other", (".log",)) == [days / "other"]
+    assert files_of(str(days / "other"), (".log",)) == [days / "other"]
     assert find(days / "week_10", days / "other", str(days / "week_9")) == ["10.log", "other", "9.log"]
 
 

@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -21,6 +22,7 @@ from torchrec_cce import (
     Vocabulary,
 )
 from torchrec_cce.errors import ConfigError, InvalidIDError
+from torchrec_cce.maps.pointer_map import Unseen
 
 SIZES = {"user": 1000, "friend": 1000, "item": 5000, "day": 7, "word": 300, "unused": 4}
 
@@ -125,19 +127,63 @@ def test_losses_of_twenty_steps_with_clusterings_between_them() -> None:
     assert losses[0][-1] < losses[0][0]
 
 
-def test_ids_of_a_vocabulary_and_unseen_ones() -> None:
-    keys = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1000)
-    collection = CCEEmbeddingBagCollection(tables=[cce(), full()])
-    collection.attach_pointer_map(
-        "t_user", collection.pointer_map("t_user").with_vocabulary(Vocabulary.build(keys), unseen="hash")
-    )
-    collection.recluster(seed=0)
-    ids = torch.cat([torch.from_numpy(keys[:50]), torch.tensor([1, 2, 3]), torch.zeros(53, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"num_rows": 300, "num_columns": 8, "embedding_dim": 32}, {"num_rows": 16, "min_pointer_bits": 4}]
+)
+@pytest.mark.parametrize("use_helper", [True, False])
+@pytest.mark.parametrize("unseen", ["hash", "first_row"])
+@pytest.mark.parametrize("has_vocabulary", [True, False])
+def test_ids_of_a_vocabulary_and_unseen_ones(
+    sizes: dict[str, int], use_helper: bool, unseen: Unseen, has_vocabulary: bool
+) -> None:
+    """In words of their codes, before and after a clustering; counted once."""
+    keys = np.arange(1000)
+    if has_vocabulary:
+        keys = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 1000)
+    collection = CCEEmbeddingBagCollection(tables=[cce(use_helper=use_helper, **sizes), full()])
+    start = collection.pointer_map("t_user")
+    if has_vocabulary:
+        start = start.with_vocabulary(Vocabulary.build(keys))
+    collection.attach_pointer_map("t_user", replace(start, unseen=unseen))
+    ids = torch.cat([torch.from_numpy(keys[:50]), torch.tensor([-1, 2**62, 3000]), torch.zeros(53, dtype=torch.int64)])
     features = KeyedJaggedTensor(keys=["user", "day"], values=ids, lengths=torch.ones(106, dtype=torch.int64))
     assert_both_ways_equal(collection, features)
+    collection.recluster(seed=0)
+    assert_both_ways_equal(collection, features)
+    lookup = collection._packed["ebc"]._last
+    assert lookup is not None
+    assert lookup.num_words < collection.cce_configs()[0].num_columns * (1 + use_helper), "not a word for each row"
     collection.attach_pointer_map("t_user", collection.pointer_map("t_user"))
     collection(features)
     assert collection.unseen_ids() == {"t_user": 3}
+
+
+def test_a_vocabulary_of_positions_changes_no_bit() -> None:
+    torch.manual_seed(0)
+    plain = CCEEmbeddingBagCollection(tables=[cce(), full()])
+    features = random_features({"user": 1000, "day": 7}, 40, 4, seed=1)
+    for _ in ("hashed", "clustered"):
+        by_keys = copy.deepcopy(plain)
+        known = plain.pointer_map("t_user").with_vocabulary(Vocabulary.build(np.arange(1000)))
+        by_keys.attach_pointer_map("t_user", known)
+        for each in (plain, by_keys):
+            each.zero_grad()
+            each(features).values().square().sum().backward()
+        assert torch.equal(plain(features).values(), by_keys(features).values())
+        for mine, theirs in zip(plain.parameters(), by_keys.parameters(), strict=True):
+            assert torch.equal(mine.grad, theirs.grad)
+        plain.recluster(seed=0)
+
+
+def test_an_id_that_a_vocabulary_lacks_is_named() -> None:
+    collection = CCEEmbeddingBagCollection(tables=[cce()])
+    known = Vocabulary.build(np.arange(10**9, 10**9 + 1000))
+    collection.attach_pointer_map("t_user", collection.pointer_map("t_user").with_vocabulary(known, unseen="error"))
+    ids = torch.tensor([10**9, 5, 6])
+    features = KeyedJaggedTensor(keys=["user"], values=ids, lengths=torch.ones(3, dtype=torch.int64))
+    for each in (collection, other_way(collection)):
+        with pytest.raises(InvalidIDError, match=r"'user': raw ID 5 \(position 1 of its 3.* among the 1000"):
+            each(features)
 
 
 @pytest.mark.usefixtures("_one_thread")

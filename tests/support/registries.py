@@ -147,7 +147,7 @@ def strays(registry: Registry, root: Path | None) -> set[str]:
         there = {file.name for folder in ("versions", "log") for file in registry._store.objects(folder)}
     else:
         there = {path.relative_to(root).as_posix() for path in root.rglob("*")}
-    known = {"versions", "log", *(f"log/{record.sequence:020d}.json" for record in registry.history())}
+    known = {"versions", "log", "reserve", *(f"log/{record.sequence:020d}.json" for record in registry.history())}
     for entry in registry.state().versions:
         names = [file.name for file in registry.manifest(entry.version).files()]
         known |= {entry.folder, *(f"{entry.folder}/{name}" for name in [MANIFEST, *names])}

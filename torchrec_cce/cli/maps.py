@@ -9,11 +9,13 @@ import typer
 from pydantic import TypeAdapter
 from rich.filesize import decimal
 
+from torchrec_cce.errors import ConfigError
 from torchrec_cce.maps.manifest import Manifest
 from torchrec_cce.maps.registry import Registry
-from torchrec_cce.training.command import one_line_errors, print_table, quiet_libraries
+from torchrec_cce.training.command import one_line_errors, plain, print_table, quiet_libraries
 
 _DAMAGED = 1
+_LEAST_HOURS = 1.0
 REGISTRY_FLAG = typer.Option(envvar="TORCHREC_CCE_REGISTRY", help="A folder, or a URL: s3://…, gs://…, az://…")
 
 RegistryURL = Annotated[str, REGISTRY_FLAG]
@@ -84,7 +86,7 @@ def verify(
     """Read every file and compare its SHA-256. Exit status 1 if anything is damaged."""
     with one_line_errors():
         damage = [str(error) for error in Registry(registry).verify(version)]
-    typer.echo(_json(damage) if as_json else "\n".join(damage or ["no damage"]))
+    typer.echo(_json(damage) if as_json else "\n".join(map(plain, damage or ["no damage"])))
     if damage:
         raise typer.Exit(_DAMAGED)
 
@@ -157,12 +159,26 @@ def gc(
     debris_hours: Annotated[
         float, typer.Option(help="Age in hours from which files of publishers that died are deleted.")
     ] = 24.0,
+    keep_records: Annotated[int, typer.Option(min=1, help="Steps that the history keeps.")] = 1000,
+    force: Annotated[
+        bool, typer.Option("--force", help="Allow debris of less than an hour: publishers at work have to begin anew.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     as_json: AsJSON = False,
 ) -> None:
     """Delete old versions, and what publishers that died left behind."""
     with one_line_errors():
-        done = Registry(registry).gc(keep_last=keep_last, debris_age=timedelta(hours=debris_hours), dry_run=dry_run)
+        if debris_hours < _LEAST_HOURS and not (force or dry_run):
+            raise ConfigError(
+                f"--debris-hours={debris_hours:g} is less than {_LEAST_HOURS:g}: it takes files of publishers that are "
+                "at work, which then have to begin anew. Give it more, or --force"
+            )
+        done = Registry(registry).gc(
+            keep_last=keep_last,
+            debris_age=timedelta(hours=debris_hours),
+            keep_records=keep_records,
+            dry_run=dry_run,
+        )
     if as_json:
         typer.echo(_json(done))
         return
@@ -179,10 +195,11 @@ def _pin(registry: str, version: int, pinned: bool, as_json: bool) -> None:
 
 def _print_manifest(manifest: Manifest) -> None:
     made = manifest.provenance
-    typer.echo(
+    made_by = (
         f"version {manifest.version}, parent {_or_dash(manifest.parent)}, created "
         f"{manifest.created:%Y-%m-%d %H:%M:%S} UTC by torchrec_cce {made.code_version} from {made.checkpoint or '–'}"
     )
+    typer.echo(plain(made_by))
     rows = [
         [
             name,

@@ -34,8 +34,8 @@ def read_parquet(
     """Stream one or more Parquet files as one log.
 
     Args:
-        paths: a file, a folder (its `*.parquet`, sorted by name), a pattern, or several of these, in this order; see
-            `files_of`.
+        paths: a file, a folder (its `*.parquet`, also in folders below, sorted by path), a pattern, or several of
+            these, in this order; see `files_of`.
         label: a column of 0 and 1, integer, float or boolean.
         ids: feature → column of any integers (uint64 as two's complement), dictionary-encoded integers, or lists of
             them. A null and a null list are empty bags.
@@ -120,12 +120,12 @@ def write_parquet(
 
 
 def parquet_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
-    """The files that `paths` stands for: a folder is its `*.parquet`, sorted by name; see `files_of`.
+    """The files that `paths` stands for: a folder is its `*.parquet`, also in folders below; see `files_of`.
 
     Raises:
         DataFileError: a path that is not there, a pattern that nothing matches, or a folder without such a file.
     """
-    return files_of(paths, lambda folder: sorted(folder.glob("*.parquet")), "*.parquet")
+    return files_of(paths, (".parquet",))
 
 
 def _to_table(rows: Rows, label: str, dense: Sequence[str], multi_hot: Collection[str]) -> pa.Table:

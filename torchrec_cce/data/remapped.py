@@ -16,7 +16,7 @@ from torchrec_cce.data.record_batches import Part, read_parts, read_schema
 from torchrec_cce.data.remapped_format import HelperPolicy, RemappedFeature, RemappedFormat, is_id_list
 from torchrec_cce.data.rows import Column, Rows, bound, log_transform
 from torchrec_cce.errors import ConfigError, DataFileError, MapMismatchError
-from torchrec_cce.kernels.packed import num_words, pack
+from torchrec_cce.kernels.packed import hashed_words, num_words, pack
 from torchrec_cce.kernels.rows import coded_rows, helper_rows
 from torchrec_cce.maps.pointer_format import PointerFormat
 from torchrec_cce.methods.cce import CCEConfig
@@ -65,7 +65,8 @@ def read_remapped(
 
 
 class RemappedLog:
-    """`read_remapped` in two steps, so that batches are cut while pointers are packed: `read`, then `to_rows`.
+    """`read_remapped` in two steps, so that batches are cut while pointers are packed: `read`, then `to_rows` or, for a
+    collection that `takes_words`, `to_words`.
 
     Args: those of `read_remapped`.
     """
@@ -155,6 +156,49 @@ class RemappedLog:
                 lengths = np.int32(rows.shape[2]) * (np.ones(len(packed), np.int32) if lengths is None else lengths)
             ids.update({next(keys): Column(values=own.reshape(-1), lengths=lengths) for own in rows})
         return Rows(labels=packed.labels, dense=packed.dense, ids=ids)
+
+    def to_words(self, packed: Rows) -> Rows:
+        """`packed`, or consecutive rows of it, as words that a collection looks up as they are: see `Remap.word_form`.
+
+        `to_batch(rows, remap.word_form.keys)` is a batch that it takes. Less is copied and looked up than of `to_rows`.
+
+        Raises:
+            InvalidIDError: as `to_rows`.
+            ConfigError: the collection has residents, whose rows are found by raw IDs.
+        """
+        form = self._remap.word_form
+        if form is None:
+            raise ConfigError("tables with residents take no words; read rows, by to_rows")
+        bounded = bound(packed, self._universes)
+        by_feature: list[list[Column]] = []
+        for feature in form.features:
+            words: list[Column] = []
+            for table in form.tables_of(feature):
+                if (table, feature) in self._mapped:
+                    words += self._mapped_words(bounded, table, feature)
+                else:
+                    ids = bounded.ids[feature]
+                    found = self._remap.look_up_words(table, feature, ids.values, form.shape(table, feature))
+                    words += [Column(values=word.view(np.int64), lengths=ids.lengths) for word in found]
+            nobody_reads = words[:1] * (form.layout.num_words - len(words))
+            by_feature.append(words + nobody_reads)
+        columns = (words[number] for number in range(form.layout.num_words) for words in by_feature)
+        return Rows(labels=packed.labels, dense=packed.dense, ids=dict(zip(form.keys, columns, strict=True)))
+
+    def _mapped_words(self, packed: Rows, table: str, feature: str) -> list[Column]:
+        """Of the pointers of a CCE table, and of its helper if it uses that."""
+        pointer_map = self._remap.pointer_map(table)
+        config, bits = self._remap.config(table), pointer_map.word_format.bits
+        assert isinstance(config, CCEConfig)
+        numbers = range(num_words(config.num_columns, bits))
+        words = [packed.ids[_word_key(table, feature, "pointers", number)] for number in numbers]
+        raw = packed.ids.get(_raw_key(table, feature))
+        if raw is not None:
+            hashes = hashed_words(raw.values, pointer_map.helper_hash, bits)
+            return words + [Column(values=word.view(np.int64), lengths=raw.lengths) for word in hashes]
+        if config.use_helper:
+            words += [packed.ids[_word_key(table, feature, "helpers", number)] for number in numbers]
+        return words
 
     def _mapped_rows(
         self, packed: Rows, table: str, feature: str, config: CCEConfig
@@ -247,12 +291,7 @@ def remapped_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     Raises:
         DataFileError: a path that is not there, or a folder without such a file.
     """
-
-    def inside(folder: Path) -> list[Path]:
-        found = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
-        return [path for path in found if not any(name[0] in "_." for name in path.relative_to(folder).parts)]
-
-    return files_of(paths, inside, "*.parquet and no *.arrow")
+    return files_of(paths, _SUFFIXES)
 
 
 def _word_key(table: str, feature: str, kind: str, word: int) -> str:

@@ -97,8 +97,8 @@ def build_vocabulary(
     `memory_bytes`, nor on `num_threads`.
 
     Args:
-        paths: Parquet files, folders (their `*.parquet`) and Arrow IPC files or streams (`.arrow`, `.arrows`,
-            `.feather`), one or several.
+        paths: Parquet files, folders (their `*.parquet`, also in folders below) and Arrow IPC files or streams
+            (`.arrow`, `.arrows`, `.feather`), one or several.
         columns: ID columns that share this vocabulary: any integers (uint64 as two's complement), dictionary-encoded
             integers, or lists of them. A null and a null list hold no ID.
         min_frequency: leave out IDs that occur less often.

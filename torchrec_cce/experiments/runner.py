@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from torchrec_cce.errors import ConfigError
+from torchrec_cce.errors import ConfigError, JobError
 from torchrec_cce.experiments.agenda import Agenda
 from torchrec_cce.experiments.plan import Plan
 from torchrec_cce.experiments.results import RESULTS, RUNS, TrialResult, versions, write_results
 from torchrec_cce.experiments.trial import Trial, run_trial
+from torchrec_cce.files.lock import LOCK, FolderLock
 from torchrec_cce.training.command import quiet_libraries
 from torchrec_cce.training.input import check_files
 from torchrec_cce.workers.inline import InlineEngine
@@ -48,16 +48,18 @@ def bench(
     """
     check_files(plan.run)  # every trial would find the same out, one after another
     agenda = Agenda(plan, folder / RUNS, keeps_checkpoints=keep_checkpoints)
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            stack.enter_context(FileLock(folder / ".lock", timeout=0))
-        except Timeout as error:
-            raise ConfigError(
-                f"{folder}: another process runs a plan in this folder; wait for it, or choose another folder"
-            ) from error
-        path, here, written = folder / RESULTS, versions(), time.monotonic()
-        stack.callback(lambda: write_results(path, agenda.results(), here))  # also of a comparison that is interrupted
+            lock = stack.enter_context(FolderLock(folder / LOCK, what="runs a plan in this folder"))
+        except JobError as error:
+            raise ConfigError(f"{error}. Or choose another folder") from error
+        here, written = versions(), time.monotonic()
+
+        def write() -> None:
+            lock.check()
+            write_results(folder / RESULTS, agenda.results(), here)
+
+        stack.callback(write)  # also of a comparison that is interrupted
         engine = stack.enter_context(LocalEngine(workers, stopping_s=_STOPPING_S) if workers else InlineEngine())
         bar = stack.enter_context(_bar(show_progress and workers > 0))
         task = bar.add_task("trials", total=agenda.total)
@@ -73,7 +75,7 @@ def bench(
         ):
             agenda.record(trial, result)
             if time.monotonic() > written + _WRITE_EVERY_S:
-                write_results(path, agenda.results(), here)
+                write()
                 written = time.monotonic()
         agenda.drop_checkpoints()
     return agenda.results()

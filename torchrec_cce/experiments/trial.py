@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from torchrec_cce.clustering.entropy import random_entropies
-from torchrec_cce.errors import CCEError, ClusteringError, ConfigError, DivergedError, GradientError
+from torchrec_cce.errors import CCEError, ClusteringError, ConfigError, DivergedError, GradientError, JobError
 from torchrec_cce.experiments.results import Entropies, TrialResult
 from torchrec_cce.files.atomic import write_json
+from torchrec_cce.files.lock import FolderLock
 from torchrec_cce.methods.cce import CCEEmbeddingBagConfig
 from torchrec_cce.methods.sketch import SketchEmbeddingBagConfig
 from torchrec_cce.training import checkpoint
@@ -69,8 +68,8 @@ def run_trial(trial: Trial) -> TrialResult:
     Raises:
         KeyboardInterrupt: somebody asked to stop.
     """
-    trial.run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(trial.run_dir.with_name(f".{trial.run_dir.name}.lock"), timeout=_PATIENCE_S):
+    path = trial.run_dir.with_name(f".{trial.run_dir.name}.lock")
+    with FolderLock(path, what=f"tries {trial.run_dir.name}", patience_s=_PATIENCE_S) as lock:
         _prepare(trial)
         try:
             result = _train(trial)
@@ -81,6 +80,7 @@ def run_trial(trial: Trial) -> TrialResult:
         except Exception as error:  # noqa: BLE001 - what is wrong with one method does not stop the others
             (trial.run_dir / "traceback.txt").write_text(traceback.format_exc())
             return trial.result(f"{type(error).__name__}: {one_line(error)}")
+        lock.check()
         if not trial.keeps_checkpoint:
             drop_checkpoint(trial.run_dir)
         outcome = None if result.sizes is None else result.as_outcome(trial.run_dir)
@@ -146,6 +146,8 @@ def _train(trial: Trial) -> TrialResult:
         if not isinstance(error.result, RunResult):
             raise
         trained = error.result
+    except JobError:
+        raise  # what is there is another process's
     except CCEError:
         if not resumes:
             raise

@@ -1,7 +1,6 @@
 """Files and folders that appear whole or not at all, also when the process is killed while it writes them.
 
-Jobs lock files and folders that they have anyway: by shared locks, and by ones that leave no lock file beside their
-output. Everything else uses `filelock`, which can do neither.
+Who writes to a folder alone locks it with `files.lock`. Here is what that cannot do, a lock that several share.
 """
 
 import fcntl
@@ -16,8 +15,6 @@ from typing import Any
 
 import pydantic_core
 
-from torchrec_cce.errors import JobError
-
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -26,7 +23,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     What was at `path` before stays there until the rename: a file is replaced in one step, and a folder must not exist.
     On an exception the temporary is removed; after a kill it stays behind, hidden, and is never read.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
@@ -40,6 +37,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 temporary.unlink()
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those it lies in, unless they are there, so that no power cut takes their names again."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        flush(path.parent)
 
 
 def flush(path: Path) -> None:
@@ -94,33 +99,3 @@ def hold(path: Path, *, shared: bool = False) -> ExitStack:
         if not os.path.samestat(os.fstat(descriptor), path.stat()):
             raise FileNotFoundError(path)
         return held.pop_all()
-
-
-@contextmanager
-def held_folder(path: Path) -> Iterator[Path]:
-    """Make a hidden folder beside `path`, in which one process makes what is then moved to `path`.
-
-    Yields the folder, which is empty: what a job that was killed left in it is removed first. In the end it is removed.
-
-    Raises:
-        JobError: another process holds it: it is making `path`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.making")
-    with _hold_new(hidden, path):
-        try:
-            for left in hidden.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield hidden
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _hold_new(hidden: Path, path: Path) -> ExitStack:
-    while True:
-        hidden.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # whoever held it is done and has removed it
-            try:
-                return hold(hidden)
-            except BlockingIOError as error:
-                raise JobError(f"{path}: another job is making it, and holds {hidden}; wait for it") from error

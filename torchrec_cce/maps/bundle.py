@@ -4,10 +4,13 @@ A bundle is a folder, or whatever else takes named files; the manifest is writte
 """
 
 import hashlib
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +34,8 @@ from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.sealed import sha256_of
 from torchrec_cce.maps.snapshot import TableSnapshot
 from torchrec_cce.maps.vocabulary import Vocabulary
+
+_CHUNK = 1 << 18
 
 OpenFile = Callable[[str], AbstractContextManager[Sink]]
 """From a file's name to something to write it to; it is there when the context ends well."""
@@ -82,7 +87,9 @@ def read_folder(folder: Path) -> tuple[Manifest, dict[str, TableSnapshot]]:
     manifest = Manifest.from_json(path.read_bytes(), str(path))
     for entry in manifest.files():
         check_file(folder / entry.name, entry)
-    return manifest, read_tables(folder, manifest)
+    tables = read_tables(folder, manifest)
+    check_content(tables, None, str(folder))
+    return manifest, tables
 
 
 def read_tables(folder: Path, manifest: Manifest) -> dict[str, TableSnapshot]:
@@ -106,8 +113,11 @@ def check_file(path: Path, entry: FileEntry) -> None:
         MapFileError: it is missing, cut short or damaged.
     """
     try:
-        found = sha256_of(path)
-        num_bytes = path.stat().st_size
+        found_stat = path.stat()
+        num_bytes = found_stat.st_size
+        # Neither a pipe, which would be waited for, nor a file that is longer than it should be, is read.
+        is_readable = stat.S_ISREG(found_stat.st_mode) and num_bytes == entry.num_bytes
+        found = sha256_of(path) if is_readable else "not read"
     except FileNotFoundError as error:
         raise MapFileError(f"{path}: no such file, but the manifest names it; copy or publish it again") from error
     if (found, num_bytes) != (entry.sha256, entry.num_bytes):
@@ -115,6 +125,49 @@ def check_file(path: Path, entry: FileEntry) -> None:
             f"{path}: {num_bytes} bytes with SHA-256 {found[:12]}, recorded are {entry.num_bytes} with "
             f"{entry.sha256[:12]}; the file is damaged, copy or publish it again"
         )
+
+
+def check_content(tables: Mapping[str, TableSnapshot], manifest: Manifest | None, name: str) -> None:
+    """Look at what decides lookups, which compiled loops take without a check: every code and every position.
+
+    Args:
+        manifest: whose digests of maps and vocabularies are compared too; None where files were just compared.
+        name: of the folder, for messages.
+
+    Raises:
+        MapFileError: a code is not that of a codeword, a position not that of an ID, or a map has another digest.
+    """
+    for table, snapshot in tables.items():
+        pointer_map, vocabulary = snapshot.pointer_map, snapshot.pointer_map.vocabulary
+        if pointer_map.stored is not None and 1 << pointer_map.pointer_format.bits > pointer_map.num_rows:
+            _check_range(f"{name}: table {table!r}: pointers", pointer_map.learned_codes, 0, pointer_map.num_rows)
+        if vocabulary is not None:
+            _check_range(f"{name}: table {table!r}: positions", vocabulary.slots_view[:, 1], -1, vocabulary.num_ids)
+        if manifest is None:
+            continue
+        entry = manifest.tables[table]
+        anew = None if vocabulary is None else replace(vocabulary)  # copies that nobody has vouched for
+        digests = [(replace(pointer_map, vocabulary=anew).digest, entry.map_digest)]
+        if anew is not None and entry.vocabulary is not None:
+            digests.append((anew.digest, entry.vocabulary.digest))
+        for found, recorded in digests:
+            if found != recorded:
+                raise MapFileError(
+                    f"{name}: table {table!r}: the digest of its map or vocabulary is {found[:12]}, recorded is "
+                    f"{recorded[:12]}; whoever wrote the manifest was wrong, publish another version"
+                )
+
+
+def _check_range(what: str, numbers: Any, first: int, end: int) -> None:
+    """Raise MapFileError if some of `numbers: [n, …]` are not in first..end - 1."""
+    for start in range(0, numbers.shape[0], _CHUNK):
+        part = numbers[start : start + _CHUNK]
+        smallest, largest = int(part.min()), int(part.max())
+        if smallest < first or largest >= end:
+            raise MapFileError(
+                f"{what} of {smallest if smallest < first else largest}, which is not in {first}..{end - 1}; whoever "
+                "wrote them was wrong, publish another version"
+            )
 
 
 class _Tee:

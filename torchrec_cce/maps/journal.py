@@ -2,14 +2,17 @@
 
 Record `n` is one small object, created only if absent, and holds the whole state after it. So the newest record is the
 state, a step from one state to the next is one atomic creation, and of two who step from record `n` exactly one creates
-record `n + 1`. Records are never deleted or rewritten: a number that was free once more could be taken by someone who
-had slept.
+record `n + 1`. Records are never rewritten. `cut` deletes old ones, the oldest first, so that what is left follows one
+upon another: by that, someone who had slept and takes a number that is free once more finds out that it is behind.
 """
 
+import logging
 import os
+import re
 import secrets
 import socket
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Annotated, Literal
@@ -22,8 +25,11 @@ from torchrec_cce.maps.manifest import Count, Positive, Sha256
 from torchrec_cce.maps.sealed import parse, seal
 from torchrec_cce.maps.store import Store
 
+_log = logging.getLogger(__name__)
+
 FORMAT: Literal[1] = 1
 _LOG = "log"
+_RECORD = re.compile(rf"{_LOG}/[0-9]{{20}}\.json")
 _ATTEMPTS = 5
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -94,6 +100,8 @@ class Journal:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._last_seen: str | None = None
+        self._strays: set[str] = set()
+        """What was said of to be no record."""
 
     def state(self) -> RegistryState:
         """The newest record; the empty state if there is none.
@@ -102,21 +110,31 @@ class Journal:
             MapFileError: the record is damaged, or of a later format.
             RegistryError: the store did not answer.
         """
-        listed = self._store.objects(_LOG, after=self._last_seen)
-        names = [stored.name for stored in listed if stored.name.endswith(".json")]
+        names = self._names(after=self._last_seen)
         newest = names[-1] if names else self._last_seen
         if newest is None:
             return RegistryState()
-        state = _parse(self._store.read(newest), f"{self._store.url}/{newest}")
+        try:
+            state = _parse(self._store.read(newest), f"{self._store.url}/{newest}")
+        except FileNotFoundError as error:
+            raise MapFileError(f"{self._store.url}/{newest}: the newest record has gone; restore it") from error
         if _name(state.sequence) != newest:
             raise MapFileError(f"{self._store.url}/{newest}: holds record {state.sequence}; the log is damaged")
         self._last_seen = newest
         return state
 
     def records(self) -> list[RegistryState]:
-        """All records, oldest first."""
-        names = [stored.name for stored in self._store.objects(_LOG) if stored.name.endswith(".json")]
-        return [_parse(self._store.read(name), f"{self._store.url}/{name}") for name in names]
+        """All records that there are, oldest first."""
+        records = []
+        for name in self._names():
+            with suppress(FileNotFoundError):  # cut off meanwhile
+                records.append(_parse(self._store.read(name), f"{self._store.url}/{name}"))
+        return records
+
+    def cut(self, *, keep: int) -> None:
+        """Delete all records but the last `keep`, at least one. Raises RegistryError: the store did not answer."""
+        for name in self._names()[: -max(1, keep)]:
+            self._store.delete(name)
 
     def append(self, before: RegistryState, after: RegistryState) -> RegistryState:
         """Step from `before` to `after`, and return it as it was recorded.
@@ -136,11 +154,14 @@ class Journal:
         failure: RegistryError | None = None
         for attempt in range(_ATTEMPTS):
             time.sleep(attempt * 0.2)
+            created = False
             try:
-                if self._store.create(name, record):
-                    return after
+                created = self._store.create(name, record)
             except RegistryError as error:
                 failure = error
+            if created:
+                self._check_follows(before, after)
+                return after
             # Not always somebody else's: a store may take a record, and its answer be lost.
             try:
                 found = self._store.read(name)
@@ -150,6 +171,7 @@ class Journal:
                 failure = error
                 continue
             if found == record:
+                self._check_follows(before, after)
                 return after
             winner = _parse(found, f"{self._store.url}/{name}")
             current = "nothing" if winner.current is None else winner.find(None).identity
@@ -161,6 +183,35 @@ class Journal:
             f"{self._store.url}: record {after.sequence} may or may not have been written after {_ATTEMPTS} tries "
             f"({failure}); list the registry before trying again"
         ) from failure
+
+    def _check_follows(self, before: RegistryState, after: RegistryState) -> None:
+        """Of a record that was just created: raise PublishConflictError if its number was free because it was cut off.
+
+        Then there are later records, but not the one before it, and nobody has gone on from it.
+        """
+        name = _name(after.sequence)
+        later = self._names(after=name)
+        if not later or (before.sequence and self._store.find(_name(before.sequence)) is not None):
+            return
+        entries = self.state().versions
+        if after.action == "publish" and after.versions[-1].folder in {entry.folder for entry in entries}:
+            return
+        self._store.delete(name)
+        raise PublishConflictError(
+            f"{self._store.url}: {len(later)} steps and more were taken since this {after.action} began, and the log "
+            "was cut back. Open what is current and start from there"
+        )
+
+    def _names(self, *, after: str | None = None) -> list[str]:
+        """Of records, oldest first; what else lies there is said once and left alone."""
+        names = []
+        for stored in self._store.objects(_LOG, after=after):
+            if _RECORD.fullmatch(stored.name):
+                names.append(stored.name)
+            elif stored.name not in self._strays:
+                self._strays.add(stored.name)
+                _log.warning("%s: %r is no record of the log, and is passed over", self._store.url, stored.name)
+        return names
 
 
 def _name(sequence: int) -> str:

@@ -1,24 +1,27 @@
 """Published versions of a model's maps and codebooks: immutable, verified, and one of them current."""
 
+import errno
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from torchrec_cce.errors import ConfigError, MapFileError, PublishConflictError, RegistryError
+from torchrec_cce.errors import ConfigError, JobError, MapFileError, PublishConflictError, RegistryError
 from torchrec_cce.maps.bundle import read_tables
 from torchrec_cce.maps.journal import Action, Journal, PublishedVersion, RegistryState
 from torchrec_cce.maps.kept import note_kept
 from torchrec_cce.maps.manifest import Manifest, Provenance
 from torchrec_cce.maps.snapshot import Churn, MapHolder, TableSnapshot, churn
 from torchrec_cce.maps.store import open_store
-from torchrec_cce.maps.store.store import StoredObject
+from torchrec_cce.maps.store.store import CLOCK, StoredObject
 from torchrec_cce.maps.version_files import VERSIONS, Verify, VersionFiles
 
 _log = logging.getLogger(__name__)
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,6 +107,7 @@ class Registry:
         parent: int | None = None,
         checkpoint: str | None = None,
         config_digest: str | None = None,
+        confirm: Callable[[], object] = lambda: None,
     ) -> PublishedVersion:
         """Write a version and make it current.
 
@@ -112,6 +116,8 @@ class Registry:
             parent: the version that they were made from. It must still be current: who clustered from an older one
                 would undo what was published since. None is whatever is current when the call begins.
             checkpoint, config_digest: provenance, for the manifest.
+            confirm: called when all is written, right before it becomes current. What it raises ends the call, and
+                nothing has changed.
 
         Raises:
             PublishConflictError: another publisher was first, or `parent` is not current. Nothing has changed.
@@ -135,6 +141,7 @@ class Registry:
             provenance=Provenance.of_this_code(checkpoint=checkpoint, config_digest=config_digest),
         )
         try:
+            confirm()
             self._journal.append(
                 before,
                 replace(
@@ -146,9 +153,16 @@ class Registry:
                     versions=(*before.versions, entry),
                 ),
             )
-        except PublishConflictError:
+        except (PublishConflictError, JobError):
             self._files.discard(entry.folder)
             raise
+        if not self._is_whole(entry):
+            self._take_back(entry)
+            raise RegistryError(
+                f"{self.url}: files of {entry.identity} have gone while it was published, by hand or by a `gc` of an "
+                "older release; it was taken back. Publish again"
+            )
+        self._store.put_room_aside()
         note_kept(tables)
         return entry
 
@@ -227,30 +241,48 @@ class Registry:
         self._journal.append(before, replace(before, action=action, subject=version, versions=versions))
         return entry
 
-    def gc(self, *, keep_last: int, debris_age: timedelta = timedelta(days=1), dry_run: bool = False) -> Collected:
-        """Delete versions that are neither current, nor pinned, nor among the last `keep_last`, and debris.
+    def gc(
+        self,
+        *,
+        keep_last: int,
+        debris_age: timedelta = timedelta(days=1),
+        keep_records: int = 1000,
+        dry_run: bool = False,
+    ) -> Collected:
+        """Delete debris, old records, and versions that are neither current nor pinned nor among the last `keep_last`.
 
-        Debris are the files of publishers that died, once the newest of them is `debris_age` old: longer than a
-        publisher can pause between two files.
+        Debris are the files of publishers that died, once the newest of them is `debris_age` old by the store's clock:
+        longer than a publisher can pause between two files. If one lives all the same, it gets a PublishConflictError.
+
+        Args:
+            keep_records: how many records the log keeps, which `history` has; the newest is all that the others need.
 
         Raises:
-            ConfigError: `keep_last < 1`.
+            ConfigError: `keep_last < 1` or `keep_records < 1`.
             PublishConflictError: somebody else changed the registry at the same time; nothing has been deleted.
+            RegistryError: the store did not answer.
         """
-        if keep_last < 1:
-            raise ConfigError(f"keep_last={keep_last} is not at least 1")
+        for name, least in (("keep_last", keep_last), ("keep_records", keep_records)):
+            if least < 1:
+                raise ConfigError(f"{name}={least} is not at least 1")
         # In this order: what is listed here and not in the state that is read after is not a version yet.
-        found = [*self._store.objects(VERSIONS), *self._store.leftovers()]
+        found = [*self._store.objects(VERSIONS), *self._store.objects(CLOCK), *self._store.leftovers()]
         before = self.state()
         last = {entry.version for entry in before.versions[-keep_last:]} | {before.current}
         kept = tuple(entry for entry in before.versions if entry.pinned or entry.version in last)
         dropped = [entry for entry in before.versions if entry not in kept]
-        debris = _debris(found, {entry.folder for entry in before.versions}, datetime.now(timezone.utc) - debris_age)
+        debris = _debris(found, {entry.folder for entry in before.versions}, self._now(found) - debris_age)
         if not dry_run:
-            if dropped:
-                self._journal.append(before, replace(before, action="collect", subject=None, versions=kept))
+            if dropped or debris:
+                # Also for debris alone: whoever has written some of it and lives has read an earlier state than this
+                # record, and can no longer publish from there.
+                self._append_with_room(
+                    before, replace(before, action="collect", subject=None, versions=kept), keep_records
+                )
             for name in (*(entry.folder for entry in dropped), *debris):
                 self._store.delete(name)
+            self._journal.cut(keep=keep_records)
+            self._store.put_room_aside()
         return Collected(
             versions=tuple(entry.version for entry in dropped),
             debris=tuple(debris),
@@ -281,6 +313,48 @@ class Registry:
                 yield opened
             time.sleep(interval_s)
 
+    def _now(self, found: Sequence[StoredObject]) -> datetime:
+        """The time by the store's clock; where it takes no object, no later than that."""
+        try:
+            return self._store.now()
+        except RegistryError:
+            return max((item.modified for item in found), default=datetime.min.replace(tzinfo=timezone.utc))
+
+    def _append_with_room(self, before: RegistryState, after: RegistryState, keep_records: int) -> None:
+        """Take a step that frees room, also where there is none for its record."""
+        try:
+            self._journal.append(before, after)
+        except RegistryError as error:
+            if not _is_full(error):
+                raise
+            self._store.give_room()
+            self._journal.cut(keep=keep_records)
+            self._journal.append(before, after)
+
+    def _is_whole(self, entry: PublishedVersion) -> bool:
+        """Whether the files of a version are there, as far as the store answers."""
+        try:
+            return self._files.are_whole(entry)
+        except RegistryError as error:
+            _log.warning("%s was published, but cannot be looked at: %s", entry.identity, error)
+            return True
+
+    def _take_back(self, entry: PublishedVersion) -> None:
+        """Undo the publication of a version that nobody can open."""
+        for _ in range(_ATTEMPTS):
+            state = self.state()
+            others = tuple(other for other in state.versions if other.version != entry.version)
+            with suppress(PublishConflictError):
+                if state.current == entry.version and others:
+                    back = next((other for other in others if other.version == entry.parent), others[-1]).version
+                    state = self._journal.append(state, replace(state, action="rollback", subject=back, current=back))
+                current = state.current if others else None
+                self._journal.append(
+                    state, replace(state, action="collect", subject=None, versions=others, current=current)
+                )
+                self._files.discard(entry.folder)
+                return
+
     def _find(self, state: RegistryState, version: int | None) -> PublishedVersion:
         try:
             return state.find(version)
@@ -300,12 +374,21 @@ class Registry:
         return {name: change.share_changed for name, change in compared.items() if change is not None}
 
 
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error comes from a disk without room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
 def _debris(found: Iterable[StoredObject], versions: set[str], long_ago: datetime) -> dict[str, int]:
-    """Folders and files that belong to no version and were not touched since `long_ago` → their bytes."""
+    """Folders and files that belong to no version and were not touched after `long_ago` → their bytes."""
     newest: dict[str, datetime] = {}
     sizes: dict[str, int] = {}
     for item in found:
         name = "/".join(item.name.split("/")[:2])  # `versions/FOLDER`, or an unfinished file elsewhere
         newest[name] = max(item.modified, newest.get(name, item.modified))
         sizes[name] = sizes.get(name, 0) + item.num_bytes
-    return {name: sizes[name] for name, modified in newest.items() if name not in versions and modified < long_ago}
+    return {name: sizes[name] for name, modified in newest.items() if name not in versions and modified <= long_ago}

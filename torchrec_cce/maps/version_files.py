@@ -1,24 +1,31 @@
 """The files of a published version: written once, checked in the store, and brought to this machine to be mapped.
 
-A file that was verified once is not read again until it changes: a *receipt* keeps its size, inode and times. Any write
-to a file moves its change time, which no program can set back.
+A file that was verified once is not read again until it changes: a *receipt* keeps its size, inode and times. The
+system moves a file's change time with every write, and with the first one through a mapping after the file was flushed,
+as it is before it is read. Receipts are believed where nobody else can write them. They do not show what somebody does
+who can set the clock or write to the disk itself, and writes to a mapping on file systems without such times (tmpfs).
 """
 
 import hashlib
 import json
+import logging
+import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from filelock import FileLock
 
 from torchrec_cce.errors import MapFileError, RegistryError
-from torchrec_cce.files.atomic import atomic_path, write_json
+from torchrec_cce.files.atomic import atomic_path, flush, write_json
 from torchrec_cce.files.cache import default_cache
-from torchrec_cce.maps.bundle import check_file, write_bundle
+from torchrec_cce.maps.bundle import check_content, check_file, read_tables, write_bundle
 from torchrec_cce.maps.journal import Journal, PublishedVersion
 from torchrec_cce.maps.manifest import MANIFEST, FileEntry, Manifest, Provenance
 from torchrec_cce.maps.snapshot import TableSnapshot
@@ -28,6 +35,14 @@ VERSIONS = "versions"
 """The folder of all versions' folders."""
 Verify = Literal["changed", "all"]
 """Which files `open` reads whole: those that have changed since they were verified on this machine, or all."""
+
+_log = logging.getLogger(__name__)
+_RECEIPTS = 2
+"""The format of receipts. Those of format 1 do not say that the codes of maps were looked at."""
+_TICK_NS, _TICKS = 20_000_000, 2
+"""File systems tell times by the ticks of the kernel, of up to 10 ms."""
+_SAID: set[Path] = set()
+"""Cache folders that were warned of."""
 
 
 class VersionFiles:
@@ -76,8 +91,7 @@ class VersionFiles:
                 created=manifest.created,
                 num_bytes=sum(file.num_bytes for file in manifest.files()) + len(document),
             )
-            there = {stored.name for stored in self._store.objects(folder)}
-            if len(there) != len(manifest.files()) + 1:
+            if not self.are_whole(entry):
                 raise RegistryError(
                     f"{self._store.url}/{folder}: files are missing that were just written; a gc with too small a "
                     "debris_age took them. Publish again"
@@ -86,6 +100,10 @@ class VersionFiles:
             self.discard(folder)
             raise
         return entry
+
+    def are_whole(self, entry: PublishedVersion) -> bool:
+        """Whether all files of a version that was just written are there, as their sizes tell."""
+        return sum(stored.num_bytes for stored in self._store.objects(entry.folder)) == entry.num_bytes
 
     def discard(self, folder: str) -> None:
         """Delete the folder of a version that was not published, if the store answers; if not, `gc` does later."""
@@ -119,7 +137,11 @@ class VersionFiles:
         return Manifest.from_json(document, f"{self._store.url}/{name}")
 
     def damage(self, entry: PublishedVersion) -> list[MapFileError]:
-        """What is damaged in a version, all of it read from the store; nothing if it is collected meanwhile."""
+        """What is damaged in a version, all of it read from the store; nothing if it is collected meanwhile.
+
+        Maps are digested anew, and their codes looked at. From an object store, one table at a time is copied for that
+        to the cache folder.
+        """
         try:
             manifest = self.manifest(entry)
         except MapFileError as error:
@@ -129,17 +151,38 @@ class VersionFiles:
                 return []
             raise
         damage = []
-        for file in manifest.files():
-            name = f"{entry.folder}/{file.name}"
-            try:
-                found = self._store.sha256(name)
-            except FileNotFoundError:
-                found = "missing"
-            if found != file.sha256:
-                damage.append(
-                    MapFileError(f"{self._store.url}/{name}: SHA-256 {found[:12]}, recorded is {file.sha256[:12]}")
-                )
+        for name, table in manifest.tables.items():
+            one_table = replace(manifest, tables={name: table})
+            in_place = self._store.path(entry.folder)
+            with nullcontext(in_place) if in_place is not None else self._scratch() as folder:
+                looked_at = [self._fetched(entry, file, folder) for file in table.files()]
+                damaged = [found for found in looked_at if found is not None]
+                if not damaged:
+                    try:
+                        check_content(read_tables(folder, one_table), one_table, f"{self._store.url}/{entry.folder}")
+                    except MapFileError as error:
+                        damaged.append(error)
+            damage += damaged
         return [] if damage and self.was_collected(entry) else damage
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        with TemporaryDirectory(dir=self._own_cache(), prefix="verify.") as folder:
+            yield Path(folder)
+
+    def _fetched(self, entry: PublishedVersion, file: FileEntry, folder: Path) -> MapFileError | None:
+        """What is wrong with a file, which is then in `folder`; None if nothing is."""
+        name = f"{entry.folder}/{file.name}"
+        try:
+            if self._store.path(name) is not None:
+                found = self._store.sha256(name)
+            else:
+                found = self._store.download(name, folder / file.name)
+        except FileNotFoundError:
+            found = "missing"
+        if found == file.sha256:
+            return None
+        return MapFileError(f"{self._store.url}/{name}: SHA-256 {found[:12]}, recorded is {file.sha256[:12]}")
 
     def was_collected(self, entry: PublishedVersion) -> bool:
         """Whether `gc` took a version since its entry was read: then files that are gone are no damage."""
@@ -155,15 +198,15 @@ class VersionFiles:
         receipt_path = self._cache / "receipts" / f"{Path(folder).name}.json"
         in_place = self._store.path(folder)
         if in_place is not None:
-            self._verify(in_place, manifest.files(), receipt_path, verify)
+            self._verify(in_place, manifest, receipt_path, verify)
             return in_place
-        local = self._cache / folder
+        local = self._own_cache() / folder
         local.mkdir(parents=True, exist_ok=True)
         with FileLock(self._cache / f"{Path(folder).name}.lock"):
             for entry in manifest.files():
                 self._copy(folder, entry, local / entry.name)
             try:
-                self._verify(local, manifest.files(), receipt_path, verify)
+                self._verify(local, manifest, receipt_path, verify)
             except MapFileError:
                 shutil.rmtree(local)  # the next to open it copies it anew
                 raise
@@ -201,21 +244,59 @@ class VersionFiles:
                     f"{entry.sha256[:12]}; the object is damaged, publish it again or roll back"
                 )
 
-    def _verify(self, folder: Path, entries: Iterable[FileEntry], receipt_path: Path, verify: Verify) -> None:
-        receipt: dict[str, list[object]] = {}
+    def _verify(self, folder: Path, manifest: Manifest, receipt_path: Path, verify: Verify) -> None:
+        receipt: dict[str, object] = {}
         with suppress(OSError, ValueError):
-            receipt = json.loads(receipt_path.read_bytes())
-        fresh = {}
-        for entry in entries:
+            if _is_ours(self._own_cache()):
+                receipt = json.loads(receipt_path.read_bytes())
+        if not isinstance(receipt, dict) or receipt.get("format") != _RECEIPTS:
+            receipt = {}
+        fresh: dict[str, object] = {"format": _RECEIPTS}
+        for entry in manifest.files():
             path = folder / entry.name
             known = receipt.get(entry.name) if verify == "changed" else None
             before = _stamp(path, entry)
             if known is None or known != before:
+                before = _settled_stamp(path, entry)
                 check_file(path, entry)
             fresh[entry.name] = before
         if fresh != receipt:
+            check_content(read_tables(folder, manifest), None, str(folder))
             with suppress(OSError):  # a full cache disk only costs time
                 write_json(receipt_path, fresh)
+
+    def _own_cache(self) -> Path:
+        """The folder of copies and receipts, which nobody else can write."""
+        with suppress(OSError):
+            self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._cache.stat().st_uid == os.getuid():
+                self._cache.chmod(0o700)
+        if self._cache.exists() and not _is_ours(self._cache) and self._cache not in _SAID:
+            _SAID.add(self._cache)
+            _log.warning(
+                "%s: others can write there, so that every file is read whole each time; choose another folder by "
+                "TORCHREC_CCE_CACHE",
+                self._cache,
+            )
+        return self._cache
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody but this user (and root) can write to a folder."""
+    found = folder.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
+def _settled_stamp(path: Path, entry: FileEntry) -> list[object] | None:
+    """The stamp of a file whose next change will show in it, whoever has written to it so far and still maps it."""
+    with suppress(OSError):  # on a file system that is only read
+        if path.is_file():
+            flush(path)
+    for _ in range(_TICKS):
+        with suppress(FileNotFoundError):
+            if 0 <= time.time_ns() - path.stat().st_ctime_ns < _TICK_NS:  # two changes may bear one time
+                time.sleep(_TICK_NS / 1e9)
+    return _stamp(path, entry)
 
 
 def _stamp(path: Path, entry: FileEntry) -> list[object] | None:

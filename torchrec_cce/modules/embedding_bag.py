@@ -167,6 +167,12 @@ class CCEEmbeddingBagCollection(CCECollection, EmbeddingBagCollectionInterface):
         return bool(tables) and can_be_packed(self._own_remap[0], tables) and self.computed is None
 
     @property
+    def takes_words(self) -> bool:
+        """Whether words of remapped data, as `remap.word_form` has them, are looked up in one step now: from plain
+        parameters, or replicas, on this CPU. Elsewhere they become rows first."""
+        return self._is_bare and self._packed["ebc"].takes_words(self.remap, self.ebc)
+
+    @property
     def _is_bare(self) -> bool:
         """Whether no other module than `ebc` has tables, and none has taken the place of the remap."""
         others = (self.codewords, self.residents, self.quantized_residents, self.computed)

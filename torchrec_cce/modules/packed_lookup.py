@@ -12,21 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from torchrec_cce.errors import ConfigError
 from torchrec_cce.kernels.lookup.layout import FeatureTable, Layout
-from torchrec_cce.kernels.lookup.pack import Codes
-from torchrec_cce.maps.pointer_format import PointerFormat
-from torchrec_cce.maps.pointer_map import PointerMap
-from torchrec_cce.methods.cce import CCEConfig
-from torchrec_cce.methods.compositional import CompositionalConfig, HashedScheme, SignedScheme
-from torchrec_cce.methods.table import FullScheme
+from torchrec_cce.methods.compositional import SignedScheme
 from torchrec_cce.modules.device_lookup import takes_words
+from torchrec_cce.modules.feature_words import codes_of, rows_and_width, shapes_of, stored_form
 from torchrec_cce.modules.remap import Remap
-from torchrec_cce.modules.row_weights import pools_by_mean
+from torchrec_cce.modules.row_keys import WordKey
 from torchrec_cce.modules.word_lookup import Place, WordLookup
 
 
@@ -36,7 +31,7 @@ class PackedLookup(WordLookup):
     Args:
         remap: of the collection.
         names: of the tables.
-        keys: of the features of the input.
+        keys: of the features of the input: raw IDs, or the words of all its tables.
         device: where the tables are.
         places: of each table; None: each is a tensor by itself, in the order of `shapes`.
     """
@@ -51,27 +46,33 @@ class PackedLookup(WordLookup):
     ) -> None:
         self._remap, self._keys, self._places = remap, keys, places
         self._num_changes = remap.num_changes
-        self.shapes = {table: _rows_and_width(remap.config(table)) for table in names}
+        self.shapes = {table: rows_and_width(remap.config(table)) for table in names}
         features = [(table, feature) for table in names for feature in remap.config(table).feature_names]
-        shapes = [_shape(remap, table, names.index(table), keys.index(feature)) for table, feature in features]
-        layout = Layout.of(shapes)
-        codes = [
-            _codes(remap, table, shape, word)
-            for (table, _), shape, word in zip(features, shapes, layout.first_words, strict=True)
-        ]
+        self._word_form = remap.word_form_of(keys)
+        self._packed: list[tuple[str, str]] = []
+        self._resolved: list[tuple[tuple[str, str], FeatureTable, int]] = []
+        """What the remap finds, with the first word of each."""
+        codes = []
+        if self._word_form is None:
+            shapes = shapes_of([(remap.config(table), remap.schemes[table]) for table in names], keys, stored_form)
+            layout = Layout.of(shapes)
+            for (table, feature), shape, word in zip(features, shapes, layout.first_words, strict=True):
+                found = codes_of(remap.schemes[table], shape, word)
+                if found is None:
+                    self._resolved.append(((table, feature), shape, word))
+                else:
+                    self._packed.append((table, feature))
+                    codes.append(found)
+        else:
+            assert features == self._word_form.table_features
+            layout = self._word_form.layout
         super().__init__(
             layout,
-            [each for each in codes if each is not None],
-            num_sources=len(keys),
+            codes,
+            num_sources=len(keys if self._word_form is None else self._word_form.features),
             places=[(number, 0) if places is None else places[table] for number, table in enumerate(names)],
             device=device,
         )
-        self._packed = [feature for feature, each in zip(features, codes, strict=True) if each is not None]
-        self._by_rows = [
-            (feature, shape, word)
-            for feature, shape, word, each in zip(features, shapes, layout.first_words, codes, strict=True)
-            if each is None
-        ]
 
     def is_of(self, keys: Sequence[str], device: torch.device, places: Mapping[str, Place] | None) -> bool:
         """Whether this still is the lookup of inputs with such keys: tables were not moved, no other map attached."""
@@ -80,18 +81,24 @@ class PackedLookup(WordLookup):
             and device == self.device
             and places is self._places
             and self._remap.num_changes == self._num_changes
+            and (self._word_form is None or isinstance(keys[0], WordKey))  # equal to a plain key
         )
+
+    def words(self, ids: torch.Tensor, offsets: torch.Tensor, batch: int) -> torch.Tensor:
+        if self._word_form is None:
+            return super().words(ids, offsets, batch)
+        self._remap.check_weights()
+        return self._word_form.words(ids, offsets, batch)
 
     def pack(self, ids: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], batch: int) -> torch.Tensor:
         self._remap.check_weights()
         words = super().pack(ids, offsets, batch)
-        if not self._by_rows:
-            return words
         bounds, flat = self.bounds(offsets, batch), words.numpy().view(np.uint64)
-        for (table, feature), shape, word in self._by_rows:
-            rows = self._remap.look_up(table, feature, _of(ids, bounds, shape.source))
+        for (table, feature), shape, first in self._resolved:
             mine = slice(bounds[shape.source], bounds[shape.source + 1])
-            flat[word : word + shape.num_words, mine] = rows.transpose(2, 0, 1).reshape(shape.num_words, -1)
+            found = self._remap.look_up_words(table, feature, _of(ids, bounds, shape.source), shape)
+            for word, each in enumerate(found, start=first):
+                flat[word, mine] = each
         return words
 
     def refuse(self, number: int, ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64]) -> None:
@@ -101,56 +108,6 @@ class PackedLookup(WordLookup):
 
 def _of(ids: npt.NDArray[np.integer], bounds: npt.NDArray[np.int64], source: int) -> npt.NDArray[np.int64]:
     return ids[bounds[source] : bounds[source + 1]].astype(np.int64, copy=False)
-
-
-def _rows_and_width(config: BaseEmbeddingConfig) -> tuple[int, int]:
-    stock = config.physical() if isinstance(config, CompositionalConfig) else config
-    return int(stock.num_embeddings), int(stock.embedding_dim)
-
-
-def _form(pointer_map: PointerMap) -> PointerFormat:
-    return pointer_map.word_format if pointer_map.stored is None else pointer_map.pointer_format
-
-
-def _by_position(remap: Remap, table: str) -> PointerMap | None:
-    """The map of a CCE table whose raw IDs are positions."""
-    found = remap.pointer_map(table) if table in remap.cce_tables() else None
-    return None if found is None or found.takes_any_id else found
-
-
-def _shape(remap: Remap, table: str, number: int, source: int) -> FeatureTable:
-    config = remap.config(table)
-    scheme, pointer_map = remap.schemes[table], _by_position(remap, table)
-    width = config.embedding_dim // scheme.num_columns
-    common: dict[str, Any] = {"table": number, "source": source, "width": width, "is_mean": pools_by_mean(config)}
-    common["table_rows"], _ = _rows_and_width(config)
-    common |= {"num_columns": scheme.num_columns, "num_terms": scheme.num_terms}
-    if pointer_map is not None:
-        k = pointer_map.num_rows
-        return FeatureTable(**common, bits=_form(pointer_map).bits, column_rows=2 * k, term_rows=k)
-    if isinstance(scheme, HashedScheme):
-        k, terms = scheme.terms[0].num_rows, scheme.num_terms
-        bits = PointerFormat.that_holds(k, num_columns=scheme.num_columns).bits
-        return FeatureTable(**common, bits=bits, column_rows=terms * k, term_rows=k)
-    return FeatureTable(**common, bits=64, column_rows=0, term_rows=0)  # a code is a row
-
-
-def _codes(remap: Remap, table: str, shape: FeatureTable, word: int) -> Codes | None:
-    """How IDs become codes; None where the remap must say which rows they read."""
-    config, scheme, pointer_map = remap.config(table), remap.schemes[table], _by_position(remap, table)
-    common: dict[str, Any] = {"source": shape.source, "first_word": word, "bits": shape.bits}
-    if pointer_map is not None:
-        assert isinstance(config, CCEConfig)
-        helper = [pointer_map.helper_hash] if config.use_helper else []
-        if pointer_map.stored is None:
-            hashes = [pointer_map.codebook_hash, *helper]
-            return Codes(**common, num_ids=pointer_map.num_ids, hashes=hashes)
-        return Codes(**common, num_ids=pointer_map.num_ids, pointers=pointer_map.stored_view, hashes=helper)
-    if isinstance(scheme, HashedScheme):
-        return Codes(**common, num_ids=scheme.num_ids, hashes=scheme.terms)
-    if isinstance(scheme, FullScheme):
-        return Codes(**common, num_ids=scheme.num_ids)
-    return None
 
 
 class Replicas(ABC):
@@ -199,13 +156,14 @@ class PackedLookups:
         """
         if not isinstance(stock, EmbeddingBagCollection | Replicas) or not _takes(features, weighted=weighted):
             return None
-        device = stock.device if isinstance(stock, Replicas) else _device_of(stock)
-        if _has_hooks(stock) or not takes_words(device) or not _can_come_to(device, features):
+        reached = _reached(stock)
+        if reached is None or not _can_come_to(reached[0], features):
             return None
-        places = stock.places() if isinstance(stock, Replicas) else None
-        if isinstance(stock, Replicas) and places is None:
-            return None
+        device, places = reached
         keys = features.keys()
+        are_words = remap.word_form_of(keys) is not None
+        if are_words and (device.type != "cpu" or torch.compiler.is_compiling()):
+            return None
         if torch.compiler.is_compiling() and places is None:
             is_made = _make_for_graph(self, remap, tuple(keys), device, remap.num_changes)
             lookup = self.in_graphs[tuple(keys)] if is_made else None
@@ -217,6 +175,11 @@ class PackedLookups:
             return stock.look_up(features, lookup, weighted=weighted)
         weights = _plain_weights(stock, lookup)
         return None if weights is None else lookup(features, weights, weighted=weighted)
+
+    def takes_words(self, remap: Remap, stock: nn.Module | None) -> bool:
+        """Whether `pooled` now takes words of remapped data, which elsewhere become rows."""
+        reached = _reached(stock) if isinstance(stock, EmbeddingBagCollection | Replicas) else None
+        return reached is not None and reached[0].type == "cpu" and remap.word_form is not None
 
     def of_request(
         self, remap: Remap, stock: nn.Module | None, keys: Sequence[str], ids: torch.Tensor, offsets: torch.Tensor
@@ -243,7 +206,8 @@ class PackedLookups:
         """A packed lookup for such keys; None if there is none."""
         given = set(keys)
         is_raw = {feature for _, feature in remap.table_features} <= given and len(given) == len(keys)
-        can_be = is_raw and can_be_packed(remap, self.tables)
+        is_complete = is_raw or remap.word_form_of(keys) is not None
+        can_be = is_complete and can_be_packed(remap, self.tables)
         return PackedLookup(remap, self.tables, keys, device, places) if can_be else None
 
 
@@ -270,6 +234,17 @@ def _make_for_graph(
     if made is not None:
         lookups.in_graphs[keys] = made
     return made is not None
+
+
+def _reached(stock: EmbeddingBagCollection | Replicas) -> tuple[torch.device, Mapping[str, Place] | None] | None:
+    """Where the tables of a stock collection are, and their places in it; None where it must be called."""
+    if _has_hooks(stock):
+        return None
+    device = stock.device if isinstance(stock, Replicas) else _device_of(stock)
+    if not takes_words(device):
+        return None
+    places = stock.places() if isinstance(stock, Replicas) else None
+    return None if isinstance(stock, Replicas) and places is None else (device, places)
 
 
 def _takes(features: KeyedJaggedTensor, *, weighted: bool) -> bool:
@@ -328,7 +303,7 @@ def _plain_weights(stock: EmbeddingBagCollection, lookup: PackedLookup) -> list[
     return weights
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _has_hooks(module: Any) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

@@ -6,26 +6,27 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
+from torchrec_cce.errors import ConfigError, MapMismatchError
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.maps.pointer_map import PointerMap
 from torchrec_cce.maps.renumbering import Renumbering
 from torchrec_cce.maps.residency import Residency, Residents
-from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig, CCEScheme
+from torchrec_cce.methods.cce import CCEConfig, CCEEmbeddingConfig
 from torchrec_cce.methods.compositional import CompositionalConfig, SignedScheme
-from torchrec_cce.methods.table import CompressedConfig, PointerScheme, scheme_of
+from torchrec_cce.methods.table import CompressedConfig
 from torchrec_cce.modules.jagged import check_not_traced, int64_on_cpu, positions_of, variable_batch
 from torchrec_cce.modules.map_stamp import MapStamp, WeightStamps, stamps_by_table
 from torchrec_cce.modules.residents import carried_over
-from torchrec_cce.modules.row_keys import check_mark, in_segments, marked_keys, row_features_of, row_keys_of
+from torchrec_cce.modules.row_keys import WordKey, check_mark, in_segments, marked_keys, row_features_of, row_keys_of
 from torchrec_cce.modules.row_weights import pools_by_mean, weights_of_rows
+from torchrec_cce.modules.schemes import Schemes
+from torchrec_cce.modules.word_form import WordForm
 
 
-class Remap(nn.Module):
+class Remap(Schemes):
     """Replaces each raw ID by its rows: a bag of `l` IDs becomes `c` bags of `t·l` rows, keyed by column;
     `t` is 1 for a CCE table without its helper.
 
@@ -45,12 +46,10 @@ class Remap(nn.Module):
     """
 
     def __init__(self, tables: Sequence[BaseEmbeddingConfig], *, is_weighted: bool) -> None:
-        super().__init__()
+        super().__init__(tables)
         self.is_weighted = is_weighted
         self._in_order = in_order = in_segments(tables)
         with_residents = [table for table in in_order if isinstance(table, CCEConfig) and table.residents is not None]
-        self._configs = {table.name: table for table in tables}
-        self.schemes: dict[str, PointerScheme] = {table.name: scheme_of(table) for table in tables}
         self.makes_weights = (
             is_weighted
             or any(isinstance(found, SignedScheme) for found in self.schemes.values())
@@ -60,7 +59,7 @@ class Remap(nn.Module):
         self._residencies = {table.name: Residency.nobody(table.num_embeddings) for table in with_residents}
         self._leaves_out_residents = False
         self.num_changes = 0  # of what rows are of
-        self._unseen = dict.fromkeys(self.cce_tables(), 0)
+        self._word_form: WordForm | None = None  # until it is asked for
         self._stamps = WeightStamps(self.cce_tables())
         self._stamp(self.cce_tables())
         self.table_features = [(table.name, feature) for table in in_order for feature in table.feature_names]
@@ -68,15 +67,6 @@ class Remap(nn.Module):
         self.row_keys = row_keys_of(in_order)
         self._mark_rows()
         self.changes_keys = any(isinstance(table, CompressedConfig) for table in tables)
-
-    def config(self, table: str) -> BaseEmbeddingConfig:
-        return self._configs[table]
-
-    def pointer_map(self, table: str) -> PointerMap:
-        scheme = self.schemes.get(table)
-        if not isinstance(scheme, CCEScheme):
-            raise ConfigError(f"{table!r} is not a CCE table; those are: {', '.join(self.cce_tables()) or 'none'}")
-        return scheme.pointer_map
 
     def attach_pointer_map(self, table: str, pointer_map: PointerMap, residency: Residency | None = None) -> None:
         """From now on, the IDs of `table` have the pointers of `pointer_map`.
@@ -168,14 +158,8 @@ class Remap(nn.Module):
         """Whether some table has residents now."""
         return any(residency.is_open for residency in self._residencies.values())
 
-    def cce_tables(self) -> list[str]:
-        return [name for name, scheme in self.schemes.items() if isinstance(scheme, CCEScheme)]
-
-    def unseen_ids(self) -> dict[str, int]:
-        return dict(self._unseen)
-
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """Remap `features`.
+        """Remap `features`: raw IDs, or words as `word_form` has them.
 
         Raises:
             InvalidIDError: an ID outside `0..num_embeddings - 1` of its table, or IDs that are not int32 or int64.
@@ -190,6 +174,9 @@ class Remap(nn.Module):
             return features
         check_not_traced()
         self.check_weights()
+        form = self.word_form_of(keys)
+        if form is not None:
+            return self._rows_of_words(features, form)
         return self._rows(features, self.row_features, self._marked_keys)
 
     def part(self, features: KeyedJaggedTensor, tables: Set[str]) -> KeyedJaggedTensor:
@@ -272,9 +259,52 @@ class Remap(nn.Module):
             **variable_batch(features, columns, row_keys),
         ).to(device)
 
+    @property
+    def word_form(self) -> WordForm | None:
+        """How words of remapped data lie in the input that this takes in place of raw IDs or rows, under the present
+        maps; None where rows need weights or IDs themselves: those of signed tables, of residents, of weighted bags."""
+        if self._word_form is None and self.changes_keys and not self.makes_weights and not self._residencies:
+            self._word_form = WordForm(self._in_order, self.schemes)
+        return self._word_form
+
+    def word_form_of(self, keys: Sequence[str]) -> WordForm | None:
+        """That of an input with such keys; None if it has no words.
+
+        Raises:
+            MapMismatchError, ConfigError: the words are of other maps, or of another collection.
+        """
+        if not keys or not isinstance(keys[0], WordKey):
+            return None
+        form = self.word_form
+        if form is None:
+            raise ConfigError("this collection takes no words: it has residents or weights; give it rows or raw IDs")
+        form.check(keys)
+        return form
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _rows_of_words(self, features: KeyedJaggedTensor, form: WordForm) -> KeyedJaggedTensor:
+        batch, lengths = features.stride(), features.lengths().cpu()
+        offsets = features.offsets().cpu().long()
+        words = form.words(features.values().cpu(), offsets, batch).numpy().view(np.uint64)
+        bounds = offsets[:: max(1, batch)].tolist()
+        rows, of_bags = [], []
+        for table, feature in self.row_features:
+            source = form.features.index(feature)
+            found = form.rows(words[:, bounds[source] : bounds[source + 1]], table, feature)
+            rows.append(found.reshape(-1))
+            own = lengths[source * batch : (source + 1) * batch] * found.shape[2]
+            of_bags += [own] * len(found)
+        return KeyedJaggedTensor(
+            keys=self._marked_keys,
+            values=torch.from_numpy(np.concatenate(rows)),
+            lengths=torch.cat(of_bags),
+            stride=batch,
+        ).to(features.device())
+
     def _mark_rows(self) -> None:
         """From now on, rows are of the maps and residents there are now."""
         self.num_changes += 1
+        self._word_form = None
         digests = [self.pointer_map(table).digest for table in self.cce_tables()]
         self._marked_keys = marked_keys(self.row_keys, derive_seed(*digests, *self._phases()))
 
@@ -287,46 +317,6 @@ class Remap(nn.Module):
         pointer_map = self.pointer_map(table)
         positions = pointer_map.resolve(ids).positions if pointer_map.takes_any_id else ids
         return residency.slots.of_bags(positions, lengths)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def look_up(
-        self, table: str, feature: str, ids: npt.NDArray[np.int64], out: npt.NDArray[np.int64] | None = None
-    ) -> npt.NDArray[np.int64]:
-        """The rows of raw `ids: [N] int64` of one feature of a table, `[c, N, t] int64`: what `forward` does for each.
-
-        Args:
-            out: of that shape, to write to and return; None = a new array.
-
-        Raises:
-            InvalidIDError: an ID outside the table's universe.
-        """
-        scheme = self.schemes[table]
-        if out is None:
-            out = np.empty((scheme.num_columns, len(ids), scheme.num_terms), np.int64)
-        looked = scheme.rows_into(ids, out)
-        if looked.bad >= 0:
-            raise InvalidIDError(
-                f"feature {feature!r}: raw ID {ids[looked.bad]} (position {looked.bad} of its {len(ids)} values) "
-                f"is not {self.universe(table)}"
-            )
-        if looked.unseen:
-            self._unseen[table] += looked.unseen
-        return out
-
-    def universe(self, table: str) -> str:
-        """Which IDs a table takes, and what to do about others."""
-        scheme = self.schemes[table]
-        if isinstance(scheme, CCEScheme) and scheme.pointer_map.vocabulary is not None:
-            known = scheme.pointer_map.num_ids
-            return (
-                f'among the {known} of the vocabulary of table {table!r}; give its map unseen="hash" or add the ID to '
-                "the vocabulary"
-            )
-        last = self._configs[table].num_embeddings - 1
-        return (
-            f"in 0..{last}, the universe of table {table!r}; raise num_embeddings or bring raw IDs into the universe "
-            "first"
-        )
 
     def get_extra_state(self) -> torch.Tensor:
         """The stamps of the maps, `[maps, 34] int64`, always the same tensor: see `WeightStamps`.

@@ -25,7 +25,11 @@ class MarkedKey(str):
         return marked
 
     def __reduce__(self) -> tuple[type["MarkedKey"], tuple[str, int]]:
-        return MarkedKey, (str(self), self.mark)
+        return type(self), (str(self), self.mark)
+
+
+class WordKey(MarkedKey):
+    """A key of words, see `WordForm`: the mark is of the maps of its own feature."""
 
 
 def marked_keys(keys: Sequence[str], mark: int) -> list[str]:

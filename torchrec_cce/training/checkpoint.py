@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
@@ -133,6 +134,15 @@ def _all(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
 
 
+def sweep(run_dir: Path) -> None:
+    """Remove checkpoints that are not whole, and what else has no name yet: a run that was killed has left them.
+
+    One that sleeps and wakes up later cannot give them their names any more.
+    """
+    for left in (*(run_dir / "checkpoints").glob(f".{_PREFIX}*"), *run_dir.glob(".*.tmp")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
 def write_position(folder: Path, position: Position) -> None:
     """Write the position of a checkpoint, or replace it: the checkpoint is whole at any moment."""
     replace_file(folder, POSITION, json_text(position).encode())
@@ -189,10 +199,14 @@ class CheckpointWriter:
     Args:
         in_background: copy weights and optimizer state in memory and frequencies to a file, write them while training
             goes on, and give the folder its name when the next checkpoint is due, or at the end.
+        check: called on rank 0 before a folder is begun, and before it gets its name. What it raises is raised on all
+            ranks, and the older checkpoint is still there.
     """
 
-    def __init__(self, run_dir: Path, *, in_background: bool = False) -> None:
-        self._run_dir = run_dir
+    def __init__(
+        self, run_dir: Path, *, in_background: bool = False, check: Callable[[], object] = lambda: None
+    ) -> None:
+        self._run_dir, self._check = run_dir, check
         self._in_background = in_background
         # The batches' collectives must not meet those of the writers.
         self._group = dist.new_group(backend="gloo") if in_background else None
@@ -213,6 +227,7 @@ class CheckpointWriter:
             DivergedError: on all ranks, weights are NaN or infinite. The older checkpoint is still there.
         """
         self.finish()
+        on_first_rank(self._check)
         first = dist.get_rank() == 0
         folder = self._run_dir / "checkpoints" / f"{_PREFIX}{position.step:010d}"
         if folder.exists():  # nothing was trained since, but an epoch may have ended and its evaluation been the best
@@ -235,7 +250,10 @@ class CheckpointWriter:
 
         def write() -> dict[str, FileDigest]:
             writer = HashingWriter(temporary)
-            save(state, storage_writer=writer, process_group=self._group)
+            try:
+                save(state, storage_writer=writer, process_group=self._group)
+            except CheckpointException as error:  # which is no Exception, and has those of all ranks
+                raise OSError(f"{folder}: cannot be written: {_first_of(error)}") from error
             return writer.digests if rest is None else {**writer.digests, **rest()}
 
         self._pending = _Pending(commit, temporary, self._thread.submit(write))
@@ -255,16 +273,26 @@ class CheckpointWriter:
         with pending.commit:
             written = from_all_ranks(pending.work.result)
             on_first_rank(lambda: write_digests(pending.folder, written, self._digests_of_run()))
-        if dist.get_rank() == 0:
-            left_by_kills = (self._run_dir / "checkpoints").glob(f".{_PREFIX}*")
-            for old in (*_all(self._run_dir)[:-1], *left_by_kills):
-                shutil.rmtree(old)
-        dist.barrier()
+            # Whoever takes this run's place sweeps the folder away after that, so that it cannot get its name then.
+            on_first_rank(self._check)
+        on_first_rank(self._remove_older)
+
+    def _remove_older(self) -> None:
+        for old in _all(self._run_dir)[:-1]:
+            shutil.rmtree(old)
 
     def _digests_of_run(self) -> dict[str, FileDigest]:
         """Of what the checkpoint cannot be understood without, and the run has only once."""
         path = self._run_dir / RUN_CONFIG
         return {path.name: FileDigest.of(path)} if path.exists() else {}
+
+
+def _first_of(error: CheckpointException) -> object:
+    """What went wrong on the first of the ranks where something did; an error of the system has led to the others."""
+    cause: BaseException = min(error.failures.items())[1][0]
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    return cause
 
 
 def _check_numbers(state: Mapping[str, Any], run_dir: Path) -> None:

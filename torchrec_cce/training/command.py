@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from torchrec_cce.errors import CCEError, ConfigError
 from torchrec_cce.files.atomic import json_text
@@ -26,6 +28,8 @@ _MISUSED = 2
 INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended."""
 _LEAST_WIDTH = 200
+_STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Categories of Unicode: control and format characters, halves of pairs, and ends of lines."""
 _LIBRARIES = r"(torch|torchrec|fbgemm_gpu|tensordict|torchmetrics)\b"
 
 
@@ -60,9 +64,17 @@ def naming_flags(**flags: str) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Print to stderr; of several ranks, only the first one prints."""
+    """Print to stderr, as `plain` text; of several ranks, only the first one prints."""
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(line, err=True)
+        typer.echo(plain(line), err=True)
+
+
+def plain(text: str) -> str:
+    """`text` on one line, with what steers a terminal or hides other text written out: names come from strangers."""
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _STEERING else letter
+        for letter in text
+    )
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> None:
@@ -75,7 +87,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, number
     for place, header in enumerate(headers):
         table.add_column(header, justify="right" if numbers and place else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(plain(cell)) for cell in row))
     # A narrow terminal wraps lines by itself, and a pipe has no width: in both, cells that were cut would tell nothing.
     Console(highlight=False, width=max(shutil.get_terminal_size().columns, _LEAST_WIDTH)).print(table)
 

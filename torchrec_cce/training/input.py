@@ -1,6 +1,6 @@
 """From a run's configuration to its batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ def check_files(config: RunConfig, remap: Remap | None = None) -> None:
 
 
 def read_batches(
-    config: RunConfig, split: SplitConfig, *, remap: Remap, rank: int, world_size: int
+    config: RunConfig, split: SplitConfig, *, remap: Remap, rank: int, world_size: int, as_words: bool = False
 ) -> Iterator[RankBatch]:
     """The batches of a split in the order of its files, read and built in a background thread.
 
@@ -74,15 +74,18 @@ def read_batches(
 
     Args:
         remap: that of the model, with its present maps.
+        as_words: whether remapped data stay words, which the model's collection takes.
 
     Raises:
         DataFileError: one line, from the reader.
         ConfigError: a table's feature is not in the log.
     """
     finish: Callable[[Rows], Rows]
+    keys: Sequence[str]
     chunks = _chunks(config, split, remap)
     if config.data.format == "remapped":
-        finish, keys = _remapped(config, remap).to_rows, remap.row_keys
+        log, form = _remapped(config, remap), remap.word_form if as_words else None
+        finish, keys = (log.to_rows, remap.row_keys) if form is None else (log.to_words, form.keys)
     else:
         keys = list(config.universes())
         finish = partial(bound, num_embeddings=_bounded(config, remap))

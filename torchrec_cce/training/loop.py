@@ -27,7 +27,7 @@ from torchrec_cce.training.metrics import MetricsLog, ProgressLine, Quality
 from torchrec_cce.training.model import Sizes, sizes_of
 from torchrec_cce.training.parallel import StopRequest, process_group
 from torchrec_cce.training.placement import record_plan
-from torchrec_cce.training.run import Run, Start, claim
+from torchrec_cce.training.run import Run, Start, claim, owned
 from torchrec_cce.training.schedule import Schedule
 from torchrec_cce.training.unused import check_used
 
@@ -65,6 +65,7 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
         start: `"resume"` and `"either"` want the configuration that the run was started with.
 
     Raises:
+        JobError: another process trains in `run_dir`, or has taken it over while this one was asleep.
         ConfigError, MapMismatchError, DataFileError: before the first batch, or at the row that is at fault.
         DivergedError: the loss, or weights that are to be saved, are NaN or infinite.
         MissingExtraError: at once; the clusterings' back end of k-means is not installed.
@@ -73,22 +74,23 @@ def train(config: RunConfig, run_dir: Path, *, start: Start = "new", show_progre
         modules_of(config.recluster.backend)
     if not checkpoint.exists(run_dir):
         check_used(config)
-    with process_group() as ranks, StopRequest() as stop:
+    with process_group() as ranks, StopRequest() as stop, owned(run_dir, start) as check:
         if ranks.is_first and config.recluster.ct > 0 and not config.embedding.use_helper:
             _log.warning("without helper, clusterings leave the pointers as they are: see embedding.use_helper")
         resume = on_first_rank(lambda: claim(run_dir, config, start))
-        run = Run(config, run_dir, ranks)
+        run = Run(config, run_dir, ranks, check=check)
         if resume:
             run.resume()
         else:
             run.begin()
         on_first_rank(lambda: check_files(config, run.remap))
         on_first_rank(lambda: record_plan(run.plan, run.model.module, run_dir))
-        log = MetricsLog(run_dir if ranks.is_first else None, after=run.position)
+        log = MetricsLog(run_dir if ranks.is_first else None, after=run.position, check=check)
         line = ProgressLine(run_dir.name, visible=show_progress and ranks.is_first)
         with log, line, run.versions.watching(run.position.version):
             result = _Training(run, stop, log, line).to_the_end()
         if ranks.is_first:
+            check()
             write_json(run_dir / "result.json", result, indent=2, strict=True)
         return result
 
@@ -109,7 +111,8 @@ class _Training:
         self.config, self.position = run.config, run.position
         recluster = self.config.recluster
         self.schedule = Schedule(ct=recluster.ct, cf=recluster.cf, rest=recluster.rest)
-        self.writer = CheckpointWriter(run.run_dir, in_background=self.config.training.checkpoint_in_background)
+        in_background = self.config.training.checkpoint_in_background
+        self.writer = CheckpointWriter(run.run_dir, in_background=in_background, check=run.check)
         self.loss = torch.zeros(2, dtype=torch.float64)  # sum and rows since the last record, on this rank
         if run.ranks.is_first:  # the other ranks start from zero, also after a resume, so that the sum stays right
             self.loss += torch.tensor(self.position.loss, dtype=torch.float64)
@@ -307,7 +310,7 @@ class _Training:
         run, position = self.run, self.position
         with self.activity("saving"):
             position.loss = tuple(self.total_loss().tolist())
-            position.metrics_bytes = self.log.size()
+            position.metrics_bytes = self.log.flush()
             if self.config.registry.watch_every is not None:
                 position.version = run.versions.known
             return self.writer.save(run.model, run.optimizer, position, run.frequencies)

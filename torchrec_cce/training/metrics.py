@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,7 +13,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from torchmetrics.functional.classification import binary_auroc
 
 from torchrec_cce.extras import require
-from torchrec_cce.files.atomic import json_text
+from torchrec_cce.files.atomic import atomic_path, json_text
 from torchrec_cce.training.schedule import Position
 
 
@@ -58,9 +59,11 @@ class MetricsLog:
     Args:
         run_dir: the folder; None on the ranks that do not write.
         after: where the run goes on. What a killed run wrote after this checkpoint is removed and measured again.
+        check: called before each record; what it raises keeps it from being written.
     """
 
-    def __init__(self, run_dir: Path | None, *, after: Position) -> None:
+    def __init__(self, run_dir: Path | None, *, after: Position, check: Callable[[], object] = lambda: None) -> None:
+        self._check = check
         self._file: TextIO | None = None
         self._board: Any = None
         if run_dir is None:
@@ -69,12 +72,19 @@ class MetricsLog:
         self._board = require("torch.utils.tensorboard", "report").SummaryWriter(
             str(run_dir / "tensorboard"), purge_step=after.step + 1 if after.step else None
         )
-        self._file = (run_dir / METRICS).open("a", encoding="utf-8")
-        self._file.truncate(min(self.size(), after.metrics_bytes))
+        path = run_dir / METRICS
+        # A new file: one who had it open, and was asleep when this run took its place, does not append to it.
+        with atomic_path(path) as temporary:
+            kept = path.read_bytes()[: after.metrics_bytes] if path.exists() else b""
+            temporary.write_bytes(kept)
+        self._file = path.open("a", encoding="utf-8")
 
-    def size(self) -> int:
-        """Bytes of `metrics.jsonl`; 0 on the ranks that do not write."""
-        return 0 if self._file is None else os.fstat(self._file.fileno()).st_size
+    def flush(self) -> int:
+        """Force all records to the disk. Returns the bytes of `metrics.jsonl`; 0 on the ranks that do not write."""
+        if self._file is None:
+            return 0
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Write a record, null for a number that is not finite. Numbers also go to TensorBoard.
@@ -85,6 +95,7 @@ class MetricsLog:
         """
         if self._file is None:
             return
+        self._check()
         record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
         self._file.write(json_text(record, strict=True) + "\n")
         self._file.flush()

@@ -1,7 +1,8 @@
 """A run on one rank: its folder, its model and optimizers, from which it starts or goes on, a step, an evaluation."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,9 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from torchrec_cce.errors import ConfigError, DataFileError
 from torchrec_cce.files.atomic import write_json
+from torchrec_cce.files.lock import LOCK, FolderLock
 from torchrec_cce.maps.registry import MapVersion, Registry
+from torchrec_cce.modules.embedding_bag import CCEEmbeddingBagCollection
 from torchrec_cce.sharding.admit import admit_sharded, top_up_sharded
 from torchrec_cce.sharding.agreement import from_each_rank, on_all_ranks, on_first_rank
 from torchrec_cce.sharding.frequencies import ShardedFrequencies
@@ -35,6 +38,8 @@ from torchrec_cce.training.versions import RunVersions
 
 Start = Literal["new", "resume", "either"]
 """`new` begins a run, `resume` goes on from its newest checkpoint, and `either` resumes if there is a checkpoint."""
+_PATIENCE_S = 5.0
+"""A rank that torchrun restarts may meet the one whose place it takes, which is about to end."""
 START = "start.json"
 """In a run's folder: the version that it started from."""
 
@@ -42,7 +47,10 @@ START = "start.json"
 class Run:
     """Model, optimizers, frequencies and position of a run on one rank. Every rank calls every method."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, ranks: Ranks) -> None:
+    def __init__(
+        self, config: RunConfig, run_dir: Path, ranks: Ranks, *, check: Callable[[], object] = lambda: None
+    ) -> None:
+        self.check = check  # called before anything is written
         self.config, self.run_dir, self.ranks = config, run_dir, ranks
         self.plan = plan_run(config, ranks.world_size)  # before there are weights, which may not fit
         model = build_model(config, num_dense=num_dense(config), device=ranks.device)
@@ -53,7 +61,7 @@ class Run:
         (self.remap,) = (collection.remap for collection in self.collections)
         self.frequencies = ShardedFrequencies({})  # of each position of a map, if clusterings weigh by them
         self.position = Position()
-        self.versions = RunVersions(config, run_dir, self.model, self.optimizer)
+        self.versions = RunVersions(config, run_dir, self.model, self.optimizer, check=check)
 
     def begin(self) -> None:
         """Start from the tables of a version or the model of another run, if the configuration names one."""
@@ -156,8 +164,40 @@ class Run:
     def batches(self, split: SplitConfig) -> Iterator[RankBatch]:
         """This rank's parts of the global batches of `split`."""
         return read_batches(
-            self.config, split, remap=self.remap, rank=self.ranks.rank, world_size=self.ranks.world_size
+            self.config,
+            split,
+            remap=self.remap,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            as_words=all(isinstance(each, CCEEmbeddingBagCollection) and each.takes_words for each in self.collections),
         )
+
+
+@contextmanager
+def owned(run_dir: Path, start: Start) -> Iterator[Callable[[], object]]:
+    """Lock the folder of a run while entered; rank 0 holds the lock, and what an earlier run left half written is gone.
+
+    Yields a function that raises JobError on rank 0 once this is no longer the run that the folder belongs to.
+
+    Raises:
+        JobError: another process trains here, on all ranks.
+    """
+    lock: FolderLock | None = None
+
+    def take() -> None:
+        nonlocal lock
+        if start == "resume" and not run_dir.is_dir():
+            return  # there is nothing to resume, which `claim` says
+        patience_s = _PATIENCE_S if start == "either" else 0.0
+        lock = FolderLock(run_dir / LOCK, what="trains here", patience_s=patience_s)
+        checkpoint.sweep(run_dir)
+
+    try:
+        on_first_rank(take)
+        yield (lambda: None) if lock is None else lock.check
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def claim(run_dir: Path, config: RunConfig, start: Start) -> bool:

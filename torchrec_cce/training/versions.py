@@ -1,6 +1,6 @@
 """The tables of a run as versions of its registry: those that it publishes, and those that it adopts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +29,16 @@ class RunVersions:
     """What a run and its registry tell each other. Every rank calls every method."""
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        model: DistributedModelParallel,
+        optimizer: CombinedOptimizer,
+        *,
+        check: Callable[[], object],
     ) -> None:
         self._config, self._run_dir, self._model, self._optimizer = config, run_dir, model, optimizer
+        self._check = check
         self._collections = list(collections_of(model).values())
         self._watcher: VersionWatcher | None = None
 
@@ -71,7 +78,11 @@ class RunVersions:
         try:
             published = on_first_rank(
                 lambda: Registry(registry).publish(
-                    tables, parent=self.known, checkpoint=str(self._run_dir), config_digest=digest
+                    tables,
+                    parent=self.known,
+                    checkpoint=str(self._run_dir),
+                    config_digest=digest,
+                    confirm=self._check,
                 )
             )
         except RegistryError as error:

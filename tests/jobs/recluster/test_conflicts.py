@@ -9,7 +9,7 @@ import pytest
 from tests.support import nights
 from tests.support.nights import Night, assert_same_tensors, at_the_moment, newest
 from torchrec_cce.errors import JobError, MapMismatchError, PublishConflictError
-from torchrec_cce.files.atomic import held_folder
+from torchrec_cce.files.lock import held_folder
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint
 from torchrec_cce.jobs.recluster.job import recluster
 from torchrec_cce.jobs.recluster.summary import RECORD
@@ -62,12 +62,12 @@ def test_a_number_that_another_took(night: Night, other_model: Path) -> None:
 
 
 def test_two_jobs_for_one_output(night: Night) -> None:
-    with held_folder(night.output), pytest.raises(JobError, match="another job is making it"):
+    with held_folder(night.output), pytest.raises(JobError, match="another process makes "):
         night.recluster()
     night.assert_untouched()
 
     def another() -> None:
-        with pytest.raises(JobError, match="another job is making it"):
+        with pytest.raises(JobError, match="another process makes "):
             recluster(night.job)
 
     with at_the_moment("cluster", another):

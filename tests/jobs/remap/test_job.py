@@ -339,7 +339,7 @@ def hold(place: Place) -> None:
     from torchrec_cce.jobs.remap.output import OutputFolder
 
     folder = OutputFolder(open_store(place.folder / "out"))
-    with folder._owned():
+    with folder._locked():
         (place.folder / "held").touch()
         signal.pause()
 
@@ -349,7 +349,9 @@ def test_two_jobs_at_once(place: Place) -> None:
     place.run()
     job = Job(place.folder / "process", hold, place)
     job.wait_for((place.folder / "held").exists)
-    assert "out: a job is at work in this folder; wait for it, or end it" in refused(JobError, place.run)
+    message = refused(JobError, place.run)
+    assert f"another process is at work in this folder: process {job.pid} on " in message
+    assert "; wait for it, or end it" in message
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
     assert place.run().skipped_files == 3

@@ -106,3 +106,29 @@ def test_ray_writes_the_same_bytes(place: Place, monkeypatch: pytest.MonkeyPatch
     place.run("ray", engine="ray", num_workers=2)
     assert contents(place.folder / "ray") == contents(place.folder / "local")
     assert place.run("ray", engine="local").skipped_files == 3
+
+
+def test_what_comes_after_the_bucket_is_the_key(
+    place: Place, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hive and Spark write `%3A` into names; nothing is decoded, neither in a folder nor in what is listed."""
+    monkeypatch.setattr(remap_run, "engine_of", lambda *_, **__: InlineEngine(1))
+    root = server.url(place.folder.name)
+    bucket = open_store(root.rsplit("/", 1)[0], **server.options)
+    folders = {"ts=2026-01-01 00%3A00%3A00": 3, "a%20b": 4, "a b": 5, "a?b#c": 6, "x[1]*": 7, "_x": 8}
+    for folder, rows in folders.items():
+        write_log(place.folder / "one.parquet", 1, rows=rows)
+        content = (place.folder / "one.parquet").read_bytes()
+        bucket.create(f"{place.folder.name}/log/{folder}/part-0.parquet", content)
+    registry = place.registry
+
+    def rows_of(source: str, target: str) -> int:
+        return remap(f"{root}/{source}", f"{root}/{target}", registry=registry, options=server.options).num_rows
+
+    for number, (folder, rows) in enumerate(folders.items()):
+        assert rows_of(f"log/{folder}", f"out/{number}%20x") == rows
+    assert rows_of("log/a%20b/part-0.parquet", "file") == 4
+    assert rows_of("log", "all") == 3 + 4 + 5 + 6 + 7
+    assert rows_of("log/a*b", "some") == 4 + 5
+    written = {one.name.split("/")[2] for one in bucket.objects(f"{place.folder.name}/out")}
+    assert written == {f"{number}%20x" for number in range(len(folders))}

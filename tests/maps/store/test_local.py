@@ -6,7 +6,7 @@ import pytest
 
 from torchrec_cce.errors import RegistryError
 from torchrec_cce.maps.store import Store, open_store
-from torchrec_cce.maps.store.object_store import LocalStore
+from torchrec_cce.maps.store.local_store import LocalStore
 from torchrec_cce.testing.store import StoreTests, write
 
 

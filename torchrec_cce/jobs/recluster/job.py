@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrec_cce.errors import ConfigError, PublishConflictError
-from torchrec_cce.files.atomic import flush, flush_all, held_folder
+from torchrec_cce.files.atomic import flush, flush_all
+from torchrec_cce.files.lock import FolderLock, held_folder
 from torchrec_cce.jobs.checkpoint.copy import NewTable, copy_checkpoint, replace_tables, stamp_version
 from torchrec_cce.jobs.checkpoint.reader import CCECheckpoint, CheckpointTable
 from torchrec_cce.jobs.recluster.cluster import Clustered, cluster
@@ -60,8 +61,8 @@ def recluster(job: ReclusterJob, *, progress: Progress | None = None) -> Reclust
     given = ReclusterInput(job)
     if given.job.output.exists():
         return ReclusterResult(summary=_there_already(given), cluster_sizes={})
-    with held_folder(given.job.output) as work:
-        return _ReclusterRun(given, work, progress or (lambda _step, _share: None)).run()
+    with held_folder(given.job.output) as lock:
+        return _ReclusterRun(given, lock, progress or (lambda _step, _share: None)).run()
 
 
 def _there_already(given: ReclusterInput) -> ReclusterSummary:
@@ -76,9 +77,9 @@ def _there_already(given: ReclusterInput) -> ReclusterSummary:
 class _ReclusterRun:
     """One job, in a folder of its own."""
 
-    def __init__(self, given: ReclusterInput, work: Path, progress: Progress) -> None:
-        self.given, self.job, self.progress = given, given.job, progress
-        self.built, self.scratch = work / "built", work / "scratch"
+    def __init__(self, given: ReclusterInput, lock: FolderLock, progress: Progress) -> None:
+        self.given, self.job, self.lock, self.progress = given, given.job, lock, progress
+        self.built, self.scratch = lock.folder / "built", lock.folder / "scratch"
         self.seconds: dict[str, float] = {}
 
     def run(self) -> ReclusterResult:
@@ -130,6 +131,7 @@ class _ReclusterRun:
                 stamp_version(copy, new, version=version)
                 write_summary(self.built, summary)
                 flush_all(self.built)
+        self.lock.check()
         _give_name(self.built, self.job.output, summary)
         return ReclusterResult(summary=replace(summary, seconds=self.seconds), cluster_sizes=sizes)
 
@@ -186,6 +188,7 @@ class _ReclusterRun:
             parent=parent,
             checkpoint=self.given.source,
             config_digest=None if config is None else config_digest(config),
+            confirm=self.lock.check,
         )
         return entry.version
 

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -286,6 +287,8 @@ def foresee(job: ReclusterJob) -> Forecast:
 
 
 _SUFFIX = ".npy"
+_HEADER_BYTES = 1 << 16
+"""The most that a `.npy` file has before its numbers."""
 
 
 def unpack_frequencies(archive: Path, folder: Path, num_ids: Mapping[str, int]) -> dict[str, Path]:
@@ -309,12 +312,20 @@ def unpack_frequencies(archive: Path, folder: Path, num_ids: Mapping[str, int]) 
             unknown = sorted(set(names) - set(num_ids))
             if unknown:
                 raise ConfigError(f"{archive}: frequencies of {unknown}; the CCE tables are {sorted(num_ids)}")
+            # Before a byte is unpacked: an archive gives no more than it says, but that may be a thousand times itself.
+            for name, member in zip(names, opened.infolist(), strict=True):
+                most = num_ids[name] * np.dtype(np.int64).itemsize + _HEADER_BYTES
+                if member.file_size > most or names.count(name) > 1:
+                    raise ConfigError(
+                        f"{archive}: {name!r} would be {member.file_size} bytes, {names.count(name)} times; int64 "
+                        f"[{num_ids[name]}] is at most {most}, once"
+                    )
             for number, name in enumerate(names):
                 files[name] = folder / f"{number:04d}{_SUFFIX}"
                 with opened.open(name + _SUFFIX) as packed, files[name].open("wb") as file:
                     shutil.copyfileobj(packed, file, 1 << 20)
                 _check(archive, name, files[name], num_ids[name])
-    except (zipfile.BadZipFile, FileNotFoundError, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, FileNotFoundError, KeyError) as error:
         raise ConfigError(f"{archive}: not an .npz archive of frequencies ({error})") from error
     return files
 

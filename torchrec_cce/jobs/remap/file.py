@@ -45,6 +45,8 @@ class FileTask:
     compression: Compression
     file: InputFile
     output_name: str
+    token: str
+    """Of the output folder's lock."""
     num_threads: int
     inverse_check: bool
     number: int
@@ -108,7 +110,7 @@ def remap_file(task: FileTask) -> tuple[FinishedFile, int]:
             sha256=digest.hexdigest(),
             unseen=dict(sorted((+counts.unseen).items())),
         )
-        folder.record(finished)
+        folder.record(finished, task.token)
     return finished, checked
 
 

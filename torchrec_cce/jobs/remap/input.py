@@ -1,20 +1,16 @@
 """The Parquet files that a job reads: a file, a folder with all below it, or a glob, on a disk or in a store."""
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from torchrec_cce.data.names import in_order, meant, split_pattern, walk
 from torchrec_cce.errors import CCEError, DataFileError
 from torchrec_cce.maps.store import Store, open_store
 from torchrec_cce.maps.store.store import StoredObject
-
-_WILD = set("*?[")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,34 +31,35 @@ class InputFile:
 def list_input(text: str, options: Mapping[str, Any]) -> tuple[str, list[InputFile]]:
     """The folder that all files are in, and the files by their names in it.
 
-    Names that begin with `_` or `.`, of files and of folders, are passed over.
-
     Args:
-        text: a Parquet file, a folder (its `*.parquet`, also in folders below), or a glob in which `*` and `?` do not
-            match `/` and `**` matches any folders.
+        text: a Parquet file, a folder (its `*.parquet`, also in folders below), or a glob: see
+            `torchrec_cce.data.names`.
         options: for the object store, see `open_store`.
 
     Raises:
         DataFileError: no such file.
         RegistryError: the store did not answer.
     """
-    text = text.rstrip("/")
-    folder, pattern = _split(text)
-    if pattern is None:
-        found = list(_walk(folder, options))
-        if found or ("://" not in text and Path(text).is_dir()):
-            files = [file for file in found if file.name.endswith(".parquet")]
-            if not files:
-                raise DataFileError(f"{text}: no *.parquet in this folder or below it")
-            return folder, files
-        folder, _, pattern = text.rpartition("/")
-        folder = folder or ("/" if text.startswith("/") else ".")
-        file = stat_input(open_store(folder, **options), pattern)
-        if file is None:
-            raise DataFileError(f"{text}: no such file or folder")
-        return folder, [file]
-    wanted = pattern.split("/")
-    files = [file for file in _walk(folder, options) if _matches(file.name.split("/"), wanted)]
+    text = text.rstrip("/") or "/"
+    storage = open_store(text, **options)
+    root = storage.path()
+    if root is not None and "://" in text:
+        text = str(root)  # of a file:// URL, in which some letters are written otherwise
+    if root is None or root.is_dir():
+        files = _listed(storage, [])
+        if files:
+            return text, files
+        if root is not None:
+            raise DataFileError(f"{text}: no *.parquet in this folder or below it")
+    parent, _, name = text.rpartition("/")
+    parent = parent or ("/" if text.startswith("/") else ".")
+    file = None if parent.endswith((":/", "://")) else stat_input(open_store(parent, **options), name)
+    if file is not None:
+        return parent, [file]
+    folder, pattern = split_pattern(text)
+    if not pattern:
+        raise DataFileError(f"{text}: no such file or folder")
+    files = _listed(open_store(folder, **options), pattern)
     if not files:
         raise DataFileError(f"{text}: no file matches")
     return folder, files
@@ -74,7 +71,7 @@ def stat_input(storage: Store, name: str) -> InputFile | None:
     if path is not None:
         try:
             stat = path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return InputFile(name=name, num_bytes=stat.st_size, stamp=str(stat.st_mtime_ns))
     found = storage.find(name)
@@ -95,51 +92,17 @@ def reading(name: str, kind: str = "Parquet") -> Iterator[None]:
         raise DataFileError(f"{name}: cannot be read as {kind} ({reason})") from error
 
 
-def _walk(folder: str, options: Mapping[str, Any]) -> Iterator[InputFile]:
-    """All files in a folder and below, in the order of their names."""
-    storage = open_store(folder, **options)
+def _listed(storage: Store, pattern: Sequence[str]) -> list[InputFile]:
+    """The files in a folder and below that a pattern stands for, in the order of their names."""
     root = storage.path()
     if root is None:
-        for stored in storage.objects(""):
-            if not is_hidden(stored.name):
-                yield _of_object(stored)
-        return
-    names = [
-        Path(where, file).relative_to(root).as_posix()
-        for where, _, files in os.walk(root, followlinks=True)
-        for file in files
-    ]
-    for name in sorted(names):
-        found = None if is_hidden(name) else stat_input(storage, name)
-        if found is not None:
-            yield found
+        there = {stored.name: _of_object(stored) for stored in storage.objects("")}
+    else:
+        names = [name for name in walk(root, pattern) if not name.endswith("/")] if root.is_dir() else []
+        there = {name: found for name in names if (found := stat_input(storage, name)) is not None}
+    names_meant = sorted((name for name in there if meant(name, pattern, (".parquet",)) is not None), key=in_order)
+    return [there[name] for name in names_meant]
 
 
 def _of_object(found: StoredObject) -> InputFile:
     return InputFile(name=found.name, num_bytes=found.num_bytes, stamp=found.etag or found.modified.isoformat())
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a name in a folder, or one of the folders that it lies in, begins with `_` or `.`."""
-    return any(part.startswith(("_", ".")) for part in name.split("/"))
-
-
-def _split(text: str) -> tuple[str, str | None]:
-    """The folder before the first part with a wildcard, and the rest, None if there is none."""
-    head, mark, path = text.rpartition("://") if "://" in text else ("", "", text)
-    parts = path.split("/")
-    wild = next((number for number, part in enumerate(parts) if set(part) & _WILD), None)
-    if wild is None:
-        return text, None
-    folder = "/".join(parts[:wild])
-    if not folder and not mark:
-        folder = "/" if path.startswith("/") else "."
-    return head + mark + folder, "/".join(parts[wild:])
-
-
-def _matches(parts: list[str], pattern: list[str]) -> bool:
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

@@ -116,7 +116,9 @@ def remap(
     opened = open_version(registry, version, options)
     folder, files = list_input(input, options)
     out = open_store(output, **options)
-    one_file = input.rstrip("/") in (files[0].name, f"{folder}/{files[0].name}")
+    one_file = (
+        len(files) == 1 and open_store(input, **options).url == open_store(f"{folder}/{files[0].name}", **options).url
+    )
     url = open_store(folder, **options).url
     _check_apart(f"{url}/{files[0].name}" if one_file else url, out.url)
     job = RemapJob(
@@ -148,6 +150,7 @@ def remap(
                 compression=compression,
                 file=file,
                 output_name=job.output_name(file),
+                token=output_folder.token,
                 num_threads=max(1, round(workers.num_workers * file.num_bytes / max(1, total))),
                 inverse_check=inverse_check,
                 number=number,

@@ -17,13 +17,16 @@ from typing import Any, Literal, get_args
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from torchrec_cce.data.names import is_hidden
 from torchrec_cce.data.remapped_format import RemappedFormat
 from torchrec_cce.errors import CCEError, JobError
 from torchrec_cce.files.atomic import atomic_path, hold
-from torchrec_cce.jobs.remap.input import InputFile, is_hidden
+from torchrec_cce.files.lock import FolderLock
+from torchrec_cce.jobs.remap.input import InputFile
 from torchrec_cce.maps.manifest import Count, Sha256
 from torchrec_cce.maps.sealed import parse, seal
 from torchrec_cce.maps.store import Store, open_store
+from torchrec_cce.maps.store.lease import Lease, check_lock, lock_folder
 
 FORMAT: Literal[2] = 2
 """Of records and manifests. Format 1 has no digests of files."""
@@ -38,6 +41,7 @@ COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 _JOB_FORMAT: Literal[1] = 1
 _JOB = f"{FOLDER}/job.json"
 _CONFIG = ConfigDict(extra="forbid")
+_WHAT = "is at work in this folder"
 _DYING_S = 30.0
 """How long workers of a job that was killed may take to end."""
 
@@ -186,13 +190,15 @@ class OutputFolder:
     def __init__(self, storage: Store) -> None:
         self._storage = storage
         self.url = storage.url
+        self.token = ""
+        """Of the lock, while `begun` is entered."""
 
     @contextmanager
     def begun(self, job: RemapJob) -> Iterator[dict[str, FinishedFile]]:
         """Own the folder for `job`; yields the files that are finished already, by the names of their inputs.
 
-        On a disk nobody else can own it meanwhile, and what an earlier process left unfinished is removed. Two jobs on
-        one folder of an object store write the same bytes.
+        Nobody else can own it meanwhile. On a disk, what an earlier process left unfinished is removed. Where the lease
+        of an object store is lost, both jobs write the same bytes until the loser notices, before its next record.
 
         Raises:
             JobError: the folder is another job's or holds other data, or a job is at work in it.
@@ -209,7 +215,8 @@ class OutputFolder:
                     f"{self.url}: is the output of another job: {'; '.join(different[:3])}{more}. Choose a new folder, "
                     "or run the job that it is of"
                 )
-        with nullcontext() if self._storage.path() is None else self._owned():
+        with self._locked() as lock, nullcontext() if self._storage.path() is None else self._swept():
+            self.token = lock.token
             yield self._finished(job)
 
     def at_work(self) -> AbstractContextManager[object]:
@@ -246,12 +253,18 @@ class OutputFolder:
 
         return guarded
 
-    def record(self, file: FinishedFile) -> None:
-        """Note that a file is finished."""
+    def record(self, file: FinishedFile, token: str) -> None:
+        """Note that a file is finished.
+
+        Raises:
+            JobError: the folder's lock is no longer that of `token`: the job was taken for dead, and another goes on.
+        """
+        check_lock(self._storage, FOLDER, token, what=_WHAT)
         self._storage.create(_record_name(file.input), seal(_FINISHED.dump_python(file, mode="json")))
 
     def complete(self, job: RemapJob, files: list[FinishedFile]) -> RemapManifest:
-        """Note that all files are finished: write the manifest."""
+        """Note that all files are finished: write the manifest. Raises JobError as `record`."""
+        check_lock(self._storage, FOLDER, self.token, what=_WHAT)
         manifest = RemapManifest(
             num_rows=sum(file.num_rows for file in files),
             num_bytes=sum(file.num_bytes for file in files),
@@ -280,25 +293,22 @@ class OutputFolder:
             return bool(self._storage.objects(""))
         return root.is_dir() and any(path.name != FOLDER for path in root.iterdir())
 
+    def _locked(self) -> FolderLock | Lease:
+        return lock_folder(self._storage, FOLDER, what=_WHAT)
+
     @contextmanager
-    def _owned(self) -> Iterator[None]:
-        root = self._storage.path()
-        assert root is not None
+    def _swept(self) -> Iterator[None]:
+        """While entered, nobody else writes to the folder, and before and after it holds nothing unfinished."""
+        # Workers outlive a job that was killed by a moment.
+        deadline = time.monotonic() + _DYING_S
+        while not self._remove_debris():
+            if time.monotonic() > deadline:
+                raise JobError(f"{self.url}: workers of an earlier job still write to this folder; end them")
+            time.sleep(0.05)
         try:
-            lock = hold(root / _JOB)
-        except BlockingIOError:
-            raise JobError(f"{self.url}: a job is at work in this folder; wait for it, or end it") from None
-        with lock:
-            # Workers outlive a job that was killed by a moment.
-            deadline = time.monotonic() + _DYING_S
-            while not self._remove_debris():
-                if time.monotonic() > deadline:
-                    raise JobError(f"{self.url}: workers of an earlier job still write to this folder; end them")
-                time.sleep(0.05)
-            try:
-                yield
-            finally:
-                self._remove_debris()  # of workers that were ended because another one failed
+            yield
+        finally:
+            self._remove_debris()  # of workers that were ended because another one failed
 
     def _remove_debris(self) -> bool:
         """Remove unfinished files; False, and nothing is removed, while a worker may be writing them."""

@@ -1,14 +1,20 @@
 """The contract of a store: a folder of named objects, each of which appears complete or not at all."""
 
+import secrets
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
 
+from torchrec_cce.errors import CCEError, RegistryError
 from torchrec_cce.maps.arrow_file import Sink
+
+CLOCK = "clock"
+"""A folder of objects that were written to ask for the time. Each is deleted at once, unless its writer dies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +100,41 @@ class Store(ABC):
     def flush(self, name: str) -> None:  # noqa: B027  most stores have nothing to do
         """Force an object, or all objects in a folder, to the disk, unless a write returns only after that anyway."""
 
+    def now(self) -> datetime:
+        """The time by the clock that `StoredObject.modified` is told by, whatever that of this machine says.
+
+        Raises:
+            RegistryError: the store does not take an object.
+        """
+        name = f"{CLOCK}/{secrets.token_hex(8)}"
+        self.create(name, b"")
+        found = self.find(name)
+        self.delete(name)
+        if found is None:
+            raise RegistryError(f"{self.url}/{name}: has gone as soon as it was written")
+        return found.modified
+
+    def put_room_aside(self) -> None:  # noqa: B027  few stores can be full
+        """Take a little room, if there is some, for the day when there is none: see `give_room`."""
+
+    def give_room(self) -> None:  # noqa: B027
+        """Free what was put aside."""
+
     def leftovers(self) -> list[StoredObject]:
         """What writers that were killed left and `objects` does not show: unfinished files and empty folders.
 
         A store that drops unfinished uploads by itself, as by a rule of a bucket's life cycle, has none to show.
         """
         return []
+
+
+@contextmanager
+def in_one_line(url: str, action: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """FileNotFoundError and our own errors as they are; `errors`, what else a store says, as a RegistryError."""
+    try:
+        yield
+    except (FileNotFoundError, CCEError):
+        raise
+    except errors as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RegistryError(f"{url}: cannot {action}: {reason}") from error
