@@ -67,8 +67,9 @@ def test_verify_needs_the_folder_alone_and_finds_a_byte_that_changed(place: Plac
     (line,) = verify(code=2).stderr.splitlines()
     assert "the job has not finished" in line
     run(place, "--output", str(out))
-    assert verify().stdout.startswith("3 files, ")
-    assert verify().stdout.endswith(", are as they were written\n")
+    said = verify().stdout
+    assert said.startswith("3 files, ")
+    assert said.endswith(", are as they were written\n")
     found = json.loads(verify("--json").stdout)
     assert (found["num_files"], found["without_digest"]) == (3, 0)
     path = out / NAMES[1]
