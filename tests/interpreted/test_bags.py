@@ -63,6 +63,7 @@ def test_pooling_and_gradients_equal_the_reference(name: str, bags: str) -> None
         num_terms=form.num_terms,
         bits=form.bits,
         width=form.width,
+        table_rows=form.num_columns * form.num_terms * form.num_rows,
         column_rows=form.num_terms * form.num_rows,
         term_rows=form.num_rows,
         is_mean=form.is_mean,
@@ -94,10 +95,10 @@ def test_tables_of_several_forms_and_one_that_wants_no_gradient() -> None:
     rng, batch, k = np.random.default_rng(1), 20, 5
     common = {"num_terms": 2, "bits": 8, "column_rows": 2 * k, "term_rows": k}
     features = [
-        FeatureTable(table=0, source=0, num_columns=2, width=2, **common),
-        FeatureTable(table=1, source=1, num_columns=1, width=2, **common, is_mean=True),
-        FeatureTable(table=0, source=1, num_columns=2, width=2, **common),
-        FeatureTable(table=2, source=0, num_columns=1, width=5, **common),
+        FeatureTable(table=0, source=0, num_columns=2, width=2, table_rows=4 * k, **common),
+        FeatureTable(table=1, source=1, num_columns=1, width=2, table_rows=2 * k, **common, is_mean=True),
+        FeatureTable(table=0, source=1, num_columns=2, width=2, table_rows=4 * k, **common),
+        FeatureTable(table=2, source=0, num_columns=1, width=5, table_rows=2 * k, **common),
     ]
     layout = Layout.of(features)
     tables = [rng.standard_normal((2 * k * columns, width), np.float32) for columns, width in ((2, 2), (1, 2), (1, 5))]
@@ -124,7 +125,16 @@ def test_tables_of_several_forms_and_one_that_wants_no_gradient() -> None:
 
 def test_a_batch_of_no_bags_and_bags_of_no_ids() -> None:
     feature = FeatureTable(
-        table=0, source=0, num_columns=2, num_terms=2, bits=8, width=2, column_rows=6, term_rows=3, is_mean=True
+        table=0,
+        source=0,
+        num_columns=2,
+        num_terms=2,
+        bits=8,
+        width=2,
+        table_rows=12,
+        column_rows=6,
+        term_rows=3,
+        is_mean=True,
     )
     lookup, table = DeviceLookup(Layout.of([feature]), CPU), np.ones((12, 2), np.float32)
     nothing = torch.empty((2, 0), dtype=torch.int64)

@@ -19,7 +19,7 @@ from tests.support.launch import Job, command
 from tests.support.runs import assert_equal_metrics, assert_same_run, stop_after, train, train_on
 from torchrec_cce import CCEEmbeddingBagCollection, CCEEmbeddingBagConfig
 from torchrec_cce.clustering.fold import TableFold
-from torchrec_cce.errors import CCEError, ConfigError, MapFileError
+from torchrec_cce.errors import CCEError, ConfigError, DataFileError, MapFileError
 from torchrec_cce.maps.bundle import read_folder
 from torchrec_cce.maps.registry import MapVersion, Registry
 from torchrec_cce.maps.residency import Residency
@@ -252,7 +252,7 @@ def test_a_damaged_file_of_residents_is_named(interrupted: Path, file: str) -> N
             if bad is not None:
                 path.write_bytes(bad)
             error = error_of(interrupted)
-            assert isinstance(error, MapFileError)
+            assert isinstance(error, DataFileError | MapFileError)
             assert str(path) in str(error)
     finally:
         path.write_bytes(content)

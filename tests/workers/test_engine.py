@@ -179,7 +179,7 @@ def test_an_error_while_other_tasks_end_does_not_end_the_process(tmp_path: Path)
 def die_while_answering(number: int) -> bytes:
     if number == 0:
         return b""
-    time.sleep(0.3)
+    time.sleep(1.0)
     threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
     return b"x" * (1 << 20)  # more than a pipe takes
 
