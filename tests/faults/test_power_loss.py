@@ -28,7 +28,7 @@ def test_publishing(tmp_path: Path, first: bool, tries: int, step: int) -> None:
 @DEPTHS
 def test_checkpoints(tmp_path: Path, trained: Path, tries: int, step: int) -> None:
     with scenes.saving(tmp_path / "scene", trained) as scene:
-        assert_survives(scene, tmp_path / "scratch", tries, 40 * step)
+        assert_survives(scene, tmp_path / "scratch", tries, 28 * step)
 
 
 def write_without_fsync(folder: Path) -> None:
@@ -46,7 +46,7 @@ def test_the_model_itself(tmp_path: Path) -> None:
         write_without_fsync(root)
     recorder.close()
     found = set()
-    for number, disk in enumerate(recorder.cuts[-1].disks(200, 0)):
+    for number, disk in enumerate(recorder.cuts[-1].disks(1000, 0)):
         disk.write(tmp_path / f"{number}")
         (name,) = (path.name for path in (tmp_path / f"{number}").iterdir())
         assert name == "file"

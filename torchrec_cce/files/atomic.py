@@ -3,6 +3,7 @@
 Who writes to a folder alone locks it with `files.lock`. Here is what that cannot do, a lock that several share.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -43,7 +44,10 @@ def make_folder(path: Path) -> None:
     """Make a folder and those it lies in, unless they are there, so that no power cut takes their names again."""
     if not path.is_dir():
         make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
         flush(path.parent)
 
 
