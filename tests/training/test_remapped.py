@@ -156,7 +156,7 @@ def test_no_page_of_a_map_is_read(world: World, tmp_path: Path) -> None:
     users = np.random.default_rng(0).integers(0, num_ids, NUM_ROWS)
     raw = raw.set_column(raw.schema.get_field_index("user"), "user", pa.array(users))
     pq.write_table(raw, tmp_path / "raw.parquet")
-    changes = {"tables": tables, "training": {"batch_size": 65, "evaluate_every": 4}}
+    changes = {"tables": tables, "data": {"columns": {}}, "training": {"batch_size": 65, "evaluate_every": 4}}
     one = remapped_config(tmp_path / "raw.parquet", tmp_path / "registry", **changes)
     one = runs.changed(one.as_dict(), {"embedding": {"max_parameters": 2**15}})
     collection = CCEEmbeddingBagCollection(tables=one.table_configs())
