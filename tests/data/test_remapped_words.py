@@ -86,6 +86,27 @@ def test_words_are_rows_and_raw_ids(
     torch.testing.assert_close(found.values(), model(rows).values(), atol=1e-6, rtol=1e-6)
 
 
+def test_a_code_that_its_table_does_not_have_is_named(tmp_path: Path) -> None:
+    """The loops would read, and write to, memory of others."""
+    model, raw = collection(num_rows=300), raw_log()
+    path = write_remapped(tmp_path / "log.parquet", raw, model, columns=COLUMNS)
+    words, form = words_of(path, model), model.remap.word_form
+    assert form is not None
+    flat = words.values().view(form.layout.num_words, -1)
+    refused = 0
+    for (table, feature), first in zip(form.table_features, form.layout.first_words, strict=True):
+        start = words.offset_per_key()[form.features.index(feature)]
+        for word in range(first, first + form.shape(table, feature).num_words):
+            before = flat[word, start].item()
+            flat[word, start] = -1
+            with pytest.raises(InvalidIDError, match=rf"feature '{feature}': its words say row .* of table '{table}'"):
+                model(words)
+            flat[word, start] = before
+            refused += 1
+    assert refused >= form.layout.num_words
+    model(words)
+
+
 def test_losses_of_twenty_steps(tmp_path: Path) -> None:
     losses: dict[str, list[float]] = {}
     first, raw = collection(), raw_log(num_rows=200)

@@ -5,15 +5,17 @@ and rows do: through pipelines, from a loader's workers, into pinned memory.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
-from torchrec_cce.errors import ConfigError, MapMismatchError
+from torchrec_cce.errors import ConfigError, InvalidIDError, MapMismatchError
 from torchrec_cce.hashing import derive_seed
 from torchrec_cce.kernels.lookup.layout import FeatureTable, Layout
+from torchrec_cce.kernels.lookup.pack import largest_code
 from torchrec_cce.methods.cce import CCEScheme
 from torchrec_cce.methods.table import PointerScheme
 from torchrec_cce.modules.feature_words import remapped_form, shapes_of
@@ -79,6 +81,7 @@ class WordForm:
 
         Raises:
             ConfigError: bags that are none, or not the same for each word of an ID.
+            InvalidIDError: a code that its table does not have.
         """
         num_words, num_bags, flat = self.layout.num_words, len(self.features) * batch, offsets.numpy()
         size, rest = divmod(values.numel(), num_words)
@@ -94,7 +97,32 @@ class WordForm:
                 f"{values.numel()} values and {len(flat) - 1} bags are not those of {num_words} words an ID of "
                 f"{len(self.features)} features in a batch of {batch}; make words by RemappedLog.to_words"
             )
-        return values.contiguous().view(num_words, size)
+        found = values.contiguous().view(num_words, size)
+        self._check_codes(found.numpy().view(np.uint64), flat[: num_bags + 1 : max(1, batch)])
+        return found
+
+    def _check_codes(self, words: npt.NDArray[np.uint64], bounds: npt.NDArray[np.int64]) -> None:
+        """The compiled loops read, and write to, the rows that words say.
+
+        Args:
+            bounds: [F + 1]: where in `words: [W, N]` each feature begins.
+        """
+        for (table, feature), shape, first in zip(
+            self.table_features, self._shapes, self.layout.first_words, strict=True
+        ):
+            limit = shape.term_rows or shape.table_rows
+            if limit >= 2**shape.bits or len(bounds) <= shape.source + 1:
+                continue
+            mine = words[first : first + shape.num_words, bounds[shape.source] : bounds[shape.source + 1]]
+            for word, shift in product(range(shape.num_words), range(0, 64, shape.bits)):
+                column = word % shape.words_a_term * (64 // shape.bits) + shift // shape.bits
+                if column < shape.num_columns:
+                    largest = largest_code(mine[word], np.uint64(shift), np.uint64(2**shape.bits - 1))
+                    if largest >= limit:
+                        raise InvalidIDError(
+                            f"feature {feature!r}: its words say row {largest} in column {column} of table {table!r}, "
+                            f"where 0..{limit - 1} are; they were changed after RemappedLog.to_words has made them"
+                        )
 
     def rows(self, words: npt.NDArray[np.uint64], table: str, feature: str) -> npt.NDArray[np.int64]:
         """[c, n, t]: the rows of the physical table that words say.

@@ -206,3 +206,12 @@ def pack_features(
         if outside >= 0 and bad < 0:
             bad, bad_at = number, outside
     return bad, bad_at
+
+
+@jit
+def largest_code(words: Words, shift: np.uint64, mask: np.uint64) -> np.uint64:
+    """Of the codes at one place of `words: [N]`; 0 if there are none."""
+    largest = np.uint64(0)
+    for i in range(len(words)):
+        largest = max(largest, (words[i] >> shift) & mask)
+    return largest
