@@ -82,7 +82,9 @@ class ShardedBags(ShardedEmbeddingBagCollection, Replicas):
             return lookup(features, [_floats(kernel) for kernel in self._kernels], weighted=weighted)
         (replicas,) = self._lookups
         assert isinstance(replicas, DistributedDataParallel)  # which averages gradients of what went through it
-        pooled: torch.Tensor = replicas(features, lookup, weighted)
+        # A single rank has nothing to average, and gradients need not be copied for it.
+        through = replicas.module if self._env.world_size == 1 else replicas
+        pooled: torch.Tensor = through(features, lookup, weighted)
         return pooled
 
 
