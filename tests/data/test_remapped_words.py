@@ -19,9 +19,9 @@ from torchrec import KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
-from tests.data.test_remapped import COLUMNS, collection, kjt, raw_log
 from tests.support.module_cases import cce
 from tests.support.remapped_files import write_remapped
+from tests.support.remapped_inputs import COLUMNS, collection, kjt, raw_log
 from torchrec_cce import (
     CCEEmbeddingBagCollection,
     QuotientRemainderEmbeddingBagConfig,

@@ -101,8 +101,8 @@ def train_until(config: RunConfig, folder: Path, answers: int) -> tuple[Digests,
         found.extend([] if answer is None else [answer])
         return answer
 
-    def kept(run: loop.Run, *arguments: Any) -> None:
-        start(run, *arguments)
+    def kept(run: loop.Run, *arguments: Any, **options: Any) -> None:
+        start(run, *arguments, **options)
         started.append(run)
 
     VersionWatcher.adopt_current = noted  # type: ignore[method-assign]
