@@ -211,7 +211,8 @@ def pack_features(
 @jit
 def largest_code(words: Words, shift: np.uint64, mask: np.uint64) -> np.uint64:
     """Of the codes at one place of `words: [N]`; 0 if there are none."""
-    largest = np.uint64(0)
+    largest: np.uint64 = np.uint64(0)
     for i in range(len(words)):
-        largest = max(largest, (words[i] >> shift) & mask)
+        code: np.uint64 = (words[i] >> shift) & mask
+        largest = max(largest, code)
     return largest
